@@ -1,0 +1,397 @@
+"""Every key of the experiment: its type, its range and the stages that read it.
+
+`config.yaml` holds the values (the reference experiment and the named deltas under
+`experiments:`); this module holds what a value may be. Values are laid over each other in the
+order config.yaml < experiments.NAME < command line; an unknown key is an error that names the
+nearest known one.
+"""
+
+import difflib
+import os
+import re
+import shlex
+import types
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import UserError
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+# Image sets that the project makes itself, with their number of images per class.
+MADE_SOURCES = {"shapes": 250, "shapes_tiny": 24}
+
+
+class Section(BaseModel):
+    """Base of all sections: closed (no unknown keys), immutable, no infinities or NaN."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class Data(Section):
+    source: Literal["train", "train_blurred", "shapes", "shapes_tiny"]
+    resolution: Annotated[int, Field(ge=8, le=256)]  # px, both axes
+    recipe: Literal["box"]
+    expected_images: PositiveInt | None
+    expected_classes: PositiveInt | None
+    dir: str | None  # where the image set lies; None: IMAGENET_DIR
+    pack_dir: str | None  # where packs lie; None: IMAGENET_DIR
+    path: str | None  # one pack folder, in place of the one named by the keys above
+
+
+class Downsample(Section):
+    allow_bad: Annotated[int, Field(ge=0)]  # unreadable images that may be left out
+
+
+class Model(Section):
+    channels: Annotated[int, Field(ge=32, multiple_of=32)]  # width at full resolution
+    channel_mult: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]  # one per resolution
+    blocks: PositiveInt  # residual blocks per resolution
+    attention_at: tuple[PositiveInt, ...]  # downsampling factors that have attention
+    head_channels: PositiveInt | None  # channels per attention head; None: use `heads`
+    heads: PositiveInt
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    scale_shift_norm: bool
+    residual_updown: bool
+    conv_resample: bool
+    class_conditional: bool
+
+
+class Train(Section):
+    images: PositiveInt  # training length, images seen
+    batch: PositiveInt  # global batch, images, over all ranks and accumulation
+    lr: Positive
+    warmup_images: Annotated[int, Field(ge=0)]
+    betas: tuple[Fraction, Fraction]
+    weight_decay: Annotated[float, Field(ge=0)]
+    label_dropout: Fraction
+    flip: bool
+    ema_halflife_images: Positive
+    ema_rampup: Fraction  # half-life is at most this share of the images seen
+    precision: Literal["bf16", "fp32"]
+    log_images: PositiveInt
+    seed: int
+
+
+class Sample(Section):
+    num: PositiveInt
+    solver: Literal["euler", "midpoint", "heun", "dopri5"]
+    steps: PositiveInt  # of a fixed grid
+    rtol: Positive  # of dopri5
+    atol: Positive
+    guidance: Annotated[float, Field(ge=0)]  # 1: the conditional velocity alone
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    precision: Literal["bf16", "fp32"]
+
+
+class Evaluate(Section):
+    extractor: Literal["inception-v3-compat", "efficientnet-lite0"]
+    metrics: Annotated[
+        tuple[Literal["fid", "kid", "isc", "prc"], ...], Field(min_length=1)
+    ]
+    kid_subsets: PositiveInt
+    kid_subset_size: PositiveInt
+    isc_splits: PositiveInt
+    prc_neighbourhood: PositiveInt
+    seed: int
+    weights: str | None  # file of the extractor's weights; None: look for them
+
+
+class Report(Section):
+    grid_classes: PositiveInt
+    grid_columns: PositiveInt
+
+
+class Gpus(Section):
+    train: PositiveInt
+    sample: PositiveInt
+    reference: PositiveInt
+    evaluate: PositiveInt
+
+
+class Runtime(Section):
+    gpus: Gpus
+    workers: PositiveInt
+    device: Literal["auto", "cpu", "cuda"]
+    compile: Literal["auto"] | bool
+    micro_batch: Literal["auto"] | PositiveInt
+    sample_batch: PositiveInt
+    feature_batch: PositiveInt
+    checkpoint_images: PositiveInt
+    checkpoint_minutes: Positive
+    keep_checkpoints: PositiveInt
+    progress_seconds: Annotated[float, Field(ge=0)]
+
+
+class Launch(Section):
+    launcher: Literal["standalone", "none"]
+    threads: Literal["auto"] | PositiveInt
+
+
+class Config(Section):
+    experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    data: Data
+    downsample: Downsample
+    model: Model
+    train: Train
+    sample: Sample
+    evaluate: Evaluate
+    report: Report
+    runtime: Runtime
+    launch: Launch
+
+
+# The keys that each stage reads, which are all that can make it run again. Places
+# (data.dir, evaluate.weights, ...), runtime and launch are in none of them.
+DATA_KEYS = ("data.source", "data.resolution", "data.recipe")
+STAGE_KEYS: dict[str, tuple[str, ...]] = {
+    "downsample": (*DATA_KEYS, "data.expected_images", "data.expected_classes", "downsample"),
+    "train": (*DATA_KEYS, "model", "train"),
+    "sample": (*DATA_KEYS, "sample"),
+    "reference": (*DATA_KEYS, "evaluate.extractor"),
+    "evaluate": (*DATA_KEYS, *(f"evaluate.{k}" for k in Evaluate.model_fields if k != "weights")),
+    "report": ("report",),
+}
+PLACES = ("data.dir", "data.pack_dir", "data.path", "evaluate.weights")
+
+DEFAULT_FILE = Path(__file__).parent.parent / "config.yaml"
+
+
+# --- nested dictionaries and dotted keys -------------------------------------------------------
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid over `base`, section by section; lists are replaced whole."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = merge(below, value) if both else value
+    return merged
+
+
+def nested(dotted: str, value: Any) -> dict[str, Any]:
+    """{"a": {"b": value}} of "a.b"."""
+    head, _, rest = dotted.partition(".")
+    return {head: nested(rest, value) if rest else value}
+
+
+def lookup(tree: Any, dotted: str) -> Any:
+    """The value at "a.b" in nested dictionaries."""
+    for part in dotted.split("."):
+        tree = tree[part]
+    return tree
+
+
+def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
+    """Nested values of `key=value`, `+key=value` or `++key=value` arguments; values are YAML.
+
+    Raises UserError where an argument has no `=` or its value is no YAML.
+    """
+    result: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        key = re.sub(r"^\+{1,2}", "", key)
+        if not equals or not key:
+            raise UserError(f"argument {argument!r} is not of the form key=value")
+        try:
+            result = merge(result, nested(key, yaml.safe_load(text)))
+        except yaml.YAMLError as error:
+            raise UserError(f"the value in {argument!r} is no YAML") from error
+    return result
+
+
+def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """All dotted keys, sections included."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += known_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the known word closest to `word`, else an empty string."""
+    known = list(known)
+    tails = {k.rpartition(".")[2]: k for k in reversed(known)}  # the first of equal tails wins
+    close = difflib.get_close_matches(word, known, 1, 0.6)
+    close = close or difflib.get_close_matches(word.rpartition(".")[2], tails, 1, 0.6)
+    return f"; did you mean {tails.get(close[0], close[0])}?" if close else ""
+
+
+# --- resolving ---------------------------------------------------------------------------------
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; raises UserError where it is missing or no mapping."""
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"config file {path} does not exist") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config file {path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"config file {path} must hold a mapping of keys")
+    return loaded
+
+
+def resolve(
+    base: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    environment: Mapping[str, str] = os.environ,
+) -> Config:
+    """The validated configuration: base < experiments[experiment] < overrides.
+
+    `overrides` may hold `set`, a string of dotted `key=value` words (as `make SET=...` passes).
+    Raises UserError naming the first wrong key or value.
+    """
+    words = overrides.get("set") or ""
+    overrides = {k: v for k, v in overrides.items() if k != "set"}
+    overrides = merge(overrides, parse_overrides(str(words).split()))
+    tree = merge({k: v for k, v in base.items() if k not in ("experiments", "set")}, overrides)
+    deltas = merge(base.get("experiments") or {}, overrides.get("experiments") or {})
+    tree = merge(merge(tree, experiment_delta(str(tree.get("experiment")), deltas)), overrides)
+    tree.pop("experiments", None)
+    return validate(tree, environment)
+
+
+def experiment_delta(name: str, deltas: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of experiments.NAME, laid over those of the experiment it is `like`."""
+    if name not in deltas:
+        raise UserError(
+            f"no experiment {name!r} in config.yaml{nearest(name, deltas)} "
+            f"(known: {', '.join(sorted(deltas))}; a new one needs an entry under `experiments:`)"
+        )
+    delta = dict(deltas[name] or {})
+    parent = delta.pop("like", None)
+    return merge(experiment_delta(parent, deltas), delta) if parent else delta
+
+
+def resolve_resolution(
+    tree: Mapping[str, Any], environment: Mapping[str, str]
+) -> tuple[Any, str]:
+    """The resolution and where it comes from: the config, else IMAGENET_RES, else 64."""
+    section = tree.get("data")
+    value = section.get("resolution") if isinstance(section, Mapping) else None
+    if value not in ("auto", None):
+        return value, "the configuration"
+    if environment.get("IMAGENET_RES"):
+        return environment["IMAGENET_RES"], "IMAGENET_RES"
+    return 64, "the default"
+
+
+def validate(tree: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Config:
+    """`tree` as a Config; raises UserError with one sentence about the first problem."""
+    if isinstance(tree.get("data"), Mapping):
+        tree = merge(tree, nested("data.resolution", resolve_resolution(tree, environment)[0]))
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(explain(error)) from error
+    halvings = len(config.model.channel_mult) - 1
+    if config.data.resolution % 2**halvings:
+        raise UserError(
+            f"data.resolution={config.data.resolution} cannot be halved {halvings} times, as "
+            f"model.channel_mult with {halvings + 1} entries needs: use a multiple of "
+            f"{2**halvings} or a shorter model.channel_mult"
+        )
+    return config
+
+
+def explain(error: ValidationError) -> str:
+    """One sentence for the first problem, unknown keys before bad values."""
+    problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    first = problems[0]
+    known = known_keys()
+    # Unions add the name of their member to the location; keep what is a key.
+    parts = [str(p) for p in first["loc"]]
+    while first["type"] != "extra_forbidden" and parts and ".".join(parts) not in known:
+        parts.pop()
+    key = ".".join(parts)
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key}{nearest(key, known)}"
+    if first["type"] == "missing":
+        return f"key {key} is missing in config.yaml"
+    expected = allowed(key) or str(first["msg"]).replace("Input should be", "expected")
+    return f"{key}={first['input']!r} is not valid: {expected}"
+
+
+def allowed(key: str) -> str:
+    """`use one of …` for a key with listed values or several types, else an empty string."""
+    kind: Any = Config
+    for part in key.split("."):
+        kind = kind.model_fields[part].annotation
+    if get_origin(kind) is Literal:
+        return "use one of " + ", ".join(map(str, get_args(kind)))
+    if isinstance(kind, types.UnionType) or "Union" in str(get_origin(kind)):
+        return "use " + " or ".join(map(type_word, get_args(kind)))
+    return ""
+
+
+def type_word(kind: Any) -> str:
+    """A type as a user would say it."""
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    names = {int: "a whole number", float: "a number", bool: "true|false", str: "text"}
+    return names.get(plain, "null")
+
+
+# --- what a step sees --------------------------------------------------------------------------
+
+
+def stage_keys(config: Config, stage: str) -> dict[str, Any]:
+    """The resolved keys that `stage` reads, nothing else: the content of its config.json."""
+    tree = config.model_dump(mode="json")
+    result: dict[str, Any] = {}
+    for key in STAGE_KEYS[stage]:
+        result = merge(result, nested(key, lookup(tree, key)))
+    return result
+
+
+def settings_words(config: Config) -> str:
+    """Places, runtime and launch as shell-quoted `key=value` words for a step's command line."""
+    tree = config.model_dump(mode="json")
+    keys = [k for k in known_keys() if k.startswith(("runtime.", "launch.")) and k != "runtime.gpus"]
+    keys += [k for k in PLACES if lookup(tree, k) is not None]
+    return shlex.join(f"{k}={yaml_word(lookup(tree, k))}" for k in keys)
+
+
+def yaml_word(value: Any) -> str:
+    """A scalar as one YAML word, quoted where it must be."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**9).strip()
+    return text.removesuffix("...").strip()
+
+
+def load_step(argv: list[str], extra: Iterable[str]) -> tuple[Config, dict[str, str]]:
+    """Configuration and step arguments of a command line of `key=value` words.
+
+    `extra` names the step's own words (paths, without dots). `config=FILE` replaces config.yaml
+    and `config={...}` (JSON) lays a stage's resolved keys over it, as the workflow does.
+    """
+    words = parse_overrides(argv)
+    own = {k: str(words.pop(k)) for k in list(words) if k in extra and words[k] is not None}
+    given = words.pop("config", None)
+    if isinstance(given, dict):
+        tree = {k: v for k, v in load_yaml(DEFAULT_FILE).items() if k != "experiments"}
+        return validate(merge(merge(tree, given), words)), own
+    path = Path(given) if given else DEFAULT_FILE
+    check_words(words, extra)
+    return resolve(load_yaml(path), words), own
+
+
+def check_words(words: Mapping[str, Any], extra: Iterable[str]) -> None:
+    """Raise UserError for a top-level word that is neither a section nor one of `extra`."""
+    known = [*Config.model_fields, "experiments", "config", *extra]
+    for word in words:
+        if word not in known:
+            raise UserError(f"unknown key {word}{nearest(word, [*known, *known_keys()])}")

@@ -1,0 +1,36 @@
+"""User errors: one sentence on stderr (what, where, remedy) and exit status 2, never a traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+EXIT_USER_ERROR = 2  # bad input; nothing was started
+EXIT_RESUMABLE = 75  # EX_TEMPFAIL: stopped by a signal after saving; the same command goes on
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one sentence: what, where, remedy."""
+
+
+class Stopped(Exception):
+    """A signal asked the step to stop; its state is saved and the same command goes on."""
+
+
+def run_main(step: Callable[[list[str]], None]) -> NoReturn:
+    """Run `step(argv)` and exit: 0, 2 after a UserError, 75 after Stopped.
+
+    Under a launcher only rank 0 prints, since every rank meets the same input.
+    """
+    rank = os.environ.get("RANK", "0")
+    try:
+        step(sys.argv[1:])
+    except UserError as error:
+        if rank == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_USER_ERROR)
+    except Stopped as stop:
+        if rank == "0":
+            print(f"stopped: {stop}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_RESUMABLE)
+    sys.exit(0)

@@ -1,0 +1,78 @@
+"""Where everything lies on disk: the one place that knows the names of files and folders."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.config import MADE_SOURCES, Config, Sample
+from pipeline.errors import UserError
+
+RESULTS = Path("results")
+
+
+def data_name(config: Config) -> str:
+    """`<source>_<res>-<recipe>`, for example train_64-box."""
+    data = config.data
+    return f"{data.source}_{data.resolution}-{data.recipe}"
+
+
+def image_root(config: Config, environment: Mapping[str, str] = os.environ) -> Path:
+    """The folder that holds the image set: data.dir, else IMAGENET_DIR.
+
+    Raises UserError where neither is given or the folder does not exist.
+    """
+    place = config.data.dir or environment.get("IMAGENET_DIR")
+    if not place:
+        raise UserError(
+            "IMAGENET_DIR is not set: set it to the folder that holds ImageNet "
+            "(or give data.dir=FOLDER)"
+        )
+    if not Path(place).is_dir():
+        name = "data.dir" if config.data.dir else "IMAGENET_DIR"
+        raise UserError(f"{name}={place} is not a folder: point it at the images")
+    return Path(place)
+
+
+def pack_folder(config: Config, environment: Mapping[str, str] = os.environ) -> Path:
+    """The folder of the pack: data.path, else `<data.pack_dir or IMAGENET_DIR>/<source>_<res>/<recipe>`.
+
+    Raises UserError where none of the three is given.
+    """
+    data = config.data
+    if data.path:
+        return Path(data.path)
+    root = data.pack_dir or environment.get("IMAGENET_DIR")
+    if not root:
+        raise UserError(
+            "IMAGENET_DIR is not set: set it to the folder that holds the packs "
+            "(or give data.pack_dir=FOLDER or data.path=PACK)"
+        )
+    return Path(root) / f"{data.source}_{data.resolution}" / data.recipe
+
+
+def needs_imagenet_dir(config: Config) -> bool:
+    """Whether some step looks at IMAGENET_DIR: not where every place is a key of the config."""
+    images = config.data.source in MADE_SOURCES or config.data.dir is not None
+    return not (images and (config.data.pack_dir or config.data.path))
+
+
+def record_file(config: Config) -> Path:
+    """The pack's record, on which all later rules depend."""
+    return RESULTS / "data" / f"{data_name(config)}.json"
+
+
+def reference_file(config: Config) -> Path:
+    """Feature statistics of the pack, shared by every experiment on it."""
+    return RESULTS / "reference" / f"{data_name(config)}-{config.evaluate.extractor}.npz"
+
+
+def run_folder(config: Config) -> Path:
+    """`results/<experiment>/<data>`: one folder a stage inside."""
+    return RESULTS / config.experiment / data_name(config)
+
+
+def sampler_name(sample: Sample) -> str:
+    """Name of the sampler's folder, for example heun-18 or dopri5-1e-05-g1.2."""
+    fixed = sample.solver != "dopri5"
+    name = f"{sample.solver}-{sample.steps if fixed else f'{sample.rtol:g}'}"
+    return name if sample.guidance == 1 else f"{name}-g{sample.guidance:g}"
