@@ -1,0 +1,108 @@
+"""Who am I among the ranks: rank, world size, device, and the few things ranks say to each other."""
+
+import ctypes
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from pipeline.errors import UserError
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `world` processes. `device` is the one it computes on."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which prints and writes."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world > 1:
+            dist.barrier()
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """Mean over all ranks of a float tensor on `device`."""
+        if self.world > 1:
+            dist.all_reduce(value)
+            value = value / self.world
+        return value
+
+
+def pick_device(wanted: str, local_rank: int) -> torch.device:
+    """The device of a local rank: `wanted` is auto, cpu or cuda.
+
+    Raises UserError where CUDA is wanted and absent, or devices are fewer than local ranks.
+    """
+    count = torch.cuda.device_count()
+    if wanted == "cpu" or (wanted == "auto" and count == 0):
+        return torch.device("cpu")
+    if local_rank >= count:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        raise UserError(
+            f"{count} GPUs are visible (CUDA_VISIBLE_DEVICES={visible}) but local rank {local_rank} "
+            f"needs one more: start {max(count, 1)} processes or make more devices visible"
+        )
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def ranks(device: str) -> Iterator[Ranks]:
+    """The ranks of this job, from torchrun's environment; one process without it.
+
+    nccl on GPUs, gloo on CPUs. A rank dies with its launcher, so that none is orphaned on a GPU.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    mine = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    if mine.type == "cuda":
+        torch.cuda.set_device(mine)
+    if world == 1:
+        yield Ranks(rank, world, mine)
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    dist.init_process_group(
+        # gloo beside nccl carries what lives on the CPU, such as the stop flag
+        backend="cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo",
+        timeout=timedelta(hours=1),
+        device_id=mine if mine.type == "cuda" else None,
+    )
+    try:
+        yield Ranks(rank, world, mine)
+    finally:
+        dist.destroy_process_group()
+
+
+class StopFlag:
+    """Turns SIGTERM, SIGINT and SIGUSR1 into a flag that all ranks read alike.
+
+    The flag is reduced over the CPU group, which costs no GPU synchronisation.
+    """
+
+    def __init__(self, group: Ranks) -> None:
+        self.group = group
+        self.signal: int | None = None
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: object) -> None:
+        self.signal = number
+
+    def raised(self) -> bool:
+        """Whether any rank was signalled; every rank must ask at the same place."""
+        flag = torch.tensor(int(self.signal is not None))
+        if self.group.world > 1:
+            dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)

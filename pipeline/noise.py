@@ -1,0 +1,72 @@
+"""Random numbers that are a pure function of (seed, stream, index): Philox4x32-10 in torch.
+
+Image `index` of a stream gets the same numbers on any device, in any batch and on any rank, since
+nothing is drawn in sequence: the counter of the generator is (block, index, stream), its key the
+seed (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). The 32-bit integers are
+exact everywhere; uniforms and normals are made of them in float32, so two devices agree to the
+rounding of log, cos and sin. Cost: about a hundred elementwise int64 operations per four numbers,
+below a percent of a training step of the reference network.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+# Streams: what a number is used for.
+ORDER, FLIP, TIME, TRAIN_NOISE, LABEL_DROPOUT, SAMPLE_NOISE = range(6)
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+
+def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Philox4x32-10 of four int64 tensors that hold 32-bit words, and a key of two 32-bit words.
+
+    Returns four int64 tensors of the same shape that hold 32-bit words. A product of two words
+    wraps in int64, which keeps its 64 bits; the mask after the shift drops the copied sign.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
+            p1 & _MASK,
+            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
+            p0 & _MASK,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def words(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
+    """(B, 4, ceil(count/4)) int64: 32-bit words for each of the B int64 indices."""
+    blocks = torch.arange((count + 3) // 4, device=index.device)
+    rows = index.unsqueeze(1)
+    counter = torch.broadcast_tensors(
+        blocks, rows & _MASK, (rows >> 32) & _MASK, torch.full_like(blocks, stream)
+    )
+    return torch.stack(philox(counter, (seed & _MASK, (seed >> 32) & _MASK)), dim=1)
+
+
+def _unit(word: Tensor) -> Tensor:
+    """Float32 uniforms in (0, 1): the middle of one of 2^23 equal cells, so never 0 or 1."""
+    return ((word >> 9).to(torch.float32) + 0.5) * 2.0**-23
+
+
+def uniform(seed: int, stream: int, index: Tensor) -> Tensor:
+    """(B,) float32 uniforms in (0, 1), one per index (int64, not negative)."""
+    return _unit(words(seed, stream, index, 1)[:, 0, 0])
+
+
+def normal(seed: int, stream: int, index: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(B, *shape) float32 standard normals, by Box and Muller (1958) of pairs of words."""
+    count = math.prod(shape)
+    word = words(seed, stream, index, count)
+    radius = torch.sqrt(-2.0 * torch.log(_unit(word[:, :2])))
+    angle = (2.0 * math.pi) * _unit(word[:, 2:])
+    pairs = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
+    return pairs.flatten(1)[:, :count].reshape(len(index), *shape)

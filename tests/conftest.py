@@ -1,0 +1,96 @@
+"""Shared by all tests: small configurations, the repository's folder, peer weights by name."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import config
+from pipeline.config import Config, Model
+
+ROOT = Path(__file__).parent.parent
+
+
+def resolved(*overrides: str, environment: dict[str, str] | None = None) -> Config:
+    """config.yaml with `key=value` overrides; no environment unless given."""
+    base = config.load_yaml(config.DEFAULT_FILE)
+    return config.resolve(base, config.parse_overrides(overrides), environment or {})
+
+
+@pytest.fixture
+def tiny() -> Config:
+    """The `tiny` experiment."""
+    return resolved("experiment=tiny")
+
+
+@pytest.fixture(autouse=True)
+def _no_imagenet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the caller's IMAGENET_* variables."""
+    for name in [n for n in os.environ if n.startswith("IMAGENET_")]:
+        monkeypatch.delenv(name)
+
+
+# The public reference trainer's names of the layers, and ours.
+RENAMES = (
+    (r"^time_embed\.", "time_mlp."),
+    (r"^label_emb\.", "label_embedding."),
+    (r"^input_blocks\.0\.0\.", "stem."),
+    (r"^input_blocks\.(\d+)\.", lambda m: f"encoder.{int(m[1]) - 1}."),
+    (r"^middle_block\.", "middle."),
+    (r"^output_blocks\.", "decoder."),
+    (r"^out\.0\.", "out_norm."),
+    (r"^out\.2\.", "out_conv."),
+    (r"\.in_layers\.0\.", ".norm1."),
+    (r"\.in_layers\.2\.", ".conv1."),
+    (r"\.emb_layers\.1\.", ".embed."),
+    (r"\.out_layers\.0\.", ".norm2."),
+    (r"\.out_layers\.3\.", ".conv2."),
+    (r"\.skip_connection\.", ".skip."),
+    (r"\.proj_out\.", ".proj."),
+    (r"\.op\.", ".conv."),
+)
+
+
+def our_state(fixture: Any) -> dict[str, torch.Tensor]:
+    """The reference's state dict in a fixture, under our names and shapes."""
+    state = {}
+    for key in fixture.files:
+        if not key.startswith("state/"):
+            continue
+        name = key.removeprefix("state/")
+        for pattern, new in RENAMES:
+            name = re.sub(pattern, new, name)
+        value = torch.from_numpy(fixture[key])
+        if ".qkv." in name or ".proj." in name:  # 1x1 convolutions over pixels, kept as 1-D there
+            value = value.unsqueeze(-1) if name.endswith("weight") else value
+        state[name] = value
+    return state
+
+
+def our_model(arguments: dict[str, Any]) -> Model:
+    """The reference's constructor arguments as our `model` section."""
+    head_channels = arguments["num_head_channels"]
+    return Model(
+        channels=arguments["model_channels"],
+        channel_mult=tuple(arguments["channel_mult"]),
+        blocks=arguments["num_res_blocks"],
+        attention_at=tuple(arguments["attention_resolutions"]),
+        head_channels=head_channels if head_channels > 0 else None,
+        heads=arguments["num_heads"],
+        dropout=arguments["dropout"],
+        scale_shift_norm=arguments["use_scale_shift_norm"],
+        residual_updown=arguments["resblock_updown"],
+        conv_resample=arguments.get("conv_resample", True),
+        class_conditional=arguments["num_classes"] is not None,
+    )
+
+
+def load_fixture(name: str) -> tuple[Any, dict[str, Any]]:
+    """A numeric fixture and its constructor arguments."""
+    fixture = np.load(ROOT / "tests" / "fixtures" / f"{name}.npz")
+    return fixture, json.loads(str(fixture["config"]))
