@@ -77,7 +77,6 @@ class Train(Section):
     ema_halflife_images: Positive
     ema_rampup: Fraction  # half-life is at most this share of the images seen
     precision: Literal["bf16", "fp32"]
-    log_images: PositiveInt
     seed: int
 
 
@@ -128,6 +127,7 @@ class Runtime(Section):
     checkpoint_images: PositiveInt
     checkpoint_minutes: Positive
     keep_checkpoints: PositiveInt
+    log_images: PositiveInt
     progress_seconds: Annotated[float, Field(ge=0)]
 
 
@@ -155,10 +155,11 @@ DATA_KEYS = ("data.source", "data.resolution", "data.recipe")
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "downsample": (*DATA_KEYS, "data.expected_images", "data.expected_classes", "downsample"),
     "train": (*DATA_KEYS, "model", "train"),
-    "sample": (*DATA_KEYS, "sample"),
+    # which seeds there are is no key of one set of samples
+    "sample": (*DATA_KEYS, *(f"sample.{k}" for k in Sample.model_fields if k != "seeds")),
     "reference": (*DATA_KEYS, "evaluate.extractor"),
     "evaluate": (*DATA_KEYS, *(f"evaluate.{k}" for k in Evaluate.model_fields if k != "weights")),
-    "report": ("report",),
+    "report": (*DATA_KEYS, "report"),
 }
 PLACES = ("data.dir", "data.pack_dir", "data.path", "evaluate.weights")
 
@@ -359,11 +360,15 @@ def stage_keys(config: Config, stage: str) -> dict[str, Any]:
 
 
 def settings_words(config: Config) -> str:
-    """Places, runtime and launch as shell-quoted `key=value` words for a step's command line."""
-    tree = config.model_dump(mode="json")
-    keys = [k for k in known_keys() if k.startswith(("runtime.", "launch.")) and k != "runtime.gpus"]
-    keys += [k for k in PLACES if lookup(tree, k) is not None]
-    return shlex.join(f"{k}={yaml_word(lookup(tree, k))}" for k in keys)
+    """Places, runtime and launch as shell-quoted `key=value` words for a step's command line.
+
+    Only those that differ from config.yaml, which the step reads itself.
+    """
+    tree, base = config.model_dump(mode="json"), load_yaml(DEFAULT_FILE)
+    keys = [k for k in known_keys() if k.startswith(("runtime.", "launch."))]
+    keys = [k for k in keys if not k.startswith("runtime.gpus")] + list(PLACES)
+    changed = [k for k in keys if lookup(tree, k) != lookup(base, k)]
+    return shlex.join(f"{k}={yaml_word(lookup(tree, k))}" for k in changed)
 
 
 def yaml_word(value: Any) -> str:

@@ -1,6 +1,5 @@
 """Who am I among the ranks: rank, world size, device, and the few things ranks say to each other."""
 
-import ctypes
 import os
 import signal
 from collections.abc import Iterator
@@ -12,8 +11,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.errors import UserError
-
-PR_SET_PDEATHSIG = 1  # prctl(2)
+from pipeline.prctl import die_with_parent
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def ranks(device: str) -> Iterator[Ranks]:
     if world == 1:
         yield Ranks(rank, world, mine)
         return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent(signal.SIGKILL)
     dist.init_process_group(
         # gloo beside nccl carries what lives on the CPU, such as the stop flag
         backend="cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo",

@@ -153,7 +153,8 @@ def background(
         shade = 25 * (math.cos(angle) * x + math.sin(angle) * y)
     elif kind == "noise":
         tones = 24.0 * rng.integers(-1, 2, (7, 7))
-        shade = np.asarray(Image.fromarray(tones.astype(np.float32)).resize(size, Image.BILINEAR))
+        coarse = Image.fromarray(tones.astype(np.float32))
+        shade = np.asarray(coarse.resize(size, Image.Resampling.BILINEAR))
     return np.clip(colour + shade[..., None], 0, 255)
 
 

@@ -8,6 +8,7 @@ labels; it returns dx/dt in x's shape and dtype. Gradients are the caller's matt
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -47,7 +48,7 @@ def euler(velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
     `times` (N+1,) is the increasing grid, best in float64; one evaluation a step.
     """
     grid, rows = times.tolist(), _all_rows(x)
-    for t, t_next in zip(grid[:-1], grid[1:], strict=True):
+    for t, t_next in pairwise(grid):
         x = x + (t_next - t) * velocity(x, _filled(x, t), rows)
     return Solution(x, torch.full_like(rows, len(grid) - 1))
 
@@ -58,7 +59,7 @@ def midpoint(velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
     `times` (N+1,) is the increasing grid, best in float64; two evaluations a step.
     """
     grid, rows = times.tolist(), _all_rows(x)
-    for t, t_next in zip(grid[:-1], grid[1:], strict=True):
+    for t, t_next in pairwise(grid):
         h = t_next - t
         half = x + h / 2 * velocity(x, _filled(x, t), rows)
         x = x + h * velocity(half, _filled(x, t + h / 2), rows)
@@ -66,12 +67,12 @@ def midpoint(velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
 
 
 def heun(velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
-    """Heun's method, the explicit trapezoid rule (order 2; Heun 1900): mean of the slopes at both ends.
+    """Heun's method, the explicit trapezoid rule (order 2; Heun 1900): the mean end slope.
 
     `times` (N+1,) is the increasing grid, best in float64; two evaluations a step, the last too.
     """
     grid, rows = times.tolist(), _all_rows(x)
-    for t, t_next in zip(grid[:-1], grid[1:], strict=True):
+    for t, t_next in pairwise(grid):
         h = t_next - t
         slope = velocity(x, _filled(x, t), rows)
         end_slope = velocity(x + h * slope, _filled(x, t_next), rows)
@@ -86,9 +87,9 @@ def dopri5(
 
     A step is accepted where the RMS over the sample's elements of
     error / (atol + rtol max(|x|, |x_new|)) is at most 1. Two evaluations choose the first step and
-    each attempt takes six; a finished sample is evaluated no more. Nothing of a sample depends on
-    the others. `rows` (B,) int64, on x's device, are the numbers
-    handed to the velocity, by default 0 to B-1.
+    each attempt takes six; a step does not grow right after a rejection (Hairer, Norsett & Wanner
+    1993, II.4). A finished sample is evaluated no more. Nothing of a sample depends on the others.
+    `rows` (B,) int64, on x's device, are the numbers handed to the velocity, by default 0 to B-1.
     Raises ArithmeticError, naming the rows, where a step underflows.
     """
     rows = _all_rows(x) if rows is None else rows
@@ -97,20 +98,23 @@ def dopri5(
     slope = velocity(x, t.to(x.dtype), rows)
     step = _first_step(velocity, x, slope, rows, rtol, atol)
     place = _all_rows(x)  # of the live samples in the batch
+    smooth = torch.ones_like(place, dtype=torch.bool)  # their last attempt was not rejected
     while len(place):
         _check_step(step, rows[place])
         h = torch.minimum(step, 1 - t)
         new_x, new_slope, error = dopri5_step(velocity, x, t, h, slope, rows[place])
         evaluations[place] += len(STAGES)
-        ratio = _rms(error / (atol + rtol * torch.maximum(x.abs(), new_x.abs()))).tolist()
-        accepted = torch.tensor([value <= 1 for value in ratio], device=x.device)
+        norm = _rms(error / (atol + rtol * torch.maximum(x.abs(), new_x.abs())))
+        accepted = norm <= 1
         x = torch.where(_wide(accepted, x), new_x, x)
         slope = torch.where(_wide(accepted, x), new_slope, slope)
         t = torch.where(accepted, t + h, t)
-        step = h * torch.tensor([step_factor(value) for value in ratio]).to(h)
+        factor = t.new_tensor([step_factor(value) for value in norm.tolist()])
+        step = h * torch.where(smooth, factor, factor.clamp(max=1))
         live = t < 1  # t + (1 - t) is exactly 1 in IEEE arithmetic
         final[place[~live]] = x[~live]
-        x, slope, t, step, place = x[live], slope[live], t[live], step[live], place[live]
+        x, slope, t, step = x[live], slope[live], t[live], step[live]
+        place, smooth = place[live], accepted[live]
     return Solution(final, evaluations)
 
 
@@ -138,7 +142,7 @@ def step_factor(error: float) -> float:
     """
     if not math.isfinite(error):
         return MIN_FACTOR
-    return min(MAX_FACTOR, max(MIN_FACTOR, SAFETY * max(error, 1e-10) ** -0.2))
+    return min(MAX_FACTOR, max(MIN_FACTOR, SAFETY * math.pow(max(error, 1e-10), -0.2)))
 
 
 def solve(
@@ -185,8 +189,7 @@ def _grown_step(trial: float, speed: float, change: float) -> float:
     if trial == 0:
         return 0.0
     largest = max(speed, change / trial)
-    grown = max(1e-6, trial * 1e-3) if largest <= 1e-15 else (0.01 / largest) ** 0.2
-    return min(100 * trial, grown)
+    return trial if largest <= 1e-15 else min(100 * trial, math.pow(0.01 / largest, 0.2))
 
 
 def _check_step(step: Tensor, rows: Tensor) -> None:

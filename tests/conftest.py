@@ -1,5 +1,6 @@
 """Shared by all tests: small configurations, the repository's folder, peer weights by name."""
 
+import hashlib
 import json
 import os
 import re
@@ -94,3 +95,28 @@ def load_fixture(name: str) -> tuple[Any, dict[str, Any]]:
     """A numeric fixture and its constructor arguments."""
     fixture = np.load(ROOT / "tests" / "fixtures" / f"{name}.npz")
     return fixture, json.loads(str(fixture["config"]))
+
+
+def write_pack(
+    folder: Path, num: int, size: int, seed: int = 0, classes: int = 2
+) -> dict[str, Any]:
+    """A pack of random images in `folder`; returns its record."""
+    generator = np.random.default_rng(seed)
+    images = generator.integers(0, 256, (num, size, size, 3), dtype=np.uint8)
+    labels = np.sort(np.arange(num, dtype=np.int64) % classes)
+    record = {
+        "source": "shapes_tiny",
+        "resolution": size,
+        "recipe": "box",
+        "num_images": num,
+        "classes": [f"class{k}" for k in range(classes)],
+        "sha256": {
+            "images": hashlib.sha256(images.tobytes()).hexdigest(),
+            "labels": hashlib.sha256(labels.tobytes()).hexdigest(),
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "images.npy", images)
+    np.save(folder / "labels.npy", labels)
+    (folder / "manifest.json").write_text(json.dumps(record))
+    return record

@@ -14,7 +14,9 @@ def build(name: str) -> tuple[UNet, dict[str, torch.Tensor]]:
     fixture, arguments = load_fixture(name)
     net = UNet(our_model(arguments), arguments["num_classes"] or 10).eval()
     net.load_state_dict(our_state(fixture))
-    data = {k: torch.from_numpy(fixture[k]) for k in fixture.files if k[:5] not in ("state", "confi")}
+    data = {
+        k: torch.from_numpy(fixture[k]) for k in fixture.files if k[:5] not in ("state", "confi")
+    }
     return net, data
 
 
@@ -48,11 +50,15 @@ def test_channels_last_changes_nothing_beyond_rounding() -> None:
     with torch.no_grad():
         plain = net(data["x"], data["t"], data["labels"])
         net = net.to(memory_format=torch.channels_last)
-        other = net(data["x"].contiguous(memory_format=torch.channels_last), data["t"], data["labels"])
+        other = net(
+            data["x"].contiguous(memory_format=torch.channels_last), data["t"], data["labels"]
+        )
     torch.testing.assert_close(plain, other, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("options", [(), ("model.residual_updown=false",), ("model.scale_shift_norm=false",)])
+@pytest.mark.parametrize(
+    "options", [(), ("model.residual_updown=false",), ("model.scale_shift_norm=false",)]
+)
 def test_starts_at_zero_and_keeps_shape(options: tuple[str, ...]) -> None:
     config = resolved("experiment=tiny", *options)
     net = UNet(config.model, 10)

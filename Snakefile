@@ -1,0 +1,244 @@
+# The experiment of config.yaml, one rule a stage:
+#
+#   downsample -> train -> sample -> evaluate -> report
+#            \-> reference ----------/
+#
+# results/data/<data>.json             record of the pack (the pack itself: $IMAGENET_DIR/<source>_<res>/)
+# results/reference/<data>-<extractor>.npz   feature statistics of the real images
+# results/<experiment>/<data>/         train/ sample/ metrics/ report/
+# results/report.html                  the report of the last complete run
+#
+# `params.config` holds the keys that a stage reads: a change re-runs it. `resources` never do:
+#   gpu       GPUs the job may take, capped by --resources gpu=N
+#   env       environment variables it needs; `?` marks those it reads where they are set
+#   settings  places, runtime and launch keys
+from snakemake.utils import min_version
+
+from pipeline import dag
+
+min_version("9.27")
+
+
+configfile: "config.yaml"
+
+
+X = dag.Experiment(config, workflow.config_settings.config)
+RUN, RECORD, REFERENCE = X.run, X.record, X.reference
+SAMPLES = [f"{RUN}/sample/{X.sampler}/seed{seed}" for seed in X.seeds]
+METRICS = [f"{RUN}/metrics/{X.sampler}-seed{seed}.json" for seed in X.seeds]
+
+
+wildcard_constraints:
+    sampler=r"[^/]+",
+    seed=r"-?\d+",
+
+
+onstart:
+    dag.check_environment(workflow.dag.needrun_jobs())
+    print(X.banner(), flush=True)
+
+
+onsuccess:
+    dag.finish(workflow, f"{RUN}/report/summary.txt")
+
+
+rule all:
+    input:
+        f"{RUN}/report/summary.txt",
+    default_target: True
+
+
+rule samples:
+    input:
+        expand("{folder}/images.npy", folder=SAMPLES),
+
+
+rule scores:
+    input:
+        METRICS,
+
+
+rule downsample:
+    output:
+        record=RECORD,
+    log:
+        f"results/data/{X.data}.log",
+    benchmark:
+        f"results/data/{X.data}.benchmark.tsv"
+    conda:
+        "envs/pipeline.yaml"
+    threads: X.runtime.workers
+    params:
+        config=X.keys("downsample"),
+    resources:
+        env=f"{X.imagenet} IMAGENET_RES?",
+        settings=X.settings,
+    shell:
+        "python -m pipeline.launch --threads {threads} --log {log} -- -m pipeline.downsample"
+        " config={params.config:q} {resources.settings} runtime.workers={threads}"
+        " out={output.record:q}"
+
+
+rule reference:
+    input:
+        record=RECORD,
+    output:
+        statistics=REFERENCE,
+    log:
+        f"{REFERENCE}.log",
+    benchmark:
+        f"{REFERENCE}.benchmark.tsv"
+    conda:
+        "envs/pipeline.yaml"
+    threads: 4
+    params:
+        config=X.keys("reference"),
+    resources:
+        gpu=X.runtime.gpus.reference,
+        env=f"{X.imagenet} CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
+        settings=X.settings,
+    shell:
+        "python -m pipeline.launch --gpus {resources.gpu} --threads {threads} --log {log}"
+        " -- -m pipeline.reference config={params.config:q} {resources.settings}"
+        " record={input.record:q} out={output.statistics:q}"
+
+
+rule train:
+    input:
+        record=RECORD,
+    output:
+        weights=f"{RUN}/train/weights.safetensors",
+        curve=f"{RUN}/train/curve.jsonl",
+    log:
+        f"{RUN}/train/log.txt",
+    benchmark:
+        f"{RUN}/train/benchmark.tsv"
+    conda:
+        "envs/pipeline.yaml"
+    threads: 4 * X.runtime.gpus.train
+    params:
+        config=X.keys("train"),
+        folder=subpath(output.weights, parent=True),
+    resources:
+        gpu=X.runtime.gpus.train,
+        env=f"{X.imagenet} CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
+        settings=X.settings,
+    shell:
+        "python -m pipeline.launch --gpus {resources.gpu} --threads {threads} --log {log}"
+        " -- -m pipeline.train config={params.config:q} {resources.settings}"
+        " record={input.record:q} out={params.folder:q}"
+
+
+rule sample:
+    input:
+        weights=rules.train.output.weights,
+    output:
+        images=f"{RUN}/sample/{{sampler}}/seed{{seed}}/images.npy",
+        labels=f"{RUN}/sample/{{sampler}}/seed{{seed}}/labels.npy",
+        about=f"{RUN}/sample/{{sampler}}/seed{{seed}}/sample.json",
+        grid=report(
+            f"{RUN}/sample/{{sampler}}/seed{{seed}}/grid.png",
+            caption="pipeline/captions/grid.rst",
+            category="Samples",
+            labels={"sampler": "{sampler}", "seed": "{seed}", "figure": "one row a class"},
+        ),
+    log:
+        f"{RUN}/sample/{{sampler}}/seed{{seed}}/log.txt",
+    benchmark:
+        f"{RUN}/sample/{{sampler}}/seed{{seed}}/benchmark.tsv"
+    conda:
+        "envs/pipeline.yaml"
+    threads: 4 * X.runtime.gpus.sample
+    params:
+        config=X.keys("sample"),
+        folder=subpath(output.images, parent=True),
+    resources:
+        gpu=X.runtime.gpus.sample,
+        env="CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
+        settings=X.settings,
+    shell:
+        "python -m pipeline.launch --gpus {resources.gpu} --threads {threads} --log {log}"
+        " -- -m pipeline.sample config={params.config:q} {resources.settings}"
+        " weights={input.weights:q} seed={wildcards.seed} out={params.folder:q}"
+
+
+rule evaluate:
+    input:
+        images=rules.sample.output.images,
+        labels=rules.sample.output.labels,
+        about=rules.sample.output.about,
+        record=RECORD,
+        reference=REFERENCE,
+    output:
+        metrics=f"{RUN}/metrics/{{sampler}}-seed{{seed}}.json",
+    log:
+        f"{RUN}/metrics/{{sampler}}-seed{{seed}}.log",
+    benchmark:
+        f"{RUN}/metrics/{{sampler}}-seed{{seed}}.benchmark.tsv"
+    conda:
+        "envs/pipeline.yaml"
+    threads: 4
+    params:
+        config=X.keys("evaluate"),
+        samples=subpath(input.images, parent=True),
+    resources:
+        gpu=X.runtime.gpus.evaluate,
+        env=f"{X.imagenet} CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
+        settings=X.settings,
+    shell:
+        "python -m pipeline.launch --gpus {resources.gpu} --threads {threads} --log {log}"
+        " -- -m pipeline.evaluate config={params.config:q} {resources.settings}"
+        " samples={params.samples:q} record={input.record:q} reference={input.reference:q}"
+        " out={output.metrics:q}"
+
+
+rule report:
+    input:
+        record=RECORD,
+        curve=rules.train.output.curve,
+        images=expand("{folder}/images.npy", folder=SAMPLES),
+        metrics=METRICS,
+    output:
+        summary=f"{RUN}/report/summary.txt",
+        curve=report(
+            f"{RUN}/report/curve.png",
+            caption="pipeline/captions/curve.rst",
+            category="Training",
+            labels={"figure": "training curve"},
+        ),
+        samples=report(
+            f"{RUN}/report/samples_vs_real.png",
+            caption="pipeline/captions/samples.rst",
+            category="Samples",
+            labels={"sampler": "all", "seed": "first", "figure": "real images beside samples"},
+        ),
+        distance=report(
+            f"{RUN}/report/distance.png",
+            caption="pipeline/captions/distance.rst",
+            category="Scores",
+            labels={"figure": "between floor and ceiling"},
+        ),
+        table=report(
+            f"{RUN}/report/table.html",
+            caption="pipeline/captions/table.rst",
+            category="Scores",
+            labels={"figure": "table"},
+        ),
+    log:
+        f"{RUN}/report/log.txt",
+    benchmark:
+        f"{RUN}/report/benchmark.tsv"
+    conda:
+        "envs/pipeline.yaml"
+    params:
+        config=X.keys("report"),
+        samples=lambda wildcards: ",".join(SAMPLES),
+        metrics=lambda wildcards, input: ",".join(input.metrics),
+        folder=subpath(output.summary, parent=True),
+    resources:
+        env=X.imagenet,
+        settings=X.settings,
+    shell:
+        "python -m pipeline.launch --log {log} -- -m pipeline.report config={params.config:q}"
+        " {resources.settings} curve={input.curve:q} record={input.record:q}"
+        " samples={params.samples:q} metrics={params.metrics:q} out={params.folder:q}"

@@ -1,0 +1,155 @@
+"""Start a step with its processes, threads and devices; pass signals on; leave nobody behind.
+
+    python -m pipeline.launch --gpus 4 --log LOG -- -m pipeline.train config=… out=…
+
+With several processes the command that runs is `torchrun --standalone --nproc-per-node=N …`.
+What the step prints goes to the terminal and to the log. Exit status: the step's own, or 75 where
+a signal stopped it after it had saved its state.
+"""
+
+import argparse
+import importlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from pipeline import gpus
+from pipeline.config import Config, load_step
+from pipeline.errors import EXIT_RESUMABLE, UserError, run_main
+from pipeline.prctl import die_with_parent
+
+KNOWN = (*Config.model_fields, "experiments", "config")  # words that are no path of a step
+SHARED_STEPS = ("pipeline.train", "pipeline.sample")  # steps that run as several ranks
+
+
+def processes(wanted: int, launcher: str, device: str, visible: list[str]) -> int:
+    """How many ranks to start for a job that may take `wanted` GPUs.
+
+    Without a GPU the ranks share the CPU cores: at most one a core, and where that is fewer than
+    wanted a power of two. Raises UserError where some GPUs are visible but fewer than wanted.
+    """
+    if launcher == "none":
+        return 1
+    if visible and device != "cpu":
+        if wanted > len(visible):
+            raise UserError(
+                f"{wanted} GPUs are asked for but {len(visible)} visible "
+                f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}): "
+                f"pass --resources gpu={len(visible)} or make more devices visible"
+            )
+        return max(1, wanted)
+    if device == "cuda":
+        raise UserError("runtime.device=cuda but no GPU is visible: use runtime.device=auto")
+    cores = gpus.cpu_cores()
+    return max(1, wanted if wanted <= cores else 1 << (cores.bit_length() - 1))
+
+
+def child_environment(threads: int, count: int, setting: str | int) -> dict[str, str]:
+    """The environment of the step: device order, and CPU threads per process (OMP_NUM_THREADS)."""
+    environment = dict(os.environ)
+    environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    share = max(1, min(threads, gpus.cpu_cores()) // count)
+    environment["OMP_NUM_THREADS"] = str(share if setting == "auto" else setting)
+    return environment
+
+
+def command(module: list[str], count: int) -> list[str]:
+    """Python itself for one process, torchrun for several."""
+    if count == 1:
+        return [sys.executable, *module]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*torchrun, f"--nproc-per-node={count}", *module]
+
+
+def relay(source: IO[bytes], log: IO[bytes] | None) -> None:
+    """Copy what the step prints to our stdout and the log until it has closed its end."""
+    terminal = sys.stdout.buffer
+    while chunk := os.read(source.fileno(), 65536):
+        for sink in filter(None, (log, terminal)):
+            try:
+                sink.write(chunk)
+                sink.flush()
+            except BrokenPipeError:  # whoever read our output is gone; the log goes on
+                terminal = open(os.devnull, "wb")  # noqa: SIM115
+                break
+
+
+def _die_with_us() -> None:
+    """In the child: SIGTERM when this launcher dies, SIGKILL included, so that ranks save and leave."""
+    die_with_parent(signal.SIGTERM)
+
+
+def supervise(words: list[str], environment: Mapping[str, str], log: Path | None) -> int:
+    """Run the command in a session of its own; returns its exit status.
+
+    SIGTERM, SIGINT and SIGUSR1 are passed on as SIGTERM, so that the ranks save and leave; a
+    second one kills. Afterwards whatever is left of the session is killed.
+    """
+    stream = log.open("wb") if log else None
+    child = subprocess.Popen(
+        words,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=_die_with_us,
+    )
+    signals: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        try:
+            os.killpg(child.pid, signal.SIGTERM if len(signals) == 1 else signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, forward)
+    assert child.stdout is not None
+    relay(child.stdout, stream)
+    status = child.wait()
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    if signals and status != 0:
+        return EXIT_RESUMABLE
+    return status if status >= 0 else 128 - status
+
+
+def main(argv: list[str]) -> None:
+    """Entry point; see the module."""
+    parser = argparse.ArgumentParser(prog="pipeline.launch", description=__doc__)
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs that the job may take")
+    parser.add_argument("--threads", type=int, default=gpus.cpu_cores(), help="CPU threads in all")
+    parser.add_argument("--log", type=Path, help="file that gets a copy of the output")
+    parser.add_argument("module", nargs="+", help="-- -m MODULE key=value …")
+    options = parser.parse_args(argv)
+    name, arguments = options.module[1], options.module[2:]
+    own = [w for a in arguments if "." not in (w := a.partition("=")[0]) and w not in KNOWN]
+    config, _ = load_step(arguments, own)
+    visible = gpus.visible()
+    count = 1
+    if name in SHARED_STEPS:
+        step = importlib.import_module(name)
+        count = processes(options.gpus, config.launch.launcher, config.runtime.device, visible)
+        step.preflight(arguments, count)
+    if options.gpus and not visible:
+        print(f"no GPU is visible: {name} runs on the CPU in {count} process(es), gloo", flush=True)
+    environment = child_environment(options.threads, count, config.launch.threads)
+    words = command(options.module, count)
+    if options.log:
+        options.log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"$ {shlex.join(words[:6])} …  (OMP_NUM_THREADS={environment['OMP_NUM_THREADS']})")
+    sys.stdout.flush()
+    sys.exit(supervise(words, environment, options.log))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,166 @@
+"""What would run, for a person: `make plan`.
+
+Jobs, GPUs and environment variables are read from the engine's own dry run, so the Snakefile is
+their only list; sizes and steps follow from the configuration.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import gpus, layout
+from pipeline.config import DEFAULT_FILE, Config, load_yaml, merge, parse_overrides, resolve
+from pipeline.errors import UserError, run_main
+from pipeline.unet import UNet
+
+IMAGENET_CLASSES = 1000  # for the size of the embedding where no record tells
+
+
+@dataclass
+class Job:
+    """One job of the dry run: its rule, and the fields that the engine prints of it."""
+
+    rule: str
+    fields: dict[str, str] = field(default_factory=dict)
+
+    def resource(self, name: str) -> str:
+        """The value of one resource, empty where the rule does not declare it."""
+        found = re.search(rf"(?:^|, ){name}=(.*?)(?:, \w+=|$)", self.fields.get("resources", ""))
+        return found[1].strip() if found else ""
+
+
+def parse_dry_run(text: str) -> list[Job]:
+    """The jobs of `snakemake --dry-run` output, in its order, without the target rule."""
+    jobs: list[Job] = []
+    for line in text.splitlines():
+        if found := re.match(r"(?:local)?rule (\w+):$", line):
+            jobs.append(Job(found[1]))
+        elif jobs and (found := re.match(r"    (\w+): (.*)$", line)):
+            jobs[-1].fields[found[1]] = found[2]
+        elif not line.startswith(" "):
+            continue
+    return [job for job in jobs if job.fields.get("output")]
+
+
+def dry_run(words: list[str]) -> list[Job]:
+    """The jobs that the engine would run; raises UserError with its last words where it refuses."""
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--nocolor", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise UserError(f"the engine refuses: {(done.stderr or done.stdout).strip()[-500:]}")
+    return parse_dry_run(done.stdout + done.stderr)
+
+
+def size(count: float) -> str:
+    """Bytes as a person reads them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def variables(job: Job) -> str:
+    """The job's environment variables with their values here; optional ones only where set."""
+    words = []
+    for name in job.resource("env").split():
+        value = os.environ.get(name.rstrip("?"))
+        if value is not None or not name.endswith("?"):
+            words.append(f"{name.rstrip('?')}={value if value is not None else '(NOT SET)'}")
+    return " ".join(words) or "-"
+
+
+def job_table(jobs: list[Job]) -> str:
+    """One row a job: rule, GPUs, threads, variables, and why it runs."""
+    rows = [("job", "GPUs", "threads", "environment", "because")]
+    for job in jobs:
+        why = job.fields.get("reason", "").split(":")[0].split(";")[0]
+        name = job.rule
+        if "wildcards" in job.fields:
+            name += f" ({job.fields['wildcards'].replace('sampler=', '').replace(', ', ' ')})"
+        threads = job.fields.get("threads", "1")
+        rows.append((name, job.resource("gpu") or "-", threads, variables(job), why))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = [
+        "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]])
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def num_images(config: Config) -> int | None:
+    """Images of the pack: from its record, else as the configuration expects them."""
+    path = layout.record_file(config)
+    if path.exists():
+        return int(load_yaml(path)["num_images"])
+    return config.data.expected_images
+
+
+def facts(config: Config) -> str:
+    """Training length, network size and sizes on disk, a line each."""
+    num, res, train = num_images(config), config.data.resolution, config.train
+    with torch.device("meta"):
+        net = UNet(config.model, config.data.expected_classes or IMAGENET_CLASSES)
+    weights = 4 * sum(p.numel() for p in net.parameters())
+    samples = config.sample.num * res * res * 3
+    epochs = (
+        f"{train.images / num:,.1f} epochs of {num:,} images" if num else "epochs: not known yet"
+    )
+    lines = {
+        "network": f"{weights / 4e6:.1f} M parameters",
+        "training": f"{-(-train.images // train.batch):,} steps of {train.batch:,} images, {epochs}",
+        "samples": f"{config.sample.num:,} images for each of {len(config.sample.seeds)} seed(s)",
+        "pack": f"{size(num * (res * res * 3 + 8))}"
+        if num
+        else "not known before the images are listed",
+        "checkpoints": f"{size(4 * weights)} each, {config.runtime.keep_checkpoints} kept",
+        "weights": size(weights),
+        "sample files": size(samples * len(config.sample.seeds)),
+    }
+    return "\n".join(f"  {name:<13} {text}" for name, text in lines.items())
+
+
+def describe(config: Config, jobs: list[Job]) -> str:
+    """The whole plan as text."""
+    devices = gpus.visible()
+    where = (
+        f"GPUs {','.join(devices)}" if devices else f"no GPU: {gpus.cpu_cores()} CPU cores, gloo"
+    )
+    try:
+        pack = str(layout.pack_folder(config))
+    except UserError as error:
+        pack = f"({error})"
+    head = f"experiment {config.experiment}   data {layout.data_name(config)}   {where}"
+    places = f"pack    {pack}\nresults {layout.run_folder(config)}"
+    table = job_table(jobs) if jobs else "nothing to do: every result is up to date"
+    return f"{head}\n{places}\n\n{table}\n\n{facts(config)}"
+
+
+def configuration(configfiles: list[str], overrides: list[str]) -> Config:
+    """The configuration that the engine would see with these --configfile and --config words."""
+    base: dict[str, Any] = load_yaml(DEFAULT_FILE)
+    for path in configfiles:
+        base = merge(base, load_yaml(Path(path)))
+    given = parse_overrides(overrides)
+    return resolve(merge(base, given), given)
+
+
+def main(argv: list[str]) -> None:
+    """Entry point; arguments as snakemake takes them."""
+    parser = argparse.ArgumentParser(prog="pipeline.plan", description=__doc__)
+    parser.add_argument("--configfile", nargs="+", default=[])
+    parser.add_argument("--config", nargs="+", default=[])
+    options, _ = parser.parse_known_args(argv)
+    config = configuration(options.configfile, options.config)
+    print(describe(config, dry_run(argv)))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,60 @@
+"""torch_fidelity, imported so that it also works beside a CPU-only torch.
+
+torch_fidelity imports torchvision, and torchvision registers fake kernels of two operators when it
+is imported. A torchvision built for CUDA cannot load its library of operators beside a CPU-only
+torch, so those two do not exist and the import fails. Declaring their signatures is enough:
+nothing here calls them. Where the library does load, declaring them again would abort the
+process, so it is tried first.
+
+Use `from pipeline.torchvision_cpu import torch_fidelity` in place of `import torch_fidelity`.
+"""
+
+import importlib.util
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, FileFinder
+
+import torch
+
+OPERATORS = ("nms", "qnms")  # the operators with fake kernels
+SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+
+_declared: list[torch.library.Library] = []  # a declaration lasts as long as its Library
+
+
+def declare_operators() -> bool:
+    """Declare torchvision's operators where its own library cannot; return whether they are ours.
+
+    Does nothing where torchvision is absent, already imported, or able to load its operators.
+    Calling it again changes nothing.
+    """
+    if _declared or "torchvision" in sys.modules:
+        return bool(_declared)
+    spec = importlib.util.find_spec("torchvision")  # does not import it
+    if spec is None or not spec.submodule_search_locations or _library_loads(spec):
+        return False
+    missing = [name for name in OPERATORS if not hasattr(torch.ops.torchvision, name)]
+    if missing:
+        _declared.append(torch.library.Library("torchvision", "FRAGMENT"))
+    for name in missing:
+        _declared[0].define(name + SIGNATURE)
+    return bool(_declared)
+
+
+def _library_loads(package: importlib.machinery.ModuleSpec) -> bool:
+    """Whether torchvision's compiled operators can be loaded; they stay loaded if so."""
+    folder = (package.submodule_search_locations or [""])[0]
+    library = FileFinder(folder, (ExtensionFileLoader, EXTENSION_SUFFIXES)).find_spec("_C")
+    if library is None or library.origin is None:
+        return False
+    try:
+        torch.ops.load_library(library.origin)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+declare_operators()
+
+import torch_fidelity  # noqa: E402
+
+__all__ = ["declare_operators", "torch_fidelity"]

