@@ -5,9 +5,9 @@
 
 The Fréchet distance compares all samples with the whole pack. Beside it stands a bracket at equal
 numbers n of images: two disjoint random parts A and B of the pack, the samples, and uniform noise,
-each against B. d(A,B) is what a perfect model would get (floor), d(noise,B) what no model should
-(ceiling). The kernel distance and precision/recall need features, not moments, so they compare
-the n samples with B.
+each against B. d(A,B) is what a perfect model would get (floor), d(noise,B) what images without
+any content get (ceiling). The kernel distance and precision/recall need features, not moments, so
+they compare the n samples with B.
 """
 
 import time
@@ -118,7 +118,7 @@ def read_labels(samples: Path, num: int, num_classes: int) -> np.ndarray | None:
             f"{samples / 'labels.npy'} does not hold {num} labels of {num_classes} classes: "
             "sample again"
         )
-    return np.asarray(labels, np.int64)
+    return np.array(labels, np.int64)
 
 
 # --- features ----------------------------------------------------------------------------------

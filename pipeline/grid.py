@@ -18,11 +18,11 @@ from pipeline.files import atomic
 GAP = 4  # px between cells, and between rows
 MARGIN = 12  # px around the picture; twice that between panels
 FONT_SIZE = 14  # px
+CHARACTER_WIDTH = 8  # px, of most letters
 TITLE_HEIGHT = 28  # px
 NAME_LENGTH = 22  # characters of a class name
 PANELS_ABREAST = 2
 TEXT_COLOUR = (32, 32, 32)
-
 SMOOTHING = 0.025  # share of the rows on each side in the mean that smooths a curve
 INK, PALE, GOOD, BAD = "#1f4e79", "#a9c4de", "#2a7f3f", "#b03a2e"
 MARKS = {  # of a distance: marker, colour, height of its number above the line (points), meaning
@@ -76,14 +76,6 @@ def tiles(panel: Panel, picked: Sequence[int], columns: int, scale: int) -> Imag
     return canvas
 
 
-def fitted(text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
-    """`text`, shortened until it is at most `width` px wide."""
-    length = len(text)
-    while length > 1 and font.getlength(shorten(text, length)) > width:
-        length -= 1
-    return shorten(text, length)
-
-
 def panel_line(
     panels: Sequence[Panel], names: Sequence[str], picked: Sequence[int], columns: int, scale: int
 ) -> Image.Image:
@@ -102,7 +94,7 @@ def panel_line(
         draw.text((left - MARGIN, middle), name, TEXT_COLOUR, font, anchor="rm")
     for panel, block in zip(panels, blocks, strict=True):
         canvas.paste(block, (left, top))
-        title = fitted(panel.title, block.width, font)
+        title = shorten(panel.title, block.width // CHARACTER_WIDTH)
         draw.text((left, top - 10), title, TEXT_COLOUR, font, anchor="ls")
         left += block.width + 2 * MARGIN
     return canvas
@@ -113,8 +105,7 @@ def panel_grid(
 ) -> Image.Image:
     """Panels of equal classes, two abreast; which classes is decided by the last panel's labels.
 
-    All panels hold images of one size. A single class fills all rows. `scale` None: cells of
-    48..96 px.
+    All images are of one size. A single class fills all rows. `scale` None: cells of 48..96 px.
     Raises UserError where the last panel holds no images.
     """
     if not len(panels[-1].images):
@@ -150,8 +141,7 @@ def image_grid(
     """Images uint8 (N,H,W,3) of classes `labels` (N,) as a picture: one row a class.
 
     At most `rows` of the classes that occur, evenly spread, with at most `columns` images each;
-    missing images stay white; a single class fills all rows. `scale` repeats pixels; None: cells
-    of 48..96 px.
+    missing images stay white. A single class fills all rows. `scale` None: cells of 48..96 px.
     Raises UserError where there are no images.
     """
     return panel_grid([Panel("", images, labels)], classes, rows, columns, scale)
@@ -164,10 +154,9 @@ def save_grid(
     classes: Sequence[str],
     rows: int,
     columns: int,
-    scale: int | None = None,
 ) -> None:
     """Write `image_grid` of the arguments to `path` as a PNG, atomically."""
-    picture = image_grid(images, labels, classes, rows, columns, scale)
+    picture = image_grid(images, labels, classes, rows, columns)
     with atomic(path) as temporary:
         picture.save(temporary, format="PNG")
 
@@ -199,7 +188,8 @@ def smooth(values: np.ndarray, reach: int) -> np.ndarray:
     first = np.maximum(place - reach, 0)
     end = np.minimum(place + np.minimum(place, reach), len(values) - 1) + 1
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    return (sums[end] - sums[first]) / (end - first)
+    means: np.ndarray = (sums[end] - sums[first]) / (end - first)
+    return means
 
 
 def png(figure: Figure) -> bytes:
@@ -277,10 +267,10 @@ def draw_brackets(axis: Axes, lines: Mapping[str, Mapping[str, float]]) -> None:
     """One panel of `distance_chart`."""
     for place, line in enumerate(lines.values()):
         ends = [line["floor"], line["ceiling"]]
-        axis.plot(ends, [place] * 2, color=PALE, linewidth=6, solid_capstyle="butt", zorder=1)
+        axis.plot(ends, [place] * 2, color=PALE, linewidth=6, solid_capstyle="butt", zorder=0)
     for key, (marker, colour, lift, label) in MARKS.items():
         values = [line[key] for line in lines.values()]
-        axis.scatter(values, range(len(values)), 110, colour, marker, label=label, zorder=2)
+        axis.scatter(values, range(len(values)), s=110, c=colour, marker=marker, label=label)
         for place, value in enumerate(values):
             axis.annotate(
                 number(value), (value, place), (0, lift), textcoords="offset points",
@@ -304,6 +294,6 @@ def scale_distances(axis: Axes, lines: Collection[Mapping[str, float]]) -> None:
         width = max(-low, high / 1000)
         decades = np.arange(math.ceil(math.log10(2 * width)), math.floor(math.log10(high)) + 1)
         axis.set_xscale("asinh", linear_width=width)
-        axis.xaxis.set_major_locator(FixedLocator([0, *10.0**decades]))
+        axis.xaxis.set_major_locator(FixedLocator([0, *10.0**decades, *(3 * 10.0**decades)]))
         axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(short_number))

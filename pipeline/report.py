@@ -50,7 +50,7 @@ COLUMNS = {
     "better": "better", "num_images": "N", "floor": "floor", "at": "at n", "ceiling": "ceiling",
     "num_bracket": "n", "nfe_mean": "NFE", "images_per_s": "images/s", "seconds": "seconds",
 }  # fmt: skip
-TEXT_COLUMNS = {"name": "metric"} | {k: v for k, v in list(COLUMNS.items())[1:11]} | {"better": ""}
+TEXT_COLUMNS = {"name": "metric", **dict(list(COLUMNS.items())[1:11]), "better": ""}
 SAMPLE_COLUMNS = {
     "sampler": "sampler", "seed": "seed", "num": "N", "nfe_mean": "NFE", "nfe_max": "NFE max",
     "images_per_s": "images/s", "seconds": "seconds", "device": "device", "world_size": "ranks",
@@ -79,7 +79,7 @@ class Inputs(NamedTuple):
 
 
 def checked(kind: str, value: Any, where: object) -> Entry:
-    """`value`, a mapping with the KEYS of its kind; raises UserError naming the first that fails."""
+    """`value`, a mapping with the KEYS of its kind; raises UserError naming the first at fault."""
     entries = value if isinstance(value, dict) else {}
     for key, wanted in KEYS[kind].items():
         if not isinstance(entries.get(key), (int, float) if wanted is float else wanted):
@@ -106,10 +106,11 @@ def read_panel(title: str, folder: Path, record: Entry) -> Panel:
     """The images and labels in `folder`; raises UserError where they do not fit the record."""
     images, labels = load_npy(folder / "images.npy"), load_npy(folder / "labels.npy")
     size = record["resolution"]
-    if images.dtype != np.uint8 or images.shape != (len(labels), size, size, 3) or not len(labels):
+    fits = images.dtype == np.uint8 and images.shape == (*labels.shape, size, size, 3)
+    if not fits or not len(images):
         raise UserError(
-            f"images.npy in {folder} is {images.dtype} {images.shape}, not uint8 "
-            f"({len(labels)}, {size}, {size}, 3): give the folder that belongs to the record"
+            f"{folder} has {images.dtype} images {images.shape} and labels {labels.shape}, not "
+            f"uint8 (N, {size}, {size}, 3) and (N,): give the folder that belongs to the record"
         )
     if labels.max() >= len(record["classes"]):
         raise UserError(
@@ -145,6 +146,8 @@ def read_inputs(config: Config, words: Mapping[str, str]) -> Inputs:
     missing = [f"{word}=..." for word in WORDS if not words.get(word)]
     if missing:
         raise UserError(f"the report needs {' '.join(missing)} on its command line")
+    if Path(words["out"]).exists() and not Path(words["out"]).is_dir():
+        raise UserError(f"out={words['out']} is a file: give a folder")
     record = checked("record", read_json(Path(words["record"])), words["record"])
     named = {key: record[key] for key in ("source", "resolution", "recipe")}
     pack = pack_folder(config.model_copy(update={"data": config.data.model_copy(update=named)}))
@@ -163,7 +166,7 @@ def read_inputs(config: Config, words: Mapping[str, str]) -> Inputs:
 
 
 def samples_picture(inputs: Inputs, rows: int, columns: int) -> bytes:
-    """PNG of real images beside each set of samples; without classes: images from the whole pack."""
+    """PNG of real images beside each set of samples; samples without classes fill the rows."""
     panels, classes = inputs.panels, inputs.record["classes"]
     if panels[-1].labels.min() < 0:
         few = np.linspace(0, len(panels[0].labels) - 1, rows * columns).astype(int)
@@ -235,18 +238,22 @@ def remarks(evaluations: Sequence[Entry]) -> list[str]:
     return list(dict.fromkeys([*notes, LEGEND, *(f"Protocol: {text[1:-1]}" for text in texts)]))
 
 
-def summary(inputs: Inputs, title: str, rows: Sequence[Entry]) -> str:
-    """The report as plain text of at most WIDTH columns."""
-    last, few = inputs.curve[-1], inputs.curve[-math.ceil(len(inputs.curve) / 20) :]
+def training(curve: Sequence[Entry]) -> str:
+    """One sentence about the training."""
+    last, few = curve[-1], curve[-math.ceil(len(curve) / 20) :]
     cost = f", {number(last['gpu_hours'])} device-hours" if "gpu_hours" in last else ""
-    training = (
+    return (
         f"Training: {last['images']:,} images in {last['step']:,} steps, wall time "
         f"{clock(last['seconds'])}{cost}, loss {np.mean([row['loss'] for row in few]):.4g} "
-        f"(mean over the last {len(few)} rows of the curve)"
+        "(mean over the last 5% of the curve)"
     )
-    samples = text_table([e["sample"] for e in inputs.evaluations], SAMPLE_COLUMNS)
-    lines = [title, *textwrap.wrap(training, WIDTH), "", *text_table(rows, TEXT_COLUMNS), ""]
-    lines += [*samples, ""]
+
+
+def summary(inputs: Inputs, title: str, rows: Sequence[Entry]) -> str:
+    """The report as plain text of at most WIDTH columns."""
+    samples = [evaluation["sample"] for evaluation in inputs.evaluations]
+    lines = [title, *textwrap.wrap(training(inputs.curve), WIDTH), ""]
+    lines += [*text_table(rows, TEXT_COLUMNS), "", *text_table(samples, SAMPLE_COLUMNS), ""]
     for line in remarks(inputs.evaluations):
         lines += textwrap.wrap(line, WIDTH, break_on_hyphens=False)
     return "\n".join(lines) + "\n"
@@ -258,11 +265,12 @@ PAGE = string.Template("""<!DOCTYPE html>
 <html lang="en">
 <head><meta charset="utf-8"><title>$title</title>
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em; color: #222; background: #fff }
+body { font: 13px/1.4 system-ui, sans-serif; margin: 2em; color: #222; background: #fff }
 table { border-collapse: collapse; margin: 1em 0 }
-th, td { padding: .3em .7em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
+th, td { padding: .3em .6em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
 th { border-bottom: 2px solid #1f4e79 }
 .name { text-align: left }
+td:first-child { white-space: normal; min-width: 15em }
 button { all: unset; cursor: pointer; font-weight: bold }
 button:focus-visible { outline: 2px solid #1f4e79 }
 [aria-sort=ascending] button::after { content: " ▲" }
@@ -272,11 +280,10 @@ p { max-width: 60em; overflow-wrap: anywhere }
 </style></head>
 <body>
 <h1>$title</h1>
+<p>$training</p>
 $table
 $text
-<details><summary>Accuracy of each class</summary>
 $classes
-</details>
 <script>
 for (const button of document.querySelectorAll("th button")) button.onclick = () => {
   const head = button.parentNode, body = head.closest("table").tBodies[0];
@@ -296,7 +303,8 @@ for (const button of document.querySelectorAll("th button")) button.onclick = ()
 
 def html_table(rows: Sequence[Entry], columns: Mapping[str, str]) -> str:
     """A table whose headings sort it; `columns`: key of a row -> heading."""
-    heads = (html_cell("th", key, f"<button>{html.escape(columns[key])}</button>") for key in columns)
+    buttons = {key: f"<button>{html.escape(name)}</button>" for key, name in columns.items()}
+    heads = (html_cell("th", key, button) for key, button in buttons.items())
     lines = []
     for row in rows:
         inner = {key: html.escape(text(key, row.get(key))) for key in columns}
@@ -312,22 +320,30 @@ def html_cell(tag: str, key: str, inner: str, exact: object = "") -> str:
     return f'<{tag}{side} data-sort="{html.escape(str(exact))}">{inner}</{tag}>'
 
 
-def page(inputs: Inputs, title: str, rows: Sequence[Entry]) -> str:
-    """The table as one HTML file that needs nothing else."""
+def class_table(inputs: Inputs) -> str:
+    """The accuracy of each class by each set of samples, folded; empty where none is known."""
     shares = {
         f"{e['sample']['sampler']}, seed {e['sample']['seed']}": e["class_accuracy"]["per_class"]
         for e in inputs.evaluations
         if e.get("class_accuracy")
     }
-    classes = [
-        {"class": name} | {key: values[label] for key, values in shares.items()}
+    rows = [
+        {"class": name} | {title: values[label] for title, values in shares.items()}
         for label, name in enumerate(inputs.record["classes"])
     ]
+    table = html_table(rows, {key: key for key in ("class", *shares)})
+    folded = f"<details><summary>Accuracy of each class</summary>\n{table}\n</details>"
+    return folded if shares else ""
+
+
+def page(inputs: Inputs, title: str, rows: Sequence[Entry]) -> str:
+    """The table as one HTML file that needs nothing else."""
     return PAGE.substitute(
         title=html.escape(title),
+        training=html.escape(training(inputs.curve)),
         table=html_table(rows, COLUMNS),
         text="\n".join(f"<p>{html.escape(line)}</p>" for line in remarks(inputs.evaluations)),
-        classes=html_table(classes, {key: key for key in ("class", *shares)}),
+        classes=class_table(inputs),
     )
 
 
@@ -337,13 +353,13 @@ def main(argv: list[str]) -> None:
     inputs, out = read_inputs(config, words), Path(words["out"])
     record, rows = inputs.record, table_rows(inputs.evaluations)
     title = f"{record['source']}_{record['resolution']}-{record['recipe']}"
-    about = f"{record['num_images']:,} images of {len(record['classes']):,} classes"
-    shown = summary(inputs, f"{title}: {about}", rows)
+    full = f"{title}: {record['num_images']:,} images of {len(record['classes']):,} classes"
+    shown = summary(inputs, full, rows)
     outputs = {
         "curve.png": curve_chart(title, inputs.curve, record["num_images"]),
         "samples_vs_real.png": samples_picture(inputs, *config.report.model_dump().values()),
         "distance.png": distance_chart(title, rows),
-        "table.html": page(inputs, title, rows).encode(),
+        "table.html": page(inputs, full, rows).encode(),
         "summary.txt": shown.encode(),
     }
     for name, content in outputs.items():

@@ -75,12 +75,12 @@ class Job:
 def prepare(argv: list[str]) -> Job:
     """Read the configuration and the weights; raises UserError about the first problem."""
     config, own = load_step(argv, WORDS)
-    path = Path(own.get("weights", run_folder(config) / "train" / "weights.safetensors"))
-    weights, about = checkpoint.load_weights(path)
     try:
         seed = int(own.get("seed", config.sample.seeds[0]))
     except ValueError as error:
         raise UserError(f"seed={own['seed']} is not a whole number") from error
+    path = Path(own.get("weights", run_folder(config) / "train" / "weights.safetensors"))
+    weights, about = checkpoint.load_weights(path)
     folder = run_folder(config) / "sample" / sampler_name(config.sample) / f"seed{seed}"
     out = Path(own.get("out", folder))
     return Job(config, weights, about, sha256_file(path), seed, out)
@@ -151,7 +151,7 @@ def sample_shards(job: Job, group: Ranks, shards: Path) -> float:
                     np.savez(stream, images=images, evaluations=evaluations)
                 made += len(index)
         if group.first and progress.due():
-            progress.show(made * group.world)
+            progress.show(min(made * group.world, num))
         if stop.raised() and number < rounds - 1:
             raise Stopped("finished batches are kept; the same command goes on")
     return made / (time.monotonic() - progress.began)

@@ -21,9 +21,17 @@ from pipeline.files import atomic
 Polygon = tuple[list[tuple[float, float]], int]
 
 CLASSES = (
-    "circle", "square", "triangle", "star", "ring",
-    "cross", "stripes", "heart", "crescent", "checker",
-)  # fmt: skip
+    "circle",
+    "square",
+    "triangle",
+    "star",
+    "ring",
+    "cross",
+    "stripes",
+    "heart",
+    "crescent",
+    "checker",
+)
 
 # ImageNet's oddities: (class, k) -> what is odd. They lie where a turn changes no class.
 ODDITIES = {
@@ -89,10 +97,9 @@ def outline(name: str) -> list[Polygon]:
         "heart": [heart()],
         "crescent": [ellipse(0.2, 0, 1, 1), ellipse(0.75, 0, 0.8, 0)],
         "checker": [
-            box(x - 4.5, y - 4.5, 0.5, 0.5)
-            for x in range(10) for y in range(10) if (x + y) % 2
+            box(x - 4.5, y - 4.5, 0.5, 0.5) for x in range(10) for y in range(10) if (x + y) % 2
         ],
-    }  # fmt: skip
+    }
     return shapes[name]
 
 
@@ -108,8 +115,7 @@ def draw_mask(name: str, size: tuple[int, int], rng: np.random.Generator) -> Ima
     pen = ImageDraw.Draw(mask)
     for corners, fill in outline(name):
         placed = [
-            (centre_x + cosine * x - sine * y, centre_y + sine * x + cosine * y)
-            for x, y in corners
+            (centre_x + cosine * x - sine * y, centre_y + sine * x + cosine * y) for x, y in corners
         ]
         pen.polygon(placed, fill=255 * fill)
     return mask.reduce(OVERSAMPLING)
@@ -140,9 +146,7 @@ def random_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
             return shape, ground
 
 
-def background(
-    colour: np.ndarray, size: tuple[int, int], rng: np.random.Generator
-) -> np.ndarray:
+def background(colour: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """A plain, a shaded or a mildly noisy ground, (H, W, 3), 0..255."""
     width, height = size
     kind = rng.choice(["plain", "gradient", "noise"])

@@ -17,8 +17,16 @@ from pipeline.config import MADE_SOURCES, Config
 from pipeline.errors import UserError
 
 IMAGE_SUFFIXES = {
-    ".jpeg", ".jpg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp",
-}  # fmt: skip
+    ".jpeg",
+    ".jpg",
+    ".png",
+    ".bmp",
+    ".gif",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+}
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 # Where an image set may lie in the image folder: folders hold class folders, tars class tars.
 PLACES = {
@@ -141,18 +149,23 @@ def assemble(
 
 def list_tree(place: Path) -> ImageSet:
     """The image set in the class folders of `place`; hidden folders are no classes."""
-    entries = sorted(os.listdir(place))
-    folders = [e for e in entries if (place / e).is_dir() and not e.startswith(".")]
-    others = [e for e in entries if not (place / e).is_dir()]
-    check_stray(place, others)
+    folders, files = list_folder(place)
+    check_stray(place, files)
     by_class: dict[str, list[ImageFile]] = {}
-    ignored = len(others)
+    ignored = len(files)
     for folder in folders:
-        with os.scandir(place / folder) as files:
-            names = [entry.name for entry in files if not entry.is_dir()]  # dead links too
-        by_class[folder] = [ImageFile(-1, f"{folder}/{n}") for n in names if is_image(n)]
-        ignored += len(names) - len(by_class[folder])
+        files = list_folder(place / folder)[1]
+        by_class[folder] = [ImageFile(-1, f"{folder}/{f}") for f in files if is_image(f)]
+        ignored += len(files) - len(by_class[folder])
     return assemble("tree", place, by_class, ignored)
+
+
+def list_folder(place: Path) -> tuple[list[str], list[str]]:
+    """Names of the folders that are not hidden, and of everything else, dead links too."""
+    with os.scandir(place) as scan:
+        entries = [(entry.name, entry.is_dir()) for entry in scan]
+    folders = [name for name, is_folder in entries if is_folder and not name.startswith(".")]
+    return folders, [name for name, is_folder in entries if not is_folder]
 
 
 # --- tar of tars -------------------------------------------------------------------------------

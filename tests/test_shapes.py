@@ -14,14 +14,16 @@ from PIL import Image
 from pipeline import shapes
 
 
+def files_of(content: bytes) -> dict[str, bytes]:
+    """{name: bytes} of a tar."""
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        streams = {member.name: archive.extractfile(member) for member in archive}
+        return {name: stream.read() for name, stream in streams.items() if stream}
+
+
 def read_tar(path: Path) -> dict[str, dict[str, bytes]]:
     """{class tar: {file: bytes}} of a tar of tars."""
-    found: dict[str, dict[str, bytes]] = {}
-    with tarfile.open(path) as outer:
-        for member in outer:
-            with tarfile.open(fileobj=outer.extractfile(member)) as inner:
-                found[member.name] = {m.name: inner.extractfile(m).read() for m in inner}
-    return found
+    return {name: files_of(content) for name, content in files_of(path.read_bytes()).items()}
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +70,12 @@ def test_sizes_and_oddities(tiny: Path) -> None:
     assert len({tuple(side) for side in sides}) > 100
     kinds = [(image.format, image.mode, image.getexif().get(0x0112)) for image in images]
     odd = sorted(k for k in kinds if k != ("JPEG", "RGB", None))
-    assert odd == [("JPEG", "CMYK", None), ("JPEG", "L", None), ("JPEG", "RGB", 6),
-                   ("PNG", "RGB", None)]  # fmt: skip
+    assert odd == [
+        ("JPEG", "CMYK", None),
+        ("JPEG", "L", None),
+        ("JPEG", "RGB", 6),
+        ("PNG", "RGB", None),
+    ]
 
 
 def features(pixels: np.ndarray) -> torch.Tensor:
@@ -88,11 +94,17 @@ def features(pixels: np.ndarray) -> torch.Tensor:
 def test_classes_can_be_told_apart_at_16_px() -> None:
     """The nearest class mean of one half names the other half."""
     n = 80
-    pixels = np.array([
-        np.asarray(Image.open(io.BytesIO(shapes.image_bytes(index, k, 0))).convert("RGB")
-                   .resize((16, 16), Image.Resampling.BOX))
-        for index in range(10) for k in range(n)
-    ])  # fmt: skip
+    pixels = np.array(
+        [
+            np.asarray(
+                Image.open(io.BytesIO(shapes.image_bytes(index, k, 0)))
+                .convert("RGB")
+                .resize((16, 16), Image.Resampling.BOX)
+            )
+            for index in range(10)
+            for k in range(n)
+        ]
+    )
     first, second = features(pixels).unflatten(0, (10, 2, n // 2)).unbind(1)  # (10, n / 2, 1280)
     right = torch.zeros(10)
     for known, asked in ((first, second), (second, first)):

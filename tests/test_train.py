@@ -1,0 +1,214 @@
+"""Training: the same model on any number of ranks, resumed anywhere; and what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline import checkpoint, train
+from pipeline.errors import Stopped, UserError
+from tests.conftest import ROOT, resolved, write_pack
+
+SMALL = [
+    "experiment=tiny",
+    "model.channel_mult=[1]",
+    "model.attention_at=[]",
+    "train.images=96",
+    "train.batch=12",
+    "train.lr=1e-4",
+    "train.ema_halflife_images=50",
+    "train.flip=true",
+    "runtime.log_images=12",
+    "runtime.checkpoint_images=24",
+    "runtime.progress_seconds=1000",
+]
+
+
+@pytest.fixture(autouse=True)
+def _restore_signals() -> Iterator[None]:
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pack")
+    write_pack(folder, num=40, size=8, classes=10)
+    return folder
+
+
+def words(pack: Path, out: Path, *more: str) -> list[str]:
+    return [*SMALL, f"data.path={pack}", f"out={out}", *more]
+
+
+def run(pack: Path, out: Path, *more: str) -> tuple[dict[str, Tensor], list[dict]]:
+    """Train in this process; the weights and the curve."""
+    train.main(words(pack, out, *more))
+    return outcome(out)
+
+
+def outcome(out: Path) -> tuple[dict[str, Tensor], list[dict]]:
+    weights, _ = checkpoint.load_weights(out / "weights.safetensors")
+    rows = [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
+    return weights, rows
+
+
+def torchrun(count: int, arguments: list[str]) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={count}", "-m", "pipeline.train", *arguments]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """Relative norm of the difference of two sets of weights."""
+    flat = [torch.cat([w[name].double().flatten() for name in sorted(w)]) for w in (a, b)]
+    return float((flat[0] - flat[1]).norm() / flat[0].norm())
+
+
+def losses(rows: list[dict]) -> list[float]:
+    return [row["loss"] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def reference(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """The run that all others must agree with: one process, one pass per step."""
+    return run(pack, tmp_path_factory.mktemp("reference"))
+
+
+def test_it_learns_and_logs(reference: tuple) -> None:
+    weights, rows = reference
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert [row["images"] for row in rows] == list(range(12, 97, 12))
+    assert np.mean(losses(rows)[-3:]) < np.mean(losses(rows)[:3])
+    assert all(row["grad_norm"] > 0 for row in rows)
+
+
+def test_accumulation_changes_nothing(reference: tuple, pack: Path, tmp_path: Path) -> None:
+    weights, rows = run(pack, tmp_path, "runtime.micro_batch=3")
+    assert difference(reference[0], weights) < 1e-5
+    np.testing.assert_allclose(losses(rows), losses(reference[1]), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "more"), [(2, ""), (3, "runtime.micro_batch=2")])
+def test_the_number_of_ranks_changes_nothing(
+    reference: tuple, pack: Path, tmp_path: Path, count: int, more: str
+) -> None:
+    process = torchrun(count, words(pack, tmp_path, *filter(None, [more])))
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    weights, rows = outcome(tmp_path)
+    assert difference(reference[0], weights) < 1e-5
+    np.testing.assert_allclose(losses(rows), losses(reference[1]), rtol=1e-5)
+
+
+def test_killed_and_resumed_is_bit_identical(reference: tuple, pack: Path, tmp_path: Path) -> None:
+    arguments = words(pack, tmp_path, "runtime.checkpoint_images=12")
+    process = subprocess.Popen([sys.executable, "-m", "pipeline.train", *arguments], cwd=ROOT)
+    while not list(tmp_path.glob("checkpoints/*/step-*.pt")):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "weights.safetensors").exists()
+    weights, rows = run(pack, tmp_path)
+    assert all(torch.equal(weights[name], reference[0][name]) for name in weights)
+    assert losses(rows) == losses(reference[1])  # no step twice, none missing
+
+
+def test_sigterm_saves_and_says_resumable(pack: Path, tmp_path: Path) -> None:
+    arguments = words(pack, tmp_path, "train.images=120000", "runtime.checkpoint_images=10000000")
+    process = torchrun(2, arguments)
+    metrics = []
+    while not metrics or metrics[0].stat().st_size < 500:
+        assert process.poll() is None
+        metrics = list(tmp_path.glob("checkpoints/*/metrics.jsonl"))
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "the same command goes on" in output
+    saved = list(tmp_path.glob("checkpoints/*/step-*.pt"))
+    rows = [json.loads(line) for line in metrics[0].read_text().splitlines()]
+    assert checkpoint.step_of(saved[-1]) == rows[-1]["step"]  # nothing lost
+
+
+def test_signal_in_one_process_raises_stopped(pack: Path, tmp_path: Path) -> None:
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    signal.setitimer(signal.ITIMER_REAL, 1.0)
+    with pytest.raises(Stopped, match="the same command goes on"):
+        train.main(words(pack, tmp_path, "train.images=1200000"))
+
+
+def test_a_longer_run_goes_on(pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run(pack, tmp_path, "train.images=48")
+    weights, rows = run(pack, tmp_path)
+    assert "going on from step 4 of 8" in capsys.readouterr().out
+    assert [row["step"] for row in rows] == list(range(1, 9))
+
+
+def test_each_experiment_has_its_own_checkpoints(
+    pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    first, _ = run(pack, tmp_path)
+    second, _ = run(pack, tmp_path, "train.lr=2e-4")
+    assert difference(first, second) > 1e-6
+    assert "going on" not in capsys.readouterr().out
+    again, _ = run(pack, tmp_path)
+    assert "going on from step 8 of 8" in capsys.readouterr().out
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_runtime_keys_are_not_part_of_the_identity() -> None:
+    record = {"sha256": "x"}
+    plain = train.identity(resolved(), record)
+    assert train.identity(resolved("runtime.workers=2", "launch.threads=3"), record) == plain
+    assert train.identity(resolved("train.images=5"), record) == plain
+    assert train.identity(resolved("train.seed=5"), record) != plain
+    assert train.identity(resolved(), {"sha256": "y"}) != plain
+
+
+def test_weights_carry_what_made_them(reference: tuple, pack: Path, tmp_path: Path) -> None:
+    run(pack, tmp_path)
+    _, about = checkpoint.load_weights(tmp_path / "weights.safetensors")
+    assert about["config"]["train"]["batch"] == 12
+    assert about["record"]["sha256"] == json.loads((pack / "manifest.json").read_text())["sha256"]
+    assert about["images"] == 96
+
+
+def test_bf16_learns_too(pack: Path, tmp_path: Path, reference: tuple) -> None:
+    _, rows = run(pack, tmp_path, "train.precision=bf16")
+    np.testing.assert_allclose(losses(rows), losses(reference[1]), rtol=0.02)
+    assert losses(rows) != losses(reference[1])
+
+
+def test_a_batch_that_the_ranks_cannot_divide(pack: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="train.batch=12 cannot be divided over 5 processes"):
+        train.preflight(words(pack, tmp_path), 5)
+    with pytest.raises(UserError, match="runtime.micro_batch=4 does not divide the 6 images"):
+        train.preflight(words(pack, tmp_path, "runtime.micro_batch=4"), 2)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_loss_that_is_not_finite_stops(pack: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not finite at step"):
+        run(pack, tmp_path, "train.lr=1e30", "train.warmup_images=0")
+    assert not (tmp_path / "weights.safetensors").exists()
+
+
+def test_steps_by_hand_take_the_packs_own_name(pack: Path) -> None:
+    job = train.prepare([*SMALL, f"data.path={pack}", "data.source=train"], 1)
+    assert job.out.parts[-2:] == ("shapes_tiny_8-box", "train")
