@@ -1,9 +1,8 @@
-"""Every key of the experiment: its type, its range and the stages that read it.
+"""The configuration: values laid over each other, checked, and handed to the stages.
 
-`config.yaml` holds the values (the reference experiment and the named deltas under
-`experiments:`); this module holds what a value may be. Values are laid over each other in the
-order config.yaml < experiments.NAME < command line; an unknown key is an error that names the
-nearest known one.
+config.yaml holds the values (the reference experiment, and named deltas under `experiments:`),
+pipeline/keys.py what a value may be. The order is config.yaml < experiments.NAME < command line;
+an unknown key is an error that names the nearest known one.
 """
 
 import difflib
@@ -16,152 +15,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import UserError
-
-PositiveInt = Annotated[int, Field(gt=0)]
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-# Image sets that the project makes itself, with their number of images per class.
-MADE_SOURCES = {"shapes": 250, "shapes_tiny": 24}
-
-
-class Section(BaseModel):
-    """Base of all sections: closed (no unknown keys), immutable, no infinities or NaN."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
-    )
-
-
-class Data(Section):
-    source: Literal["train", "train_blurred", "shapes", "shapes_tiny"]
-    resolution: Annotated[int, Field(ge=8, le=256)]  # px, both axes
-    recipe: Literal["box"]
-    expected_images: PositiveInt | None
-    expected_classes: PositiveInt | None
-    dir: str | None  # where the image set lies; None: IMAGENET_DIR
-    pack_dir: str | None  # where packs lie; None: IMAGENET_DIR
-    path: str | None  # one pack folder, in place of the one named by the keys above
-
-
-class Downsample(Section):
-    allow_bad: Annotated[int, Field(ge=0)]  # unreadable images that may be left out
-
-
-class Model(Section):
-    channels: Annotated[int, Field(ge=32, multiple_of=32)]  # width at full resolution
-    channel_mult: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]  # one per resolution
-    blocks: PositiveInt  # residual blocks per resolution
-    attention_at: tuple[PositiveInt, ...]  # downsampling factors that have attention
-    head_channels: PositiveInt | None  # channels per attention head; None: use `heads`
-    heads: PositiveInt
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    scale_shift_norm: bool
-    residual_updown: bool
-    conv_resample: bool
-    class_conditional: bool
-
-
-class Train(Section):
-    images: PositiveInt  # training length, images seen
-    batch: PositiveInt  # global batch, images, over all ranks and accumulation
-    lr: Positive
-    warmup_images: Annotated[int, Field(ge=0)]
-    betas: tuple[Fraction, Fraction]
-    weight_decay: Annotated[float, Field(ge=0)]
-    label_dropout: Fraction
-    flip: bool
-    ema_halflife_images: Positive
-    ema_rampup: Fraction  # half-life is at most this share of the images seen
-    precision: Literal["bf16", "fp32"]
-    seed: int
-
-
-class Sample(Section):
-    num: PositiveInt
-    solver: Literal["euler", "midpoint", "heun", "dopri5"]
-    steps: PositiveInt  # of a fixed grid
-    rtol: Positive  # of dopri5
-    atol: Positive
-    guidance: Annotated[float, Field(ge=0)]  # 1: the conditional velocity alone
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
-    precision: Literal["bf16", "fp32"]
-
-
-class Evaluate(Section):
-    extractor: Literal["inception-v3-compat", "efficientnet-lite0"]
-    metrics: Annotated[
-        tuple[Literal["fid", "kid", "isc", "prc"], ...], Field(min_length=1)
-    ]
-    kid_subsets: PositiveInt
-    kid_subset_size: PositiveInt
-    isc_splits: PositiveInt
-    prc_neighbourhood: PositiveInt
-    seed: int
-    weights: str | None  # file of the extractor's weights; None: look for them
-
-
-class Report(Section):
-    grid_classes: PositiveInt
-    grid_columns: PositiveInt
-
-
-class Gpus(Section):
-    train: PositiveInt
-    sample: PositiveInt
-    reference: PositiveInt
-    evaluate: PositiveInt
-
-
-class Runtime(Section):
-    gpus: Gpus
-    workers: PositiveInt
-    device: Literal["auto", "cpu", "cuda"]
-    compile: Literal["auto"] | bool
-    micro_batch: Literal["auto"] | PositiveInt
-    sample_batch: PositiveInt
-    feature_batch: PositiveInt
-    checkpoint_images: PositiveInt
-    checkpoint_minutes: Positive
-    keep_checkpoints: PositiveInt
-    log_images: PositiveInt
-    progress_seconds: Annotated[float, Field(ge=0)]
-
-
-class Launch(Section):
-    launcher: Literal["standalone", "none"]
-    threads: Literal["auto"] | PositiveInt
-
-
-class Config(Section):
-    experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    data: Data
-    downsample: Downsample
-    model: Model
-    train: Train
-    sample: Sample
-    evaluate: Evaluate
-    report: Report
-    runtime: Runtime
-    launch: Launch
-
-
-# The keys that each stage reads, which are all that can make it run again. Places
-# (data.dir, evaluate.weights, ...), runtime and launch are in none of them.
-DATA_KEYS = ("data.source", "data.resolution", "data.recipe")
-STAGE_KEYS: dict[str, tuple[str, ...]] = {
-    "downsample": (*DATA_KEYS, "data.expected_images", "data.expected_classes", "downsample"),
-    "train": (*DATA_KEYS, "model", "train"),
-    # which seeds there are is no key of one set of samples
-    "sample": (*DATA_KEYS, *(f"sample.{k}" for k in Sample.model_fields if k != "seeds")),
-    "reference": (*DATA_KEYS, "evaluate.extractor"),
-    "evaluate": (*DATA_KEYS, *(f"evaluate.{k}" for k in Evaluate.model_fields if k != "weights")),
-    "report": (*DATA_KEYS, "report"),
-}
-PLACES = ("data.dir", "data.pack_dir", "data.path", "evaluate.weights")
+from pipeline.keys import PLACES, STAGE_KEYS, Config
 
 DEFAULT_FILE = Path(__file__).parent.parent / "config.yaml"
 
@@ -175,7 +32,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         below = merged.get(key)
         both = isinstance(value, Mapping) and isinstance(below, Mapping)
-        merged[key] = merge(below, value) if both else value
+        merged[key] = merge(below or {}, value) if both else value
     return merged
 
 
@@ -277,9 +134,7 @@ def experiment_delta(name: str, deltas: Mapping[str, Any]) -> dict[str, Any]:
     return merge(experiment_delta(parent, deltas), delta) if parent else delta
 
 
-def resolve_resolution(
-    tree: Mapping[str, Any], environment: Mapping[str, str]
-) -> tuple[Any, str]:
+def resolve_resolution(tree: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[Any, str]:
     """The resolution and where it comes from: the config, else IMAGENET_RES, else 64."""
     section = tree.get("data")
     value = section.get("resolution") if isinstance(section, Mapping) else None

@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import layout
-from pipeline.config import Config, resolve, resolve_resolution, settings_words, stage_keys
+from pipeline.config import resolve, resolve_resolution, settings_words, stage_keys
+from pipeline.keys import Config
 
-REMEDIES = {
-    "IMAGENET_DIR": "export IMAGENET_DIR=/path/to/imagenet, or give data.dir and data.pack_dir"
-}
+REMEDIES = {"IMAGENET_DIR": "export IMAGENET_DIR=FOLDER, or give data.dir and data.pack_dir"}
 
 
 class Experiment:
     """One resolved experiment, as the Snakefile sees it."""
 
     def __init__(self, files: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-        """`files`: config.yaml and --configfile with --config over them; `given`: --config alone."""
+        """`files`: config.yaml, --configfile and --config; `given`: --config alone."""
         self.config: Config = resolve(files, given)
         self.runtime = self.config.runtime
         self.settings = settings_words(self.config)

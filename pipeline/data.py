@@ -46,7 +46,9 @@ def open_pack(folder: Path, record: dict[str, Any]) -> Pack:
     images, labels = load_npy(folder / "images.npy"), load_npy(folder / "labels.npy")
     size, num = record["resolution"], record["num_images"]
     if images.shape != (num, size, size, 3) or images.dtype != np.uint8 or labels.shape != (num,):
-        raise UserError(f"pack {folder} is damaged (shapes differ from its record): run `make data`")
+        raise UserError(
+            f"pack {folder} is damaged (shapes differ from its record): run `make data`"
+        )
     check_labels(labels, len(record["classes"]), folder)
     return Pack(images, labels, record)
 

@@ -1,4 +1,4 @@
-"""Who am I among the ranks: rank, world size, device, and the few things ranks say to each other."""
+"""This process among the ranks: rank, world size, device, and what ranks say to each other."""
 
 import os
 import signal
@@ -51,8 +51,8 @@ def pick_device(wanted: str, local_rank: int) -> torch.device:
     if local_rank >= count:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
         raise UserError(
-            f"{count} GPUs are visible (CUDA_VISIBLE_DEVICES={visible}) but local rank {local_rank} "
-            f"needs one more: start {max(count, 1)} processes or make more devices visible"
+            f"{count} GPUs are visible (CUDA_VISIBLE_DEVICES={visible}) but local rank "
+            f"{local_rank} needs one more: start fewer processes or make more devices visible"
         )
     return torch.device("cuda", local_rank)
 

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
@@ -25,5 +25,6 @@ class EMA:
     @torch.no_grad()
     def update(self, net: nn.Module, images_seen: int, batch: int) -> None:
         """Move the average towards `net` after a step that ended at `images_seen` images."""
-        averages, currents = list(self.net.parameters()), list(net.parameters())
+        averages: list[Tensor] = list(self.net.parameters())
+        currents: list[Tensor] = list(net.parameters())
         torch._foreach_lerp_(averages, currents, 1.0 - self.decay(images_seen, batch))

@@ -1,4 +1,4 @@
-"""User errors: one sentence on stderr (what, where, remedy) and exit status 2, never a traceback."""
+"""User errors: one sentence on stderr (what, where, remedy) and exit status 2, no traceback."""
 
 import os
 import sys

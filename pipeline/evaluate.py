@@ -20,13 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import Config, Runtime, load_step
 from pipeline.config import Evaluate as Settings
+from pipeline.config import load_step
 from pipeline.data import Pack, open_pack
 from pipeline.distributed import pick_device
 from pipeline.errors import UserError, run_main
 from pipeline.extractors import Extractor, batches, load_extractor
 from pipeline.files import load_npy, read_json, write_json
+from pipeline.keys import Config, Runtime
 from pipeline.layout import pack_folder, record_file, reference_file, run_folder, sampler_name
 from pipeline.scores import Entry, Reference, Sides, all_scores, class_accuracy, load_reference
 from pipeline.torchvision_cpu import torch_fidelity
@@ -108,10 +109,12 @@ def check_numbers(settings: Settings, num_samples: int, num_real: int) -> None:
 
 
 def read_labels(samples: Path, num: int, num_classes: int) -> np.ndarray | None:
-    """Labels of the samples, or None where there is no labels.npy."""
+    """Labels of the samples; None where there is no labels.npy or all are -1 (no classes)."""
     if not (samples / "labels.npy").exists():
         return None
     labels = load_npy(samples / "labels.npy")
+    if labels.shape == (num,) and (labels == -1).all():
+        return None
     fits = labels.shape == (num,) and np.issubdtype(labels.dtype, np.integer)
     if not fits or labels.min() < 0 or labels.max() >= num_classes:
         raise UserError(

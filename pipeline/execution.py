@@ -31,7 +31,7 @@ def prepare(net: nn.Module, device: torch.device, setting: str | bool, loud: boo
 
     Auto compiles on CUDA only: on CPU the compilation takes longer than it saves in a short run.
     """
-    net = net.to(device, memory_format=memory_format(device))
+    net = net.to(device).to(memory_format=memory_format(device))  # type: ignore[call-overload]
     if setting is False or (setting == "auto" and device.type == "cpu"):
         return net
     if compiler(device) is None:

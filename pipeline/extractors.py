@@ -208,7 +208,7 @@ def download_inception(target: Path) -> None:
     except (OSError, RuntimeError, HTTPException) as error:
         raise UserError(
             f"the Inception weights are missing and cannot be downloaded ({error}): put "
-            f"{INCEPTION_FILE} from {INCEPTION_URL} at {target}, or give evaluate.weights=FILE"
+            f"{INCEPTION_URL} at {target}, give evaluate.weights=FILE, or run `make inception`"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Files that are never seen half-written: temporary name, flush, fsync, rename; and hashes of them."""
+"""Files that are never seen half-written: temporary name, fsync, rename; and their hashes."""
 
 import errno
 import hashlib
@@ -27,7 +27,7 @@ def atomic(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise disk_error(error, path) from error
     finally:

@@ -15,13 +15,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
 from pipeline import gpus
-from pipeline.config import Config, load_step
+from pipeline.config import load_step
 from pipeline.errors import EXIT_RESUMABLE, UserError, run_main
+from pipeline.keys import Config
 from pipeline.prctl import die_with_parent
 
 KNOWN = (*Config.model_fields, "experiments", "config")  # words that are no path of a step
@@ -76,12 +78,12 @@ def relay(source: IO[bytes], log: IO[bytes] | None) -> None:
                 sink.write(chunk)
                 sink.flush()
             except BrokenPipeError:  # whoever read our output is gone; the log goes on
-                terminal = open(os.devnull, "wb")  # noqa: SIM115
+                terminal = Path(os.devnull).open("wb")  # noqa: SIM115
                 break
 
 
 def _die_with_us() -> None:
-    """In the child: SIGTERM when this launcher dies, SIGKILL included, so that ranks save and leave."""
+    """In the child: SIGTERM when this launcher dies in any way, so that ranks save and leave."""
     die_with_parent(signal.SIGTERM)
 
 
@@ -104,20 +106,16 @@ def supervise(words: list[str], environment: Mapping[str, str], log: Path | None
 
     def forward(number: int, frame: FrameType | None) -> None:
         signals.append(number)
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGTERM if len(signals) == 1 else signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, forward)
     assert child.stdout is not None
     relay(child.stdout, stream)
     status = child.wait()
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     if signals and status != 0:
         return EXIT_RESUMABLE
     return status if status >= 0 else 128 - status

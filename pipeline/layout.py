@@ -4,8 +4,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.config import MADE_SOURCES, Config, Sample
+from pipeline.config import stage_keys
 from pipeline.errors import UserError
+from pipeline.files import write_json
+from pipeline.keys import MADE_SOURCES, Config, Sample
 
 RESULTS = Path("results")
 
@@ -34,7 +36,7 @@ def image_root(config: Config, environment: Mapping[str, str] = os.environ) -> P
 
 
 def pack_folder(config: Config, environment: Mapping[str, str] = os.environ) -> Path:
-    """The folder of the pack: data.path, else `<data.pack_dir or IMAGENET_DIR>/<source>_<res>/<recipe>`.
+    """data.path, else `<data.pack_dir or IMAGENET_DIR>/<source>_<res>/<recipe>`.
 
     Raises UserError where none of the three is given.
     """
@@ -76,3 +78,8 @@ def sampler_name(sample: Sample) -> str:
     fixed = sample.solver != "dopri5"
     name = f"{sample.solver}-{sample.steps if fixed else f'{sample.rtol:g}'}"
     return name if sample.guidance == 1 else f"{name}-g{sample.guidance:g}"
+
+
+def write_config(folder: Path, config: Config, stage: str) -> None:
+    """`config.json` of a stage's folder: the resolved keys that the stage read, nothing else."""
+    write_json(folder / "config.json", stage_keys(config, stage))

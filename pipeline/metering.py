@@ -35,10 +35,8 @@ class Progress:
         rate = self.rate(done)
         left = clock((self.total - done) / rate) if rate > 0 else "?"
         note = f"  {note}" if note else ""
-        print(
-            f"{self.what}: {done:,} of {self.total:,} images{note}  {rate:,.0f} images/s  {left} left",
-            flush=True,
-        )
+        share = f"{done:,} of {self.total:,} images"
+        print(f"{self.what}: {share}{note}  {rate:,.0f} images/s  {left} left", flush=True)
 
 
 class Metrics:

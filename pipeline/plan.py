@@ -5,6 +5,7 @@ their only list; sizes and steps follow from the configuration.
 """
 
 import argparse
+import math
 import os
 import re
 import subprocess
@@ -16,8 +17,9 @@ from typing import Any
 import torch
 
 from pipeline import gpus, layout
-from pipeline.config import DEFAULT_FILE, Config, load_yaml, merge, parse_overrides, resolve
+from pipeline.config import DEFAULT_FILE, load_yaml, merge, parse_overrides, resolve
 from pipeline.errors import UserError, run_main
+from pipeline.keys import Config
 from pipeline.unet import UNet
 
 IMAGENET_CLASSES = 1000  # for the size of the embedding where no record tells
@@ -110,16 +112,12 @@ def facts(config: Config) -> str:
         net = UNet(config.model, config.data.expected_classes or IMAGENET_CLASSES)
     weights = 4 * sum(p.numel() for p in net.parameters())
     samples = config.sample.num * res * res * 3
-    epochs = (
-        f"{train.images / num:,.1f} epochs of {num:,} images" if num else "epochs: not known yet"
-    )
+    epochs = f"{train.images / num:,.1f} epochs of {num:,}" if num else "epochs: not known yet"
     lines = {
         "network": f"{weights / 4e6:.1f} M parameters",
-        "training": f"{-(-train.images // train.batch):,} steps of {train.batch:,} images, {epochs}",
+        "training": f"{math.ceil(train.images / train.batch):,} steps of {train.batch:,}, {epochs}",
         "samples": f"{config.sample.num:,} images for each of {len(config.sample.seeds)} seed(s)",
-        "pack": f"{size(num * (res * res * 3 + 8))}"
-        if num
-        else "not known before the images are listed",
+        "pack": size(num * (res * res * 3 + 8)) if num else "not known yet",
         "checkpoints": f"{size(4 * weights)} each, {config.runtime.keep_checkpoints} kept",
         "weights": size(weights),
         "sample files": size(samples * len(config.sample.seeds)),

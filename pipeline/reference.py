@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import Runtime, load_step
+from pipeline.config import load_step
 from pipeline.data import Pack, open_pack
 from pipeline.distributed import pick_device
 from pipeline.errors import UserError, run_main
 from pipeline.extractors import Extractor, batches, load_extractor
 from pipeline.files import read_json
+from pipeline.keys import Runtime
 from pipeline.layout import pack_folder, record_file, reference_file
 from pipeline.scores import Moments, Reference, save_reference
 

@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.config import Config, load_step
+from pipeline.config import load_step
 from pipeline.errors import UserError, run_main
 from pipeline.files import atomic_stream, load_npy, read_json
 from pipeline.grid import Panel, curve_chart, distance_chart, number, panel_grid, shorten
+from pipeline.keys import Config
 from pipeline.layout import pack_folder
 from pipeline.metering import clock
 

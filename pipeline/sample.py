@@ -7,7 +7,7 @@ is k modulo the number of classes, whatever the batch size and the number of ran
 batches are kept in `shards/` until all are there, so an interrupted run goes on.
 """
 
-import os
+import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -19,21 +19,20 @@ import torch
 from torch import Tensor
 
 from pipeline import checkpoint, execution, flow, noise, solver
-from pipeline.config import Config, Model, load_step, stage_keys
+from pipeline.config import load_step, stage_keys
 from pipeline.data import to_uint8
 from pipeline.distributed import Ranks, StopFlag, ranks
 from pipeline.errors import Stopped, UserError, run_main
 from pipeline.files import (
-    atomic,
     atomic_stream,
-    load_npy,
     save_npy,
     sha256_file,
     sha256_json,
     write_json,
 )
 from pipeline.grid import save_grid
-from pipeline.layout import run_folder, sampler_name
+from pipeline.keys import Config, Model
+from pipeline.layout import run_folder, sampler_name, write_config
 from pipeline.metering import Progress
 from pipeline.unet import UNet
 
@@ -100,7 +99,7 @@ def build_net(job: Job, group: Ranks) -> torch.nn.Module:
 
 
 def velocity_field(job: Job, net: torch.nn.Module, labels: Tensor) -> solver.Velocity:
-    """The (guided) velocity of images whose classes are `labels` (B,); both branches in one call."""
+    """The (guided) velocity of images with classes `labels` (B,); both branches in one call."""
     sample, none = job.config.sample, len(job.classes)
 
     def velocity(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
@@ -110,7 +109,8 @@ def velocity_field(job: Job, net: torch.nn.Module, labels: Tensor) -> solver.Vel
                 return net(x, t, known).to(x.dtype)
             both = torch.cat([known, torch.full_like(known, none)])
             pair = net(torch.cat([x, x]), torch.cat([t, t]), both).to(x.dtype)
-        return flow.guided(*pair.chunk(2), sample.guidance)
+        conditional, unconditional = pair.chunk(2)
+        return flow.guided(conditional, unconditional, sample.guidance)
 
     return velocity
 
@@ -138,7 +138,7 @@ def sample_shards(job: Job, group: Ranks, shards: Path) -> float:
     net = build_net(job, group)
     num, size = job.config.sample.num, job.config.runtime.sample_batch
     starts = list(range(0, num, size))[group.rank :: group.world]
-    rounds = -(-(-(-num // size)) // group.world)  # the same on all ranks, for the stop flag
+    rounds = math.ceil(num / (size * group.world))  # the same on all ranks, for the stop flag
     progress = Progress("sample", num, job.config.runtime.progress_seconds)
     made = 0
     for number in range(rounds):
@@ -196,6 +196,7 @@ def collect(
         "train": {k: job.about[k] for k in ("images", "gpu_hours", "config", "torch")},
         "data": job.about["record"],
     }
+    write_config(job.out, job.config, "sample")
     write_json(job.out / "sample.json", about)
     shutil.rmtree(shards.parent)
 

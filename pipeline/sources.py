@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from pipeline import layout, shapes
-from pipeline.config import MADE_SOURCES, Config
 from pipeline.errors import UserError
+from pipeline.keys import MADE_SOURCES, Config
 
 IMAGE_SUFFIXES = {
     ".jpeg",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config import Model
+from pipeline.keys import Model
 
 GROUPS = 32  # of every GroupNorm
 
@@ -95,7 +95,9 @@ class Attention(nn.Module):
         """(B,C,H,W) -> (B,C,H,W); the embedding is not used."""
         b, c, h, w = x.shape
         q, k, v = (
-            part.reshape(b, self.heads, c // self.heads, h * w).transpose(2, 3)  # (B,heads,HW,C/heads)
+            part.reshape(b, self.heads, c // self.heads, h * w).transpose(
+                2, 3
+            )  # (B,heads,HW,C/heads)
             for part in self.qkv(self.norm(x)).chunk(3, dim=1)
         )
         mixed = F.scaled_dot_product_attention(q, k, v)
@@ -185,13 +187,13 @@ class UNet(nn.Module):
         h = self.stem(x)
         skips = [h]
         for stage in self.encoder:
-            for layer in stage:
+            for layer in stage.children():
                 h = layer(h, embedding)
             skips.append(h)
         for layer in self.middle:
             h = layer(h, embedding)
         for stage in self.decoder:
             h = torch.cat([h, skips.pop()], dim=1)
-            for layer in stage:
+            for layer in stage.children():
                 h = layer(h, embedding)
         return self.out_conv(F.silu(self.out_norm(h)))

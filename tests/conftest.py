@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline import config
-from pipeline.config import Config, Model
+from pipeline.keys import Config, Model
 
 ROOT = Path(__file__).parent.parent
 

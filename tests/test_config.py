@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import config
+from pipeline import config, keys
 from pipeline.errors import UserError
 from tests.conftest import ROOT, resolved
 
@@ -89,16 +89,16 @@ def test_bad_imagenet_res_is_refused() -> None:
 
 
 def test_hardware_and_places_are_in_no_stage() -> None:
-    everything = {k for keys in config.STAGE_KEYS.values() for k in keys}
+    everything = {k for words in keys.STAGE_KEYS.values() for k in words}
     assert not [k for k in everything if k.startswith(("runtime", "launch"))]
-    assert not everything & set(config.PLACES)
+    assert not everything & set(keys.PLACES)
 
 
 def test_every_other_key_is_read_by_some_stage() -> None:
-    stages = [config.stage_keys(resolved(), stage) for stage in config.STAGE_KEYS]
+    stages = [config.stage_keys(resolved(), stage) for stage in keys.STAGE_KEYS]
     for key in config.known_keys():
         section = key.partition(".")[0]
-        named = key in (*config.PLACES, "experiment", "sample.seeds") or "." not in key
+        named = key in (*keys.PLACES, "experiment", "sample.seeds") or "." not in key
         if named or section in ("runtime", "launch"):
             continue
         assert any(_has(stage, key) for stage in stages), key
@@ -114,11 +114,11 @@ def _has(tree: dict, key: str) -> bool:
 
 def test_a_stage_gets_its_keys_back_from_its_json() -> None:
     tiny = resolved("experiment=tiny", "train.lr=0.5")
-    for stage in config.STAGE_KEYS:
-        keys = config.stage_keys(tiny, stage)
-        words = [f"config={yaml.safe_dump(keys, default_flow_style=True, width=10**9)}"]
+    for stage in keys.STAGE_KEYS:
+        wanted = config.stage_keys(tiny, stage)
+        words = [f"config={yaml.safe_dump(wanted, default_flow_style=True, width=10**9)}"]
         again, _ = config.load_step(words, ())
-        assert config.stage_keys(again, stage) == keys
+        assert config.stage_keys(again, stage) == wanted
 
 
 def test_settings_come_back_from_their_words() -> None:

@@ -10,23 +10,19 @@ import signal
 import subprocess
 import sys
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import downsample as step
+from pipeline.decode import decode_all
 from pipeline.errors import UserError
-from pipeline.sources import ImageFile, list_images
+from pipeline.sources import list_images
 from tests.conftest import ROOT, resolved
 from tests.photos import write_photos
-
-EXIF_ORIENTATION = 0x0112
 
 
 def words(root: Path, *more: str) -> list[str]:
@@ -102,57 +98,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", place], check=True)
 
 
-# --- pixels ------------------------------------------------------------------------------------
-
-FORMATS = {
-    "1": "PNG",
-    "L": "PNG",
-    "LA": "PNG",
-    "P": "PNG",
-    "RGB": "JPEG",
-    "RGBA": "PNG",
-    "CMYK": "JPEG",
-    "I;16": "PNG",
-    "I": "TIFF",
-    "F": "TIFF",
-}
-
-
-def random_image(mode: str, size: tuple[int, int], seed: int) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    if mode in ("I;16", "I", "F"):
-        kind = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
-        return Image.fromarray(rng.integers(0, 999, size[::-1]).astype(kind))
-    noise = Image.fromarray(rng.integers(0, 256, (*size[::-1], 4), dtype=np.uint8))
-    return noise if mode == "RGBA" else noise.convert("RGB").convert(mode)
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    mode=st.sampled_from(sorted(FORMATS)),
-    size=st.tuples(st.integers(1, 50), st.integers(1, 50)),
-    resolution=st.sampled_from([8, 16, 31, 64]),
-    orientation=st.integers(1, 8),
-    seed=st.integers(0, 99),
-)
-@example("RGB", (1, 1), 64, 1, 0)
-@example("CMYK", (400, 3), 8, 6, 0)
-@example("P", (3, 400), 16, 1, 0)
-def test_pixels_are_pillows(
-    mode: str, size: tuple[int, int], resolution: int, orientation: int, seed: int
-) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        exif = Image.Exif()
-        exif[EXIF_ORIENTATION] = orientation
-        path = Path(folder) / f"image.{FORMATS[mode].lower()}"
-        random_image(mode, size, seed).save(path, FORMATS[mode], exif=exif)
-        decoded = step.decode(Path(folder), ImageFile(0, path.name), resolution)
-        assert decoded.pixels is not None, decoded.problem
-        with Image.open(path) as opened:
-            expected = opened.convert("RGB").resize((resolution,) * 2, Image.Resampling.BOX)
-    np.testing.assert_array_equal(decoded.pixels, np.asarray(expected))
-    assert decoded.pixels.dtype == np.uint8
-    assert ("exif_rotated" in decoded.traits) == (orientation != 1)
+# --- packs ---------------------------------------------------------------------------------------
 
 
 def test_rows_labels_and_record(photos: Path) -> None:
@@ -195,7 +141,7 @@ def test_tree_and_tar_give_the_same_pack(photos: Path) -> None:
 def test_bytes_do_not_depend_on_workers(tmp_path: Path) -> None:
     write_photos(tmp_path, per_class=20, size=48)  # more than wait in the queue at a time
     image_set = list_images(resolved(*words(tmp_path)))
-    ones, twos = (list(step.decode_all(image_set, 8, workers)) for workers in (1, 2))
+    ones, twos = (list(decode_all(image_set, 8, workers)) for workers in (1, 2))
     assert len(ones) == 140 and [d.traits for d in ones] == [d.traits for d in twos]
     for one, two in zip(ones, twos, strict=True):
         np.testing.assert_array_equal(one.pixels, two.pixels)
@@ -293,19 +239,6 @@ def test_allowed_bad_images_are_left_out(photos: Path) -> None:
     assert manifest["per_class"]["cat"] == 5 and manifest["num_images"] == 40
     with pytest.raises(UserError, match=r"3 images of .* are unreadable: cat/cat_1\.JPEG"):
         make(photos)  # the pack is there, but the configuration allows none
-
-
-def test_decompression_bombs_are_unreadable(tmp_path: Path) -> None:
-    Image.new("1", (20000, 20000)).save(tmp_path / "bomb.png")
-    decoded = step.decode(tmp_path, ImageFile(0, "bomb.png"), 8)
-    assert decoded.pixels is None and decoded.problem.startswith("DecompressionBombError")
-
-
-def test_other_formats_are_unreadable(tmp_path: Path) -> None:
-    """Pillow would hand EPS to another program."""
-    Image.new("RGB", (9, 9)).save(tmp_path / "image.eps")
-    (tmp_path / "image.eps").rename(tmp_path / "image.jpg")
-    assert step.decode(tmp_path, ImageFile(0, "image.jpg"), 8).problem.startswith("no image")
 
 
 def test_a_class_must_keep_an_image(photos: Path) -> None:
@@ -446,7 +379,7 @@ def test_folders_that_cannot_be_written_are_named(photos: Path, small_disk: Path
 
 
 def test_a_killed_worker_is_an_error_not_a_hang(photos: Path) -> None:
-    rows = step.decode_all(list_images(resolved(*words(photos))), 8, 2)
+    rows = decode_all(list_images(resolved(*words(photos))), 8, 2)
     next(rows)
     for child in multiprocessing.active_children():
         child.kill()

@@ -1,4 +1,4 @@
-"""Scores against their oracles, and evaluation of a folder of samples from end to end."""
+"""Evaluation of a folder of samples from end to end, and what it refuses."""
 
 import hashlib
 import json
@@ -6,187 +6,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageFilter
-from scipy.linalg import sqrtm
-from torch.utils.data import Dataset
 
 from pipeline import evaluate, reference, scores
 from pipeline.errors import UserError
 from pipeline.extractors import load_extractor
-from pipeline.scores import Moments, frechet, moments_of
 from pipeline.torchvision_cpu import torch_fidelity
 from tests.conftest import ROOT
-from tests.test_extractors import save_random_inception
-
-CPU = torch.device("cpu")
-CLASSES = 3
-
-
-def drawn(num: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coloured discs, squares and triangles on plain ground: images and their classes."""
-    rng = np.random.default_rng(seed)
-    images, labels = [], np.sort(np.arange(num) % CLASSES)
-    for label in labels:
-        picture = Image.new("RGB", (size, size), tuple(rng.integers(0, 90, 3)))
-        x, y, r = (*rng.uniform(0.35, 0.65, 2) * size, rng.uniform(0.2, 0.3) * size)
-        sides = ((x - r, y - r), (x + r, y + r))
-        corners = ((x, y - r), (x - r, y + r), (x + r, y + r))
-        pen, colour = ImageDraw.Draw(picture), tuple(rng.integers(150, 256, 3))
-        shapes = (pen.ellipse, pen.rectangle, pen.polygon)
-        shapes[label](corners if label == 2 else sides, fill=colour)
-        images.append(np.asarray(picture))
-    return np.stack(images), labels.astype(np.int64)
-
-
-# --- moments and scores ------------------------------------------------------------------------
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    num=st.integers(2, 60),
-    cuts=st.lists(st.integers(0, 60), max_size=5),
-    offset=st.floats(-50, 50),
-)
-def test_moments_do_not_depend_on_the_batches(
-    seed: int, num: int, cuts: list[int], offset: float
-) -> None:
-    rng = np.random.default_rng(seed)
-    features = (rng.normal(size=(num, 7)) * rng.uniform(0.1, 3, 7) + offset).astype(np.float32)
-    moments = Moments(7)
-    for part in np.split(features, sorted(min(c, num) for c in cuts)):
-        moments.update(torch.from_numpy(part))
-    exact = features.astype(np.float64)
-    assert moments.num == num
-    np.testing.assert_allclose(moments.mu, exact.mean(0), rtol=1e-10, atol=1e-10)
-    np.testing.assert_allclose(moments.sigma, np.cov(exact.T), rtol=1e-10, atol=1e-10)
-
-
-def test_frechet_equals_the_formula_with_a_matrix_root() -> None:
-    rng = np.random.default_rng(3)
-    one, two = rng.normal(size=(50, 6)), rng.normal(size=(60, 6)) @ rng.normal(size=(6, 6)) + 1
-    moments = [(x.mean(0), np.cov(x.T)) for x in (one, two)]
-    (mu1, sigma1), (mu2, sigma2) = moments
-    root = sqrtm(sigma1 @ sigma2).real
-    expected = ((mu1 - mu2) ** 2).sum() + np.trace(sigma1 + sigma2 - 2 * root)
-    assert frechet(mu1, sigma1, mu2, sigma2) == pytest.approx(expected, rel=1e-9)
-    assert frechet(mu1, sigma1, mu1, sigma1) == pytest.approx(0, abs=1e-9)
-
-
-class Rows(Dataset):
-    """Images as torch-fidelity reads them: uint8 (3,H,W)."""
-
-    def __init__(self, images: np.ndarray) -> None:
-        self.images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.images[index]
-
-
-def test_scores_equal_torch_fidelity(tmp_path: Path) -> None:
-    """FID, KID, Inception score, precision and recall of the same images, by the same weights."""
-    weights = str(save_random_inception(tmp_path / "inception.pth"))
-    real, made = drawn(6, 24, 0)[0], drawn(7, 24, 1)[0]
-    made[:, ::2] = 255 - made[:, ::2]
-    kid: dict[str, Any] = {"kid_subsets": 4, "kid_subset_size": 5}
-    wanted = torch_fidelity.calculate_metrics(
-        input1=Rows(made),
-        input2=Rows(real),
-        feature_extractor="inception-v3-compat",
-        feature_extractor_weights_path=weights,
-        fid=True,
-        isc=True,
-        prc=True,
-        **kid,
-        isc_splits=3,
-        kid=True,
-        cuda=False,
-        save_cpu_ram=True,
-        verbose=False,
-        cache=False,
-        rng_seed=7,
-    )
-    extractor = load_extractor("inception-v3-compat", weights, CPU)
-    features, logits = extractor.features(made)
-    other, _ = extractor.features(real)
-    one, two = moments_of(features), moments_of(other)
-    assert logits is not None
-    found = [
-        frechet(one.mu, one.sigma, two.mu, two.sigma),
-        *scores.kernel_distance(features, other, 4, 5, 7),
-        *scores.inception_score(logits, 3, 7),
-        *scores.precision_recall(features, other, 3),
-    ]
-    keys = (
-        "frechet_inception_distance",
-        "kernel_inception_distance_mean",
-        "kernel_inception_distance_std",
-        "inception_score_mean",
-        "inception_score_std",
-        "precision",
-        "recall",
-    )
-    for key, value in zip(keys, found, strict=True):  # a spread has the error of its mean
-        error = 1e-5 * wanted[key.replace("std", "mean")]
-        assert value == pytest.approx(wanted[key], abs=error), key
-
-
-def test_precision_is_of_the_made_images_and_recall_of_the_real_ones() -> None:
-    """All made images in one of two real clusters: precision 1, recall one half."""
-    rng = np.random.default_rng(4)
-    cluster = torch.from_numpy(rng.normal(size=(40, 2)).astype(np.float32))
-    real = torch.cat([cluster, cluster + 1000])
-    made = cluster[:20] + 0.01
-    assert scores.precision_recall(made, real, 3) == pytest.approx((1.0, 0.5), abs=0.15)
-
-
-def test_class_accuracy_by_hand() -> None:
-    real = torch.tensor([[0.0, 0], [2, 0], [10, 0], [12, 0], [0, 30.0]])
-    real_labels = torch.tensor([0, 0, 1, 1, 2])  # means (1,0), (11,0), (0,30)
-    features = torch.tensor([[5.0, 0], [7, 0], [11, 1], [0, 29]])
-    labels = torch.tensor([0, 0, 1, 1])
-    found = scores.class_accuracy(real, real_labels, features, labels, 3)
-    assert found == {"overall": 0.5, "per_class": [0.5, 0.5, None]}
-
-
-def test_distances_order_as_the_eye_does() -> None:
-    images, _ = drawn(180, 32, 5)
-    order = np.random.default_rng(0).permutation(180)
-    half, rest = images[order[:90]], images[order[90:]]
-    blurred = [Image.fromarray(x).filter(ImageFilter.GaussianBlur(1)) for x in half]
-    noise = evaluate.noise_images(slice(0, 90), 32, 0)
-    extractor = load_extractor("efficientnet-lite0", None, CPU)
-
-    def features(images: Any) -> torch.Tensor:
-        return extractor.features(np.stack([np.asarray(i) for i in images]))[0]
-
-    real = features(rest)
-    sides = [features(x) for x in (half, blurred, noise)]
-    target = moments_of(real)
-    frechets = [frechet(m.mu, m.sigma, target.mu, target.sigma) for m in map(moments_of, sides)]
-    kernels = [scores.kernel_distance(x, real, 10, 40, 0)[0] for x in sides]
-    for same, blur, noisy in (frechets, kernels):
-        assert same < blur / 2 < noisy / 2
-
-
-def test_noise_does_not_depend_on_the_batches() -> None:
-    whole = evaluate.noise_images(slice(0, 300), 8, 1)
-    np.testing.assert_array_equal(whole[5:7], evaluate.noise_images(slice(5, 7), 8, 1))
-    assert abs(whole.mean() - 127.5) < 1 and whole.min() == 0 and whole.max() == 255
-
-
-# --- evaluation --------------------------------------------------------------------------------
+from tests.test_scores import CLASSES, CPU, drawn
 
 
 class World(NamedTuple):
@@ -214,8 +44,13 @@ def sha256(array: np.ndarray) -> str:
 
 def world_at(root: Path) -> World:
     """The world in `root`."""
-    words = ["experiment=tiny", "data.resolution=16", f"data.path={root / 'pack'}",
-             "runtime.device=cpu", "evaluate.kid_subsets=5"]
+    words = [
+        "experiment=tiny",
+        "data.resolution=16",
+        f"data.path={root / 'pack'}",
+        "runtime.device=cpu",
+        "evaluate.kid_subsets=5",
+    ]
     return World(root, words)
 
 
@@ -225,8 +60,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("world")
     images, labels = drawn(60, 16, 0)
     hashes = {"images": sha256(images), "labels": sha256(labels)}
-    record = {"source": "shapes", "resolution": 16, "recipe": "box", "num_images": 60,
-              "classes": ["disc", "square", "triangle"], "sha256": hashes}
+    record = {
+        "source": "shapes",
+        "resolution": 16,
+        "recipe": "box",
+        "num_images": 60,
+        "classes": ["disc", "square", "triangle"],
+        "sha256": hashes,
+    }
     for name, (rows, names) in {"pack": (images, labels), "samples": drawn(21, 16, 9)}.items():
         (root / name).mkdir()
         np.save(root / name / "images.npy", rows)
@@ -257,18 +98,17 @@ def test_end_to_end_as_commands(world: World) -> None:
     record, statistics = f"record={root / 'record'}", root / "ref" / "shapes.npz"
     made = command("reference", record, f"out={statistics}")
     assert made.returncode == 0, made.stderr
-    words = (record, f"samples={root / 'samples'}", f"reference={statistics}", f"out={root / 'm'}",
-             "evaluate.metrics=[kid]")
+    words = (
+        record,
+        f"samples={root / 'samples'}",
+        f"reference={statistics}",
+        f"out={root / 'm'}",
+        "evaluate.metrics=[kid]",
+    )
     done = command("evaluate", *words)
     assert done.returncode == 0, done.stderr
-    result = json.loads((root / "m").read_text())
-    assert [m["name"] for m in result["metrics"]] == [
-        "frechet_efflite0_96",
-        "kid_efflite0_96",
-        "precision_efflite0_96",
-        "recall_efflite0_96",
-    ]
-    assert "FID" not in done.stdout and "Fréchet distance, EfficientNet-Lite0" in done.stdout
+    assert json.loads((root / "m").read_text())["metrics"][0]["name"] == "kid_efflite0_96"
+    assert "Kernel distance, EfficientNet-Lite0 at 96 px: " in done.stdout
     (root / "samples" / "sample.json").unlink()
     refused = command("evaluate", *words)
     assert refused.returncode == 2 and "sample.json is missing" in refused.stderr
@@ -280,7 +120,10 @@ def test_values_and_protocol(world: World, capsys: pytest.CaptureFixture[str]) -
     world.run(evaluate)
     result = world.result()
     assert [m["name"] for m in result["metrics"]] == [
-        "frechet_efflite0_96", "kid_efflite0_96", "precision_efflite0_96", "recall_efflite0_96"
+        "frechet_efflite0_96",
+        "kid_efflite0_96",
+        "precision_efflite0_96",
+        "recall_efflite0_96",
     ]
     printed = capsys.readouterr().out
     assert "FID" not in printed and "Fréchet distance, EfficientNet-Lite0 at 96 px: " in printed
@@ -343,6 +186,13 @@ def test_what_cannot_be_scored_is_said(world: World) -> None:
     assert any("samples have no labels" in note for note in result["notes"])
 
 
+def test_samples_without_classes_have_no_accuracy(world: World) -> None:
+    np.save(world.root / "samples" / "labels.npy", np.full(21, -1))
+    world.run(evaluate, "evaluate.metrics=[kid]")
+    assert world.result()["class_accuracy"] is None
+    assert world.result()["notes"] == ["class accuracy is left out: the samples have no labels"]
+
+
 def test_a_missing_class_leaves_the_accuracy_out(world: World) -> None:
     np.save(world.root / "samples" / "labels.npy", np.zeros(21, np.int64))
     world.run(evaluate, "evaluate.metrics=[kid]")
@@ -350,16 +200,10 @@ def test_a_missing_class_leaves_the_accuracy_out(world: World) -> None:
     assert "2 of 3 classes do not occur in the 21 samples" in world.result()["notes"][0]
 
 
-@pytest.mark.parametrize(
-    ("num", "label"), [(40, "FID-40"), (1000, "FID-1k"), (2500, "FID-2.5k"), (50_000, "FID")]
-)
-def test_names_and_labels(num: int, label: str) -> None:
-    inception = SimpleNamespace(label="", title="Inception-v3")
-    other = SimpleNamespace(label="efflite0_96", title="EfficientNet-Lite0 at 96 px")
-    found = scores.entry("fid", inception, 1.0, num, "lower")  # type: ignore[arg-type]
-    assert (found["name"], found["label"]) == ("fid", f"{label} (Inception-v3)")
-    found = scores.entry("fid", other, 1.0, num, "lower")  # type: ignore[arg-type]
-    assert found["name"] == "frechet_efflite0_96" and "FID" not in found["label"]
+def test_noise_does_not_depend_on_the_batches() -> None:
+    whole = evaluate.noise_images(slice(0, 300), 8, 1)
+    np.testing.assert_array_equal(whole[5:7], evaluate.noise_images(slice(5, 7), 8, 1))
+    assert abs(whole.mean() - 127.5) < 1 and whole.min() == 0 and whole.max() == 255
 
 
 # --- refusals ----------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def test_distributions() -> None:
     assert stats.kstest(normal, "norm").pvalue > 0.01
     uniform = noise.uniform(0, noise.TIME, torch.arange(50_000)).numpy()
     assert stats.kstest(uniform, "uniform").pvalue > 0.01
-    assert 0 < uniform.min() and uniform.max() < 1
+    assert uniform.min() > 0 and uniform.max() < 1
 
 
 def test_neighbouring_images_are_uncorrelated() -> None:

@@ -90,7 +90,7 @@ def reference(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
 
 
 def test_it_learns_and_logs(reference: tuple) -> None:
-    weights, rows = reference
+    _, rows = reference
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert [row["images"] for row in rows] == list(range(12, 97, 12))
     assert np.mean(losses(rows)[-3:]) < np.mean(losses(rows)[:3])
@@ -155,7 +155,7 @@ def test_signal_in_one_process_raises_stopped(pack: Path, tmp_path: Path) -> Non
 
 def test_a_longer_run_goes_on(pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run(pack, tmp_path, "train.images=48")
-    weights, rows = run(pack, tmp_path)
+    _, rows = run(pack, tmp_path)
     assert "going on from step 4 of 8" in capsys.readouterr().out
     assert [row["step"] for row in rows] == list(range(1, 9))
 

@@ -1,0 +1,359 @@
+"""The workflow end to end on a class tree of real photographs: what runs, what re-runs, what stops.
+
+One real run of the `tiny` experiment serves all tests; those that change files work on a copy.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import ROOT
+from tests.photos import write_photos
+
+CODE = ("Snakefile", "Makefile", "config.yaml", "pipeline", "envs", "profiles")
+SET = "data.source=train data.pack_dir=null"
+ENGINE = [sys.executable, "-m", "snakemake", "--cores", "2", "--resources", "gpu=1"]
+
+
+def copy_code(folder: Path) -> Path:
+    """The project's own files in an empty folder."""
+    folder.mkdir(parents=True)
+    for name in CODE:
+        if (ROOT / name).is_dir():
+            shutil.copytree(
+                ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__")
+            )
+        else:
+            shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+class Project:
+    """A folder with the project in it, and an environment."""
+
+    def __init__(self, folder: Path, images: Path | None) -> None:
+        self.folder = folder
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("IMAGENET")}
+        self.environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        if images:
+            self.environment["IMAGENET_DIR"] = str(images)
+
+    def command(self, *flags: str, set: str = "") -> list[str]:
+        words = f"{SET} {set}".strip()
+        return [*ENGINE, *flags, "--config", "experiment=tiny", f"set={words}"]
+
+    def snakemake(self, *flags: str, set: str = "") -> subprocess.CompletedProcess:
+        return self.run(self.command(*flags, set=set))
+
+    def run(self, command: list[str]) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True
+        )
+
+    def jobs(self, *flags: str, set: str = "") -> list[str]:
+        """The rules that a dry run would run, sorted, without the target rule."""
+        done = self.snakemake("--dry-run", *flags, set=set)
+        assert done.returncode == 0, done.stderr
+        return rules(done.stdout + done.stderr)
+
+
+def rules(output: str) -> list[str]:
+    return sorted(r for r in re.findall(r"^(?:local)?rule (\w+):$", output, re.M) if r != "all")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("imagenet") / "images"
+    write_photos(folder, per_class=10, size=40)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The tiny experiment, run whole; tests on it only look (dry runs)."""
+    project = Project(copy_code(tmp_path_factory.mktemp("work") / "project"), photos)
+    done = project.snakemake()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert rules(done.stdout + done.stderr) == sorted(
+        ["downsample", "reference", "train", "sample", "evaluate", "report"]
+    )
+    project.output = done.stdout + done.stderr  # type: ignore[attr-defined]
+    return project
+
+
+@pytest.fixture
+def copied(finished: Project, photos: Path, tmp_path: Path) -> Callable[[], Project]:
+    """Makes a copy of the finished project and its images that a test may change."""
+
+    def copy() -> Project:
+        shutil.copytree(finished.folder, tmp_path / "project", symlinks=True)
+        shutil.copytree(photos, tmp_path / "images")
+        return Project(tmp_path / "project", tmp_path / "images")
+
+    return copy
+
+
+RUN = Path("results/tiny/train_8-box")
+FROM_TRAIN = ["evaluate", "report", "sample", "train"]
+EVERYTHING = ["downsample", "evaluate", "reference", "report", "sample", "train"]
+
+
+# --- what a run leaves --------------------------------------------------------------------------
+
+
+def test_every_artefact_is_there(finished: Project, photos: Path) -> None:
+    for name in (
+        "results/data/train_8-box.json",
+        "results/reference/train_8-box-efficientnet-lite0.npz",
+        RUN / "train/weights.safetensors",
+        RUN / "train/curve.jsonl",
+        RUN / "train/config.json",
+        RUN / "train/benchmark.tsv",
+        RUN / "sample/heun-4-g1.5/seed0/images.npy",
+        RUN / "sample/heun-4-g1.5/seed0/grid.png",
+        RUN / "sample/heun-4-g1.5/seed0/config.json",
+        RUN / "metrics/heun-4-g1.5-seed0.json",
+        RUN / "report/summary.txt",
+        "results/report.html",
+    ):
+        assert (finished.folder / name).stat().st_size > 0, name
+    assert (photos / "train_8/box/manifest.json").exists()
+    assert not list(finished.folder.rglob("*.tmp")) and not list(photos.rglob("*.tmp"))
+
+
+def test_the_run_says_what_it_does(finished: Project) -> None:
+    output = finished.output  # type: ignore[attr-defined]
+    assert "experiment tiny, data train_8-box (resolution 8 from the configuration)" in output
+    assert "frechet_efflite0_96" in output and "report: results/report.html" in output
+    if not shutil.which("nvidia-smi"):
+        assert "no GPU is visible" in output
+
+
+# --- re-runs ------------------------------------------------------------------------------------
+
+
+def test_nothing_changed_nothing_runs_quickly(finished: Project) -> None:
+    began = time.monotonic()
+    done = finished.snakemake()
+    assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
+    assert time.monotonic() - began < 6
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("sample.guidance=2", ["evaluate", "report", "sample"]),
+        ("sample.rtol=1e-3", ["evaluate", "report", "sample"]),
+        ("evaluate.seed=1", ["evaluate", "report"]),
+        ("evaluate.extractor=inception-v3-compat", ["evaluate", "reference", "report"]),
+        ("report.grid_columns=3", ["report"]),
+        ("train.lr=2e-4", FROM_TRAIN),
+        ("model.dropout=0.5", FROM_TRAIN),
+        ("train.images=1280", FROM_TRAIN),
+        ("data.resolution=16", EVERYTHING),
+        ("runtime.workers=1 runtime.compile=false runtime.sample_batch=3", []),
+        ("runtime.gpus.train=1 runtime.log_images=7 launch.launcher=none launch.threads=1", []),
+    ],
+)
+def test_a_key_runs_exactly_the_stages_that_read_it(
+    finished: Project, change: str, expected: list[str]
+) -> None:
+    assert finished.jobs(set=change) == expected
+
+
+def test_a_new_seed_runs_beside_the_old(finished: Project) -> None:
+    assert finished.jobs(set="sample.seeds=[0,1]") == ["evaluate", "report", "sample"]
+
+
+@pytest.mark.parametrize("flags", [["--cores", "1"], ["--resources", "gpu=7"], ["--cores", "8"]])
+def test_hardware_runs_nothing(finished: Project, flags: list[str]) -> None:
+    assert finished.jobs(*flags) == []
+
+
+def test_another_resolution_lies_beside(finished: Project) -> None:
+    done = finished.snakemake("--dry-run", set="data.resolution=16")
+    assert "results/tiny/train_16-box/train/weights.safetensors" in done.stdout + done.stderr
+    assert str(RUN) not in done.stdout + done.stderr
+
+
+def test_moved_images_and_pack_run_nothing(copied: Callable[[], Project], tmp_path: Path) -> None:
+    project = copied()
+    shutil.move(tmp_path / "images", tmp_path / "elsewhere")
+    project.environment["IMAGENET_DIR"] = str(tmp_path / "elsewhere")
+    assert project.jobs() == []
+
+
+def test_a_deleted_pack_is_made_again_and_nothing_else(
+    copied: Callable[[], Project], tmp_path: Path
+) -> None:
+    project = copied()
+    shutil.rmtree(tmp_path / "images" / "train_8")
+    assert project.jobs() == []
+    stopped = project.snakemake(set="evaluate.seed=1")
+    assert stopped.returncode != 0
+    assert "run `make data`" in stopped.stdout + stopped.stderr
+    assert "Traceback" not in stopped.stdout + stopped.stderr
+    made = project.snakemake("--forcerun", "downsample", "--", "downsample")
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "images" / "train_8/box/manifest.json").exists()
+    # the record is equal, so only what the stopped job had to make is left
+    assert project.jobs() == ["evaluate", "report"]
+
+
+def test_longer_training_goes_on(copied: Callable[[], Project]) -> None:
+    project = copied()
+    done = project.snakemake("--until", "train", set="train.images=704")
+    output = done.stdout + done.stderr
+    assert done.returncode == 0 and rules(output) == ["train"], output
+    assert "going on from step 20 of 22" in output
+
+
+def test_another_rate_starts_anew_and_the_old_one_is_kept(copied: Callable[[], Project]) -> None:
+    project = copied()
+    first = (project.folder / RUN / "train/weights.safetensors").read_bytes()
+    changed = project.snakemake("--until", "train", set="train.lr=2e-4 train.images=64")
+    assert changed.returncode == 0 and "going on" not in changed.stdout + changed.stderr
+    assert len(list((project.folder / RUN / "train/checkpoints").iterdir())) == 2
+    back = project.snakemake("--until", "train")
+    assert "going on from step 20 of 20" in back.stdout + back.stderr
+    assert (project.folder / RUN / "train/weights.safetensors").read_bytes() == first
+
+
+def test_a_killed_engine_goes_on_and_never_trains_twice(
+    copied: Callable[[], Project], tmp_path: Path
+) -> None:
+    """SIGKILL of snakemake alone: its trainer lives on and the same command waits for it."""
+    project = copied()
+    long = "train.seed=5 train.images=3200 runtime.checkpoint_images=320"
+    command = project.command("--until", "train", set=long)
+    engine = subprocess.Popen(command, cwd=project.folder, env=project.environment)
+    folder = project.folder / RUN / "train/checkpoints"
+    old = {p.name for p in folder.iterdir()}
+    until(lambda: [p for p in folder.glob("*/step-*.pt") if p.parent.name not in old])
+    trainers = [p.pid for p in psutil.process_iter() if is_trainer(p, project.folder)]
+    engine.send_signal(signal.SIGKILL)
+    engine.wait()
+    again = project.snakemake("--until", "train", set=long)
+    output = again.stdout + again.stderr
+    assert again.returncode == 0, output
+    assert re.search(r"waiting: .* is in use by process \d+|going on from step", output)
+    assert len(trainers) == 1 and not psutil.pid_exists(trainers[0])
+    rows = (project.folder / RUN / "train/curve.jsonl").read_text().splitlines()
+    assert len(rows) == 50  # 3,200 images in rows of 64: none missing, none twice
+
+
+def is_trainer(process: psutil.Process, folder: Path) -> bool:
+    try:
+        words = process.cmdline()
+        return (
+            "pipeline.train" in words
+            and "pipeline.launch" not in words
+            and (process.cwd() == str(folder) and "bash" not in words[0])
+        )
+    except psutil.Error:
+        return False
+
+
+def until(condition: Callable[[], object], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+def stopped(done: subprocess.CompletedProcess, sentence: str) -> None:
+    """One sentence, no traceback, not zero."""
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert sentence in output, output
+    assert "Traceback" not in output
+    assert output.count(sentence) <= 2, output  # the log is shown once more below the job
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Project:
+    """The project in an empty folder, without images."""
+    return Project(copy_code(tmp_path / "project"), None)
+
+
+def test_imagenet_dir_unset(fresh: Project) -> None:
+    stopped(fresh.snakemake(), "rule downsample needs IMAGENET_DIR, which is not set: export")
+    assert not (fresh.folder / "results").exists()
+
+
+def test_imagenet_dir_empty_or_wrong(fresh: Project, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    fresh.environment["IMAGENET_DIR"] = str(tmp_path / "empty")
+    stopped(fresh.snakemake(), str(tmp_path / "empty"))
+    fresh.environment["IMAGENET_DIR"] = str(tmp_path / "nowhere")
+    stopped(fresh.snakemake(), "nowhere is not a folder")
+    assert not list((tmp_path / "empty").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("train.lrr=1", "unknown key train.lrr; did you mean train.lr?"),
+        ("train.lr=fast", "train.lr='fast' is not valid"),
+        ("data.resolution=12 model.channel_mult=[1,1,1,1]", "cannot be halved 3 times"),
+    ],
+)
+def test_bad_keys(fresh: Project, word: str, sentence: str) -> None:
+    stopped(fresh.snakemake(set=word), sentence)
+    plan = fresh.run([sys.executable, "-m", "pipeline.plan", *fresh.command(set=word)[-3:]])
+    stopped(plan, sentence)
+
+
+def test_bad_keys_by_config_and_in_the_file(fresh: Project) -> None:
+    done = fresh.run([*ENGINE, "--config", "experiment=tiny", "train={lrr: 1}"])
+    stopped(done, "unknown key train.lrr; did you mean train.lr?")
+    path = fresh.folder / "config.yaml"
+    path.write_text(path.read_text().replace("  lr: 1.0e-4", "  lrr: 1.0e-4"))
+    stopped(fresh.snakemake(), "unknown key train.lrr; did you mean train.lr?")
+
+
+def test_an_indivisible_batch_stops_before_training(copied: Callable[[], Project]) -> None:
+    if shutil.which("nvidia-smi"):
+        pytest.skip("needs a machine without a GPU to start two CPU ranks")
+    project = copied()
+    done = project.snakemake("--resources", "gpu=2", "--until", "train", set="train.batch=33")
+    if os.cpu_count() == 1:
+        pytest.skip("one core makes one rank")
+    stopped(done, "train.batch=33 cannot be divided over 2 processes")
+
+
+def test_corrupt_images_are_all_named(copied: Callable[[], Project], tmp_path: Path) -> None:
+    project = copied()
+    victims = sorted((tmp_path / "images/train").rglob("*.JPEG"))[3:5]
+    victims[0].write_bytes(b"not a jpeg")
+    victims[1].write_bytes(victims[1].read_bytes()[:300])
+    shutil.rmtree(tmp_path / "images" / "train_8")
+    done = project.snakemake("--forcerun", "downsample", "--", "downsample")
+    stopped(done, "downsample.allow_bad")
+    for victim in victims:
+        assert victim.name in done.stdout + done.stderr
+    assert not (tmp_path / "images/train_8/box/images.npy").exists()
+
+
+def test_the_plan_reads_the_snakefile(fresh: Project) -> None:
+    done = fresh.run(
+        [sys.executable, "-m", "pipeline.plan", "--cores", "8", "--resources", "gpu=4"]
+    )
+    assert done.returncode == 0, done.stderr
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+    assert lines["train"].split()[1] == "4"
+    assert "IMAGENET_DIR=(NOT SET)" in lines["downsample"]
+    assert "563,013 steps of 2,048" in done.stdout
+    assert not (fresh.folder / "results").exists()
