@@ -34,8 +34,7 @@ wildcard_constraints:
 
 
 onstart:
-    dag.check_environment(workflow.dag.needrun_jobs())
-    print(X.banner(), flush=True)
+    dag.start(workflow.dag.needrun_jobs(), X.banner())
 
 
 onsuccess:

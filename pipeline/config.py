@@ -102,15 +102,10 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def resolve(
-    base: Mapping[str, Any],
-    overrides: Mapping[str, Any],
-    environment: Mapping[str, str] = os.environ,
-) -> Config:
-    """The validated configuration: base < experiments[experiment] < overrides.
+def layered(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """All values of one experiment: base < experiments[experiment] < overrides.
 
     `overrides` may hold `set`, a string of dotted `key=value` words (as `make SET=...` passes).
-    Raises UserError naming the first wrong key or value.
     """
     words = overrides.get("set") or ""
     overrides = {k: v for k, v in overrides.items() if k != "set"}
@@ -119,7 +114,16 @@ def resolve(
     deltas = merge(base.get("experiments") or {}, overrides.get("experiments") or {})
     tree = merge(merge(tree, experiment_delta(str(tree.get("experiment")), deltas)), overrides)
     tree.pop("experiments", None)
-    return validate(tree, environment)
+    return tree
+
+
+def resolve(
+    base: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    environment: Mapping[str, str] = os.environ,
+) -> Config:
+    """The validated configuration of `layered` values; raises UserError about the first problem."""
+    return validate(layered(base, overrides), environment)
 
 
 def experiment_delta(name: str, deltas: Mapping[str, Any]) -> dict[str, Any]:

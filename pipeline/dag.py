@@ -1,18 +1,22 @@
 """What the Snakefile asks of the configuration: keys and settings of each stage, and hooks."""
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipeline import layout
-from pipeline.config import resolve, resolve_resolution, settings_words, stage_keys
+from pipeline.config import layered, resolve_resolution, settings_words, stage_keys, validate
 from pipeline.keys import Config
 
 REMEDIES = {"IMAGENET_DIR": "export IMAGENET_DIR=FOLDER, or give data.dir and data.pack_dir"}
+
+
+_HELD: list[IO[str]] = []  # open files whose locks last as long as this process
 
 
 class Experiment:
@@ -20,7 +24,8 @@ class Experiment:
 
     def __init__(self, files: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         """`files`: config.yaml, --configfile and --config; `given`: --config alone."""
-        self.config: Config = resolve(files, given)
+        tree = layered(files, given)
+        self.config: Config = validate(tree)
         self.runtime = self.config.runtime
         self.settings = settings_words(self.config)
         self.data = layout.data_name(self.config)
@@ -30,7 +35,7 @@ class Experiment:
         self.sampler = layout.sampler_name(self.config.sample)
         self.seeds = self.config.sample.seeds
         self.imagenet = "IMAGENET_DIR" if layout.needs_imagenet_dir(self.config) else ""
-        self.resolution_source = resolve_resolution(files, os.environ)[1]
+        self.resolution_source = resolve_resolution(tree, os.environ)[1]
 
     def keys(self, stage: str) -> str:
         """The keys that `stage` reads, as canonical JSON: the parameter that makes it run again."""
@@ -44,21 +49,44 @@ class Experiment:
         )
 
 
+def start(jobs: Iterable[Any], banner: str) -> None:
+    """Before the first job of a run: one engine a folder, and every needed variable is there."""
+    hold_folder(Path(".snakemake") / "pipeline.lock")
+    check_environment(jobs)
+    print(banner, flush=True)
+
+
+def hold_folder(path: Path) -> None:
+    """Lock this folder for the engine's life; the kernel frees it however the engine ends.
+
+    It takes the place of the engine's own lock, which outlives a kill and then has to be removed
+    by hand. Prints one sentence and exits with status 2 where another engine holds it.
+    """
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("error: another snakemake is at work in this folder: wait for it", file=sys.stderr)
+        sys.exit(2)
+    _HELD.append(file)
+
+
 def check_environment(jobs: Iterable[Any], environment: Mapping[str, str] = os.environ) -> None:
     """Stop unless every variable that a job's rule declares in resources.env is set.
 
     A name that ends in `?` is read where it is set and not needed. Prints one sentence naming
-    rule, variable and remedy, and exits with status 2.
+    rules, variable and remedy, and exits with status 2.
     """
+    missing: dict[str, set[str]] = {}
     for job in jobs:
         for name in str(job.resources.get("env", "")).split():
             if not name.endswith("?") and not environment.get(name):
-                remedy = REMEDIES.get(name, f"set {name}")
-                print(
-                    f"error: rule {job.rule.name} needs {name}, which is not set: {remedy}",
-                    file=sys.stderr,
-                )
-                sys.exit(2)
+                missing.setdefault(name, set()).add(job.rule.name)
+    for name, rules in missing.items():
+        who = f"rule {', '.join(sorted(rules))} needs {name}, which is not set"
+        print(f"error: {who}: {REMEDIES.get(name, f'set {name}')}", file=sys.stderr)
+    if missing:
+        sys.exit(2)
 
 
 def finish(workflow: Any, summary: str) -> None:

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import Evaluate as Settings
 from pipeline.config import load_step
 from pipeline.data import Pack, open_pack
 from pipeline.distributed import pick_device
@@ -28,6 +27,7 @@ from pipeline.errors import UserError, run_main
 from pipeline.extractors import Extractor, batches, load_extractor
 from pipeline.files import load_npy, read_json, write_json
 from pipeline.keys import Config, Runtime
+from pipeline.keys import Evaluate as Settings
 from pipeline.layout import pack_folder, record_file, reference_file, run_folder, sampler_name
 from pipeline.scores import Entry, Reference, Sides, all_scores, class_accuracy, load_reference
 from pipeline.torchvision_cpu import torch_fidelity

@@ -169,12 +169,11 @@ def collect(
     save_npy(job.out / "images.npy", images)
     save_npy(job.out / "labels.npy", labels)
     report = job.config.report
-    names = job.classes if job.conditional else ["any class"]
     save_grid(
         job.out / "grid.png",
         images,
-        np.maximum(labels, 0),
-        names,
+        labels,
+        job.classes,
         report.grid_classes,
         report.grid_columns,
     )

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import Evaluate as Settings
 from pipeline.errors import UserError
 from pipeline.extractors import Extractor
 from pipeline.files import atomic_stream
+from pipeline.keys import Evaluate as Settings
 from pipeline.torchvision_cpu import torch_fidelity
 
 FULL_FID = 50_000  # samples of the published protocol; with fewer, the label says how many

@@ -17,7 +17,7 @@ from pipeline import extractors
 from pipeline.errors import UserError
 from pipeline.extractors import load_extractor
 from pipeline.scores import frechet, moments_of
-from pipeline.torchvision_cpu import declare_operators, torch_fidelity
+from pipeline.torchvision_cpu import torch_fidelity
 from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
@@ -112,11 +112,6 @@ print(declare_operators() if hasattr(torch.ops.torchvision, "nms") else "not tri
 
 def test_operators_that_exist_are_not_declared_again() -> None:
     assert run_python(LOADABLE).split() == ["False"]
-
-
-def test_declaring_after_the_import_changes_nothing() -> None:
-    before = declare_operators()
-    assert declare_operators() == before
 
 
 # --- where weights come from -------------------------------------------------------------------

@@ -49,7 +49,7 @@ class Project:
 
     def command(self, *flags: str, set: str = "") -> list[str]:
         words = f"{SET} {set}".strip()
-        return [*ENGINE, *flags, "--config", "experiment=tiny", f"set={words}"]
+        return [*ENGINE, "--config", "experiment=tiny", f"set={words}", *flags]
 
     def snakemake(self, *flags: str, set: str = "") -> subprocess.CompletedProcess:
         return self.run(self.command(*flags, set=set))
@@ -289,7 +289,10 @@ def fresh(tmp_path: Path) -> Project:
 
 
 def test_imagenet_dir_unset(fresh: Project) -> None:
-    stopped(fresh.snakemake(), "rule downsample needs IMAGENET_DIR, which is not set: export")
+    stopped(
+        fresh.snakemake(),
+        "rule downsample, evaluate, reference, report, train needs IMAGENET_DIR, which is not set",
+    )
     assert not (fresh.folder / "results").exists()
 
 
