@@ -28,7 +28,14 @@ from pipeline.extractors import Extractor, batches, load_extractor
 from pipeline.files import load_npy, read_json, write_json
 from pipeline.keys import Config, Runtime
 from pipeline.keys import Evaluate as Settings
-from pipeline.layout import pack_folder, record_file, reference_file, run_folder, sampler_name
+from pipeline.layout import (
+    pack_folder,
+    record_file,
+    reference_file,
+    run_folder,
+    sampler_name,
+    write_config,
+)
 from pipeline.scores import Entry, Reference, Sides, all_scores, class_accuracy, load_reference
 from pipeline.torchvision_cpu import torch_fidelity
 
@@ -288,7 +295,9 @@ def main(argv: list[str]) -> None:
     check_weights(inputs.reference, extractor, reference)
     result = evaluate(inputs, extractor, config)
     result["seconds"] = round(time.monotonic() - start, 1)
-    write_json(Path(own.get("out", default_out)), result)
+    out = Path(own.get("out", default_out))
+    write_config(out.parent, config, "evaluate")
+    write_json(out, result)
     show(result)
 
 

@@ -46,6 +46,7 @@ class Model(Section):
     head_channels: PositiveInt | None  # channels per attention head; None: use `heads`
     heads: PositiveInt
     dropout: Annotated[float, Field(ge=0, lt=1)]
+    time_scale: Positive  # the time in [0,1] enters the embedding times this
     scale_shift_norm: bool
     residual_updown: bool
     conv_resample: bool

@@ -27,6 +27,7 @@ from pipeline.keys import Config
 from pipeline.prctl import die_with_parent
 
 KNOWN = (*Config.model_fields, "experiments", "config")  # words that are no path of a step
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 SHARED_STEPS = ("pipeline.train", "pipeline.sample")  # steps that run as several ranks
 
 
@@ -53,11 +54,16 @@ def processes(wanted: int, launcher: str, device: str, visible: list[str]) -> in
 
 
 def child_environment(threads: int, count: int, setting: str | int) -> dict[str, str]:
-    """The environment of the step: device order, and CPU threads per process (OMP_NUM_THREADS)."""
+    """The environment of the step: device order, and CPU threads per process.
+
+    The engine exports every THREADS variable with the threads of the whole job; ranks that each
+    take that many for one library alone (MKL) ran ten times slower on a busy machine.
+    """
     environment = dict(os.environ)
     environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     share = max(1, min(threads, gpus.cpu_cores()) // count)
-    environment["OMP_NUM_THREADS"] = str(share if setting == "auto" else setting)
+    for name in THREADS:
+        environment[name] = str(share if setting == "auto" else setting)
     return environment
 
 

@@ -22,7 +22,7 @@ from pipeline.errors import UserError, run_main
 from pipeline.files import atomic_stream, load_npy, read_json
 from pipeline.grid import Panel, panel_grid
 from pipeline.keys import Config
-from pipeline.layout import pack_folder
+from pipeline.layout import pack_folder, write_config
 from pipeline.tables import Entry, page, summary, table_rows
 
 WORDS = ("curve", "record", "samples", "metrics", "out")
@@ -168,6 +168,7 @@ def main(argv: list[str]) -> None:
     for name, content in outputs.items():
         with atomic_stream(out / name) as stream:
             stream.write(content)
+    write_config(out, config, "report")
     encoding = sys.stdout.encoding or "ascii"
     print(shown.encode(encoding, "replace").decode(encoding), end="")
 

@@ -24,7 +24,7 @@ def zeroed(module: nn.Module) -> nn.Module:
 
 
 def time_embedding(t: Tensor, width: int) -> Tensor:
-    """(B,) times in [0,1] -> (B, width): cos and sin of t at periods 2 pi … 2 pi 10^4."""
+    """(B,) times -> (B, width): cos and sin of t at periods 2 pi … 2 pi 10^4."""
     half = width // 2
     frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, device=t.device) / half)
     angles = t.float()[:, None] * frequencies
@@ -181,7 +181,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Velocity (B,3,H,W) of images x (B,3,H,W) at times t (B,) in [0,1]; labels (B,) int64."""
-        embedding = self.time_mlp(time_embedding(t, self.model.channels))
+        embedding = self.time_mlp(time_embedding(t * self.model.time_scale, self.model.channels))
         if self.label_embedding is not None:
             embedding = embedding + self.label_embedding(labels)
         h = self.stem(x)

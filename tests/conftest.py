@@ -84,6 +84,7 @@ def our_model(arguments: dict[str, Any]) -> Model:
         head_channels=head_channels if head_channels > 0 else None,
         heads=arguments["num_heads"],
         dropout=arguments["dropout"],
+        time_scale=1.0,
         scale_shift_norm=arguments["use_scale_shift_norm"],
         residual_updown=arguments["resblock_updown"],
         conv_resample=arguments.get("conv_resample", True),

@@ -61,6 +61,8 @@ def test_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
     assert launch.child_environment(16, 4, "auto")["OMP_NUM_THREADS"] == "4"
     assert launch.child_environment(64, 4, "auto")["OMP_NUM_THREADS"] == "4"
+    monkeypatch.setenv("MKL_NUM_THREADS", "16")  # as the engine exports it
+    assert launch.child_environment(16, 4, "auto")["MKL_NUM_THREADS"] == "4"
     assert launch.child_environment(2, 4, "auto")["OMP_NUM_THREADS"] == "1"
     assert launch.child_environment(2, 4, 7)["OMP_NUM_THREADS"] == "7"
     assert launch.child_environment(2, 1, "auto")["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"

@@ -122,7 +122,9 @@ def test_every_artefact_is_there(finished: Project, photos: Path) -> None:
         RUN / "sample/heun-4-g1.5/seed0/grid.png",
         RUN / "sample/heun-4-g1.5/seed0/config.json",
         RUN / "metrics/heun-4-g1.5-seed0.json",
+        RUN / "metrics/config.json",
         RUN / "report/summary.txt",
+        RUN / "report/config.json",
         "results/report.html",
     ):
         assert (finished.folder / name).stat().st_size > 0, name
