@@ -22,6 +22,9 @@ min_version("9.27")
 configfile: "config.yaml"
 
 
+report: "pipeline/captions/workflow.rst"
+
+
 X = dag.Experiment(config, workflow.config_settings.config)
 RUN, RECORD, REFERENCE = X.run, X.record, X.reference
 SAMPLES = [f"{RUN}/sample/{X.sampler}/seed{seed}" for seed in X.seeds]
@@ -42,9 +45,9 @@ onsuccess:
 
 
 rule all:
+    default_target: True
     input:
         f"{RUN}/report/summary.txt",
-    default_target: True
 
 
 rule samples:
@@ -67,11 +70,11 @@ rule downsample:
     conda:
         "envs/pipeline.yaml"
     threads: X.runtime.workers
-    params:
-        config=X.keys("downsample"),
     resources:
         env=f"{X.imagenet} IMAGENET_RES?",
         settings=X.settings,
+    params:
+        config=X.keys("downsample"),
     shell:
         "python -m pipeline.launch --threads {threads} --log {log} -- -m pipeline.downsample"
         " config={params.config:q} {resources.settings} runtime.workers={threads}"
@@ -90,12 +93,12 @@ rule reference:
     conda:
         "envs/pipeline.yaml"
     threads: 4
-    params:
-        config=X.keys("reference"),
     resources:
         gpu=X.runtime.gpus.reference,
         env=f"{X.imagenet} CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
         settings=X.settings,
+    params:
+        config=X.keys("reference"),
     shell:
         "python -m pipeline.launch --gpus {resources.gpu} --threads {threads} --log {log}"
         " -- -m pipeline.reference config={params.config:q} {resources.settings}"
@@ -115,13 +118,13 @@ rule train:
     conda:
         "envs/pipeline.yaml"
     threads: 4 * X.runtime.gpus.train
-    params:
-        config=X.keys("train"),
-        folder=subpath(output.weights, parent=True),
     resources:
         gpu=X.runtime.gpus.train,
         env=f"{X.imagenet} CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
         settings=X.settings,
+    params:
+        config=X.keys("train"),
+        folder=subpath(output.weights, parent=True),
     shell:
         "python -m pipeline.launch --gpus {resources.gpu} --threads {threads} --log {log}"
         " -- -m pipeline.train config={params.config:q} {resources.settings}"
@@ -139,7 +142,11 @@ rule sample:
             f"{RUN}/sample/{{sampler}}/seed{{seed}}/grid.png",
             caption="pipeline/captions/grid.rst",
             category="Samples",
-            labels={"sampler": "{sampler}", "seed": "{seed}", "figure": "one row a class"},
+            labels={
+                "sampler": "{sampler}",
+                "seed": "{seed}",
+                "figure": "one row a class",
+            },
         ),
     log:
         f"{RUN}/sample/{{sampler}}/seed{{seed}}/log.txt",
@@ -148,13 +155,13 @@ rule sample:
     conda:
         "envs/pipeline.yaml"
     threads: 4 * X.runtime.gpus.sample
-    params:
-        config=X.keys("sample"),
-        folder=subpath(output.images, parent=True),
     resources:
         gpu=X.runtime.gpus.sample,
         env="CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
         settings=X.settings,
+    params:
+        config=X.keys("sample"),
+        folder=subpath(output.images, parent=True),
     shell:
         "python -m pipeline.launch --gpus {resources.gpu} --threads {threads} --log {log}"
         " -- -m pipeline.sample config={params.config:q} {resources.settings}"
@@ -177,13 +184,13 @@ rule evaluate:
     conda:
         "envs/pipeline.yaml"
     threads: 4
-    params:
-        config=X.keys("evaluate"),
-        samples=subpath(input.images, parent=True),
     resources:
         gpu=X.runtime.gpus.evaluate,
         env=f"{X.imagenet} CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
         settings=X.settings,
+    params:
+        config=X.keys("evaluate"),
+        samples=subpath(input.images, parent=True),
     shell:
         "python -m pipeline.launch --gpus {resources.gpu} --threads {threads} --log {log}"
         " -- -m pipeline.evaluate config={params.config:q} {resources.settings}"
@@ -209,7 +216,11 @@ rule report:
             f"{RUN}/report/samples_vs_real.png",
             caption="pipeline/captions/samples.rst",
             category="Samples",
-            labels={"sampler": "all", "seed": "first", "figure": "real images beside samples"},
+            labels={
+                "sampler": "all",
+                "seed": "first",
+                "figure": "real images beside samples",
+            },
         ),
         distance=report(
             f"{RUN}/report/distance.png",
@@ -229,14 +240,14 @@ rule report:
         f"{RUN}/report/benchmark.tsv"
     conda:
         "envs/pipeline.yaml"
+    resources:
+        env=X.imagenet,
+        settings=X.settings,
     params:
         config=X.keys("report"),
         samples=lambda wildcards: ",".join(SAMPLES),
         metrics=lambda wildcards, input: ",".join(input.metrics),
         folder=subpath(output.summary, parent=True),
-    resources:
-        env=X.imagenet,
-        settings=X.settings,
     shell:
         "python -m pipeline.launch --log {log} -- -m pipeline.report config={params.config:q}"
         " {resources.settings} curve={input.curve:q} record={input.record:q}"

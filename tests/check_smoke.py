@@ -1,7 +1,8 @@
-"""Hold the result of `make smoke` against what a working pipeline must reach; exit 1 where it fails.
+"""Hold the result of `make smoke` against what a working pipeline must reach.
 
-A nearest-class-mean classifier on the real shapes must name at least 95 % of the samples, and 85 %
-in every class; the distance must lie in the lowest fifth between its floor and its ceiling.
+Exit status 1 where it falls short: a nearest-class-mean classifier on the real shapes must name at
+least 95 % of the samples, and 85 % in every class; the distance must lie in the lowest fifth
+between its floor and its ceiling.
 """
 
 import json

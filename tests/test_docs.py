@@ -1,0 +1,36 @@
+"""The front door and the README say what is there."""
+
+import re
+import subprocess
+
+from tests.conftest import ROOT
+
+
+def test_make_help_lists_the_targets() -> None:
+    text = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in ("smoke", "data", "train", "sample", "evaluate", "report", "plan", "test"):
+        assert re.search(rf"^make {target} +\S", text, re.M), text
+
+
+def test_the_readme_names_only_targets_that_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = re.findall(r"(?:^|`)make ([a-z]+)", (ROOT / "README.md").read_text(), re.M)
+    assert len(named) > 5 and set(named) <= targets
+
+
+def test_the_pictures_of_the_readme_exist() -> None:
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    assert pictures and all((ROOT / picture).stat().st_size > 0 for picture in pictures)
+
+
+def test_imports_point_down_only() -> None:
+    """Entry points never import each other; tools never import entry points."""
+    entries = {"downsample", "train", "sample", "reference", "evaluate", "report", "plan", "launch"}
+    for path in (ROOT / "pipeline").glob("*.py"):
+        names = set(re.findall(r"^from pipeline\.(\w+) import|", path.read_text(), re.M))
+        names |= {
+            name.strip()
+            for line in re.findall(r"^from pipeline import (.*)$", path.read_text(), re.M)
+            for name in line.split(",")
+        }
+        assert not names & entries, path.name
