@@ -22,7 +22,7 @@ from pipeline.errors import Stopped, UserError, run_main
 from pipeline.files import atomic_stream, read_json, sha256_json
 from pipeline.keys import Config
 from pipeline.layout import pack_folder, run_folder, write_config
-from pipeline.metering import Metrics, Progress, read_rows
+from pipeline.metering import Metrics, Progress
 from pipeline.trainer import Job, Trainer, micro_batch
 
 WORDS = ("record", "out")  # paths on the command line
@@ -121,8 +121,7 @@ def finish(trainer: Trainer) -> None:
         stream.write((job.scratch / "metrics.jsonl").read_bytes())
     write_config(job.out, job.config, "train")
     checkpoint.save_weights(job.out / "weights.safetensors", trainer.ema.net.state_dict(), about)
-    loss = read_rows(job.out / "curve.jsonl")[-1]["loss"]
-    print(f"train: {trainer.images:,} images, loss {loss:.4f}, {job.out / 'weights.safetensors'}")
+    print(f"train: {trainer.images:,} images, {job.out / 'weights.safetensors'}", flush=True)
 
 
 def main(argv: list[str]) -> None:

@@ -102,7 +102,6 @@ class Trainer:
         self.step = 0
         self.device_seconds = 0.0  # wall time of training steps x world size, over all runs
         self.loss_sum = torch.zeros((), device=group.device)
-        self.grad_norm = torch.zeros((), device=group.device)
 
     def _parallel(self) -> nn.Module:
         group = self.group

@@ -118,10 +118,10 @@ def test_every_artefact_is_there(finished: Project, photos: Path) -> None:
         RUN / "train/curve.jsonl",
         RUN / "train/config.json",
         RUN / "train/benchmark.tsv",
-        RUN / "sample/heun-4-g1.5/seed0/images.npy",
-        RUN / "sample/heun-4-g1.5/seed0/grid.png",
-        RUN / "sample/heun-4-g1.5/seed0/config.json",
-        RUN / "metrics/heun-4-g1.5-seed0.json",
+        RUN / "sample/euler-4-g2/seed0/images.npy",
+        RUN / "sample/euler-4-g2/seed0/grid.png",
+        RUN / "sample/euler-4-g2/seed0/config.json",
+        RUN / "metrics/euler-4-g2-seed0.json",
         RUN / "metrics/config.json",
         RUN / "report/summary.txt",
         RUN / "report/config.json",
@@ -153,7 +153,7 @@ def test_nothing_changed_nothing_runs_quickly(finished: Project) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ("sample.guidance=2", ["evaluate", "report", "sample"]),
+        ("sample.guidance=3", ["evaluate", "report", "sample"]),
         ("sample.rtol=1e-3", ["evaluate", "report", "sample"]),
         ("evaluate.seed=1", ["evaluate", "report"]),
         ("evaluate.extractor=inception-v3-compat", ["evaluate", "reference", "report"]),
