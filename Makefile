@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup inception smoke data train sample evaluate report all plan test test-all lint format clean
+.PHONY: help setup inception smoke data train sample evaluate report all plan test test-slow lint format clean
 
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 # --- variables ------------------------------------------------------------------------------------
 CORES ?= $(shell nproc)
-GPUS ?= $(shell python -m pipeline.gpus)
+GPUS ?= $(shell $(VENV)/bin/python -m pipeline.gpus)
 CONFIG ?=
 RES ?=
 EXPERIMENT ?=
@@ -61,8 +61,8 @@ plan: setup  ## what would run: jobs, GPUs, environment variables, sizes on disk
 test: setup  ## the test suite
 	python -m pytest
 
-test-all: setup inception  ## the test suite with its slow part
-	python -m pytest -m ""
+test-slow: setup  ## the slow part of the tests: the whole chain on real photographs
+	python -m pytest -m slow
 
 lint: setup  ## ruff, mypy, snakefmt, snakemake --lint
 	ruff check .
