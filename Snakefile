@@ -37,7 +37,7 @@ wildcard_constraints:
 
 
 onstart:
-    dag.start(workflow.dag.needrun_jobs(), X.banner())
+    dag.start(workflow, X)
 
 
 onsuccess:
@@ -71,7 +71,7 @@ rule downsample:
         "envs/pipeline.yaml"
     threads: X.runtime.workers
     resources:
-        env=f"{X.imagenet} IMAGENET_RES?",
+        env=f"{X.images_env} IMAGENET_RES?",
         settings=X.settings,
     params:
         config=X.keys("downsample"),
@@ -95,7 +95,7 @@ rule reference:
     threads: 4
     resources:
         gpu=X.runtime.gpus.reference,
-        env=f"{X.imagenet} CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
+        env=f"{X.pack_env} CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
         settings=X.settings,
     params:
         config=X.keys("reference"),
@@ -120,7 +120,7 @@ rule train:
     threads: 4 * X.runtime.gpus.train
     resources:
         gpu=X.runtime.gpus.train,
-        env=f"{X.imagenet} CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
+        env=f"{X.pack_env} CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
         settings=X.settings,
     params:
         config=X.keys("train"),
@@ -186,7 +186,7 @@ rule evaluate:
     threads: 4
     resources:
         gpu=X.runtime.gpus.evaluate,
-        env=f"{X.imagenet} CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
+        env=f"{X.pack_env} CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
         settings=X.settings,
     params:
         config=X.keys("evaluate"),
@@ -241,7 +241,7 @@ rule report:
     conda:
         "envs/pipeline.yaml"
     resources:
-        env=X.imagenet,
+        env=X.pack_env,
         settings=X.settings,
     params:
         config=X.keys("report"),

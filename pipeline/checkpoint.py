@@ -30,10 +30,29 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
     """Write `step-<step>.pt` atomically, then delete all but the `keep` newest up to it."""
-    with atomic(folder / f"step-{step:010d}.pt") as temporary:
+    path = folder / f"step-{step:010d}.pt"
+    with atomic(path) as temporary, _writing(path):
         torch.save(state, temporary)
     older = [path for path in checkpoints(folder) if step_of(path) <= step]
     for path in older[:-keep]:
+        path.unlink()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn what torch and safetensors raise where a file cannot be written into a UserError."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{path} could not be written ({str(error).splitlines()[0]}): is there space on the "
+            f"disk of {path.parent}? The same command goes on from the checkpoint before"
+        ) from error
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Delete temporary files that a killed trainer has left; only under the folder's lock."""
+    for path in folder.glob(".*.tmp"):
         path.unlink()
 
 
@@ -52,7 +71,7 @@ def load_newest(folder: Path, last_step: int) -> dict[str, Any] | None:
 def save_weights(path: Path, state: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
     """Write a state dict as safetensors with `about` (JSON) in its metadata, atomically."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    with atomic(path) as temporary:
+    with atomic(path) as temporary, _writing(path):
         save_file(tensors, temporary, metadata={"pipeline": json.dumps(about, sort_keys=True)})
 
 

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import UserError
-from pipeline.keys import PLACES, STAGE_KEYS, Config
+from pipeline.keys import PLACES, STAGE_KEYS, Config, Model
 
 DEFAULT_FILE = Path(__file__).parent.parent / "config.yaml"
 
@@ -111,7 +111,9 @@ def layered(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     overrides = {k: v for k, v in overrides.items() if k != "set"}
     overrides = merge(overrides, parse_overrides(str(words).split()))
     tree = merge({k: v for k, v in base.items() if k not in ("experiments", "set")}, overrides)
-    deltas = merge(base.get("experiments") or {}, overrides.get("experiments") or {})
+    deltas = merge(base, overrides).get("experiments") or {}
+    if not isinstance(deltas, Mapping):
+        raise UserError(f"experiments={deltas!r} is not a mapping of named experiments")
     tree = merge(merge(tree, experiment_delta(str(tree.get("experiment")), deltas)), overrides)
     tree.pop("experiments", None)
     return tree
@@ -126,16 +128,25 @@ def resolve(
     return validate(layered(base, overrides), environment)
 
 
-def experiment_delta(name: str, deltas: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of experiments.NAME, laid over those of the experiment it is `like`."""
+def experiment_delta(
+    name: str, deltas: Mapping[str, Any], seen: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The keys of experiments.NAME, laid over those of the experiment it is `like`.
+
+    Raises UserError where the name is unknown, its entry is no mapping or `like` goes in a circle.
+    """
     if name not in deltas:
         raise UserError(
             f"no experiment {name!r} in config.yaml{nearest(name, deltas)} "
             f"(known: {', '.join(sorted(deltas))}; a new one needs an entry under `experiments:`)"
         )
+    if not isinstance(deltas[name] or {}, Mapping):
+        raise UserError(f"experiments.{name}={deltas[name]!r} is not a mapping of keys")
+    if name in seen:
+        raise UserError(f"experiments.{name} is `like` itself: {' -> '.join((*seen, name))}")
     delta = dict(deltas[name] or {})
     parent = delta.pop("like", None)
-    return merge(experiment_delta(parent, deltas), delta) if parent else delta
+    return merge(experiment_delta(str(parent), deltas, (*seen, name)), delta) if parent else delta
 
 
 def resolve_resolution(tree: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[Any, str]:
@@ -157,6 +168,7 @@ def validate(tree: Mapping[str, Any], environment: Mapping[str, str] = os.enviro
         config = Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(explain(error)) from error
+    check_heads(config.model)
     halvings = len(config.model.channel_mult) - 1
     if config.data.resolution % 2**halvings:
         raise UserError(
@@ -165,6 +177,21 @@ def validate(tree: Mapping[str, Any], environment: Mapping[str, str] = os.enviro
             f"{2**halvings} or a shorter model.channel_mult"
         )
     return config
+
+
+def check_heads(model: Model) -> None:
+    """Raise UserError unless the heads divide the width of every level with attention."""
+    levels = [n for n in range(len(model.channel_mult)) if 2**n in model.attention_at]
+    for level in {*levels, len(model.channel_mult) - 1}:  # the middle always has attention
+        width = model.channels * model.channel_mult[level]
+        divisor, name = model.heads, "model.heads"
+        if model.head_channels is not None:
+            divisor, name = model.head_channels, "model.head_channels"
+        if width % divisor:
+            raise UserError(
+                f"{name}={divisor} does not divide the {width} channels at downsampling factor "
+                f"{2**level}: use a divisor, or leave the factor out of model.attention_at"
+            )
 
 
 def explain(error: ValidationError) -> str:
@@ -182,6 +209,7 @@ def explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"key {key} is missing in config.yaml"
     expected = allowed(key) or str(first["msg"]).replace("Input should be", "expected")
+    expected = expected.removeprefix("Value error, ")
     return f"{key}={first['input']!r} is not valid: {expected}"
 
 

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline import layout
+from pipeline import gpus, layout
 from pipeline.config import layered, resolve_resolution, settings_words, stage_keys, validate
+from pipeline.errors import UserError
 from pipeline.keys import Config
+from pipeline.sharing import micro_batch, processes
 
 REMEDIES = {"IMAGENET_DIR": "export IMAGENET_DIR=FOLDER, or give data.dir and data.pack_dir"}
 
@@ -34,7 +36,9 @@ class Experiment:
         self.run = str(layout.run_folder(self.config))
         self.sampler = layout.sampler_name(self.config.sample)
         self.seeds = self.config.sample.seeds
-        self.imagenet = "IMAGENET_DIR" if layout.needs_imagenet_dir(self.config) else ""
+        # IMAGENET_DIR where the rules that read images, or the pack, need it
+        self.images_env = "IMAGENET_DIR" if layout.images_need_imagenet_dir(self.config) else ""
+        self.pack_env = "IMAGENET_DIR" if layout.pack_needs_imagenet_dir(self.config) else ""
         self.resolution_source = resolve_resolution(tree, os.environ)[1]
 
     def keys(self, stage: str) -> str:
@@ -49,11 +53,30 @@ class Experiment:
         )
 
 
-def start(jobs: Iterable[Any], banner: str) -> None:
-    """Before the first job of a run: one engine a folder, and every needed variable is there."""
+def start(workflow: Any, experiment: Experiment) -> None:
+    """Before the first job of a run: one engine a folder, and all that its jobs need is there."""
     hold_folder(Path(".snakemake") / "pipeline.lock")
+    jobs = list(workflow.dag.needrun_jobs())
     check_environment(jobs)
-    print(banner, flush=True)
+    if workflow.local_exec:
+        check_devices(jobs, experiment.config)
+    print(experiment.banner(), flush=True)
+
+
+def check_devices(jobs: Iterable[Any], config: Config) -> None:
+    """Stop unless this machine has the GPUs of every job, and the batch divides over them."""
+    launch, visible = config.launch, gpus.visible()
+    for job in jobs:
+        if job.rule.name not in ("train", "sample"):
+            continue
+        try:
+            wanted = int(job.resources.get("gpu", 0))
+            count = processes(wanted, launch.launcher, config.runtime.device, visible)
+            if job.rule.name == "train":
+                micro_batch(config, count)
+        except UserError as error:
+            print(f"error: rule {job.rule.name}: {error}", file=sys.stderr)
+            sys.exit(2)
 
 
 def hold_folder(path: Path) -> None:

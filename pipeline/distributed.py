@@ -98,9 +98,12 @@ class StopFlag:
     def _remember(self, number: int, frame: object) -> None:
         self.signal = number
 
-    def raised(self) -> bool:
-        """Whether any rank was signalled; every rank must ask at the same place."""
-        flag = torch.tensor(int(self.signal is not None))
+    def agree(self, save: bool = False) -> tuple[bool, bool]:
+        """(stop, save): whether any rank was signalled, and whether any wants to save.
+
+        Every rank must ask at the same place; all get the same answer.
+        """
+        flags = torch.tensor([self.signal is not None, save], dtype=torch.int32)
         if self.group.world > 1:
-            dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag)
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags[0]), bool(flags[1])

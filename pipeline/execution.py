@@ -32,11 +32,13 @@ def prepare(net: nn.Module, device: torch.device, setting: str | bool, loud: boo
     Auto compiles on CUDA only: on CPU the compilation takes longer than it saves in a short run.
     """
     net = net.to(device).to(memory_format=memory_format(device))  # type: ignore[call-overload]
-    if setting is False or (setting == "auto" and device.type == "cpu"):
+    if setting is False:
         return net
     if compiler(device) is None:
         if loud:
-            print("torch.compile is off: no C++ compiler was found", flush=True)
+            print(f"torch.compile is off: no C++ compiler was found for {device.type}", flush=True)
+        return net
+    if setting == "auto" and device.type == "cpu":
         return net
     compiled: nn.Module = torch.compile(net)  # type: ignore[assignment]
     return compiled

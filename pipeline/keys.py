@@ -3,13 +3,15 @@
 The values are in config.yaml; how they are laid over each other is in pipeline/config.py.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 # Image sets that the project makes itself, with their number of images per class.
 MADE_SOURCES = {"shapes": 250, "shapes_tiny": 24}
@@ -21,6 +23,15 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """true and false are no numbers here, though Python counts them as 1 and 0."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and kind is not bool and bool not in get_args(kind):
+            raise ValueError("expected no true or false")
+        return value
 
 
 class Data(Section):
@@ -58,14 +69,14 @@ class Train(Section):
     batch: PositiveInt  # global batch, images, over all ranks and accumulation
     lr: Positive
     warmup_images: Annotated[int, Field(ge=0)]
-    betas: tuple[Fraction, Fraction]
+    betas: tuple[Beta, Beta]
     weight_decay: Annotated[float, Field(ge=0)]
     label_dropout: Fraction
     flip: bool
     ema_halflife_images: Positive
     ema_rampup: Fraction  # half-life is at most this share of the images seen
     precision: Literal["bf16", "fp32"]
-    seed: int
+    seed: Seed
 
 
 class Sample(Section):
@@ -75,7 +86,7 @@ class Sample(Section):
     rtol: Positive  # of dopri5
     atol: Positive
     guidance: Annotated[float, Field(ge=0)]  # 1: the conditional velocity alone
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     precision: Literal["bf16", "fp32"]
 
 
@@ -83,10 +94,10 @@ class Evaluate(Section):
     extractor: Literal["inception-v3-compat", "efficientnet-lite0"]
     metrics: Annotated[tuple[Literal["fid", "kid", "isc", "prc"], ...], Field(min_length=1)]
     kid_subsets: PositiveInt
-    kid_subset_size: PositiveInt
+    kid_subset_size: Annotated[int, Field(ge=2)]
     isc_splits: PositiveInt
     prc_neighbourhood: PositiveInt
-    seed: int
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     weights: str | None  # file of the extractor's weights; None: look for them
 
 

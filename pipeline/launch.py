@@ -25,32 +25,11 @@ from pipeline.config import load_step
 from pipeline.errors import EXIT_RESUMABLE, UserError, run_main
 from pipeline.keys import Config
 from pipeline.prctl import die_with_parent
+from pipeline.sharing import processes
 
 KNOWN = (*Config.model_fields, "experiments", "config")  # words that are no path of a step
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 SHARED_STEPS = ("pipeline.train", "pipeline.sample")  # steps that run as several ranks
-
-
-def processes(wanted: int, launcher: str, device: str, visible: list[str]) -> int:
-    """How many ranks to start for a job that may take `wanted` GPUs.
-
-    Without a GPU the ranks share the CPU cores: at most one a core, and where that is fewer than
-    wanted a power of two. Raises UserError where some GPUs are visible but fewer than wanted.
-    """
-    if launcher == "none":
-        return 1
-    if visible and device != "cpu":
-        if wanted > len(visible):
-            raise UserError(
-                f"{wanted} GPUs are asked for but {len(visible)} visible "
-                f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}): "
-                f"pass --resources gpu={len(visible)} or make more devices visible"
-            )
-        return max(1, wanted)
-    if device == "cuda":
-        raise UserError("runtime.device=cuda but no GPU is visible: use runtime.device=auto")
-    cores = gpus.cpu_cores()
-    return max(1, wanted if wanted <= cores else 1 << (cores.bit_length() - 1))
 
 
 def child_environment(threads: int, count: int, setting: str | int) -> dict[str, str]:
@@ -67,12 +46,24 @@ def child_environment(threads: int, count: int, setting: str | int) -> dict[str,
     return environment
 
 
+def check_torch(visible: list[str], device: str) -> None:
+    """Raise UserError where GPUs are visible but this build of torch cannot use them."""
+    import torch
+
+    if visible and device == "auto" and torch.cuda.device_count() == 0:
+        raise UserError(
+            f"GPUs {','.join(visible)} are visible but torch {torch.__version__} cannot use them: "
+            "install its CUDA build, or give runtime.device=cpu"
+        )
+
+
 def command(module: list[str], count: int) -> list[str]:
-    """Python itself for one process, torchrun for several."""
+    """Python itself for one process, torchrun (pipeline.torchrun ends it quietly) for several."""
     if count == 1:
         return [sys.executable, *module]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return [*torchrun, f"--nproc-per-node={count}", *module]
+    torchrun = [sys.executable, "-m", "pipeline.torchrun", "--standalone"]
+    # Ranks that were told to stop get all the time that a checkpoint takes.
+    return [*torchrun, "--shutdown-timeout=3600", f"--nproc-per-node={count}", *module]
 
 
 def relay(source: IO[bytes], log: IO[bytes] | None) -> None:
@@ -143,6 +134,7 @@ def main(argv: list[str]) -> None:
     if name in SHARED_STEPS:
         step = importlib.import_module(name)
         count = processes(options.gpus, config.launch.launcher, config.runtime.device, visible)
+        check_torch(visible, config.runtime.device)
         step.preflight(arguments, count)
     if options.gpus and not visible:
         print(f"no GPU is visible: {name} runs on the CPU in {count} process(es), gloo", flush=True)

@@ -52,10 +52,15 @@ def pack_folder(config: Config, environment: Mapping[str, str] = os.environ) -> 
     return Path(root) / f"{data.source}_{data.resolution}" / data.recipe
 
 
-def needs_imagenet_dir(config: Config) -> bool:
-    """Whether some step looks at IMAGENET_DIR: not where every place is a key of the config."""
-    images = config.data.source in MADE_SOURCES or config.data.dir is not None
-    return not (images and (config.data.pack_dir or config.data.path))
+def pack_needs_imagenet_dir(config: Config) -> bool:
+    """Whether the pack lies below IMAGENET_DIR: no key says where it lies."""
+    return not (config.data.pack_dir or config.data.path)
+
+
+def images_need_imagenet_dir(config: Config) -> bool:
+    """Whether downsample looks at IMAGENET_DIR, for the images or the pack."""
+    made = config.data.source in MADE_SOURCES or config.data.dir is not None
+    return not made or pack_needs_imagenet_dir(config)
 
 
 def record_file(config: Config) -> Path:

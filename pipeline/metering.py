@@ -5,12 +5,26 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipeline.files import atomic_stream
+
 
 def clock(seconds: float) -> str:
     """Seconds as h:mm:ss or m:ss."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Mark:
+    """A place in a run: images seen, and the time since."""
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+        self.since = time.monotonic()
+
+    def seconds(self) -> float:
+        """Seconds since the mark was set."""
+        return time.monotonic() - self.since
 
 
 class Progress:
@@ -42,13 +56,15 @@ class Progress:
 class Metrics:
     """`metrics.jsonl` and TensorBoard events of a run folder; no step stands there twice."""
 
-    def __init__(self, folder: Path, step: int) -> None:
-        """Open at `step`, dropping the rows after it that an interrupted run has left."""
+    def __init__(self, folder: Path, step: int, last: int) -> None:
+        """Open at `step`, dropping the rows up to step `last` that are now made again.
+
+        Rows after `last` are of a longer run of the same experiment, and stay.
+        """
         from torch.utils.tensorboard import SummaryWriter  # slow to import, needed by rank 0 only
 
         self.path = folder / "metrics.jsonl"
-        kept = [row for row in read_rows(self.path) if row["step"] <= step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_rows(self.path, [r for r in read_rows(self.path) if not step < r["step"] <= last])
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def add(self, row: dict[str, Any]) -> None:
@@ -62,6 +78,13 @@ class Metrics:
     def close(self) -> None:
         """Flush the events."""
         self.writer.close()
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as JSON lines in the order of their steps, atomically."""
+    with atomic_stream(path) as stream:
+        for row in sorted(rows, key=lambda r: r["step"]):
+            stream.write((json.dumps(row) + "\n").encode())
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -19,7 +19,8 @@ import torch
 from pipeline import gpus, layout
 from pipeline.config import DEFAULT_FILE, load_yaml, merge, parse_overrides, resolve
 from pipeline.errors import UserError, run_main
-from pipeline.keys import Config
+from pipeline.keys import MADE_SOURCES, Config
+from pipeline.shapes import CLASSES
 from pipeline.unet import UNet
 
 IMAGENET_CLASSES = 1000  # for the size of the embedding where no record tells
@@ -102,14 +103,26 @@ def num_images(config: Config) -> int | None:
     path = layout.record_file(config)
     if path.exists():
         return int(load_yaml(path)["num_images"])
+    if config.data.source in MADE_SOURCES:
+        return MADE_SOURCES[config.data.source] * len(CLASSES)
     return config.data.expected_images
+
+
+def num_classes(config: Config) -> int:
+    """Classes of the pack: from its record, else as the configuration expects them."""
+    path = layout.record_file(config)
+    if path.exists():
+        return len(load_yaml(path)["classes"])
+    if config.data.source in MADE_SOURCES:
+        return len(CLASSES)
+    return config.data.expected_classes or IMAGENET_CLASSES
 
 
 def facts(config: Config) -> str:
     """Training length, network size and sizes on disk, a line each."""
     num, res, train = num_images(config), config.data.resolution, config.train
     with torch.device("meta"):
-        net = UNet(config.model, config.data.expected_classes or IMAGENET_CLASSES)
+        net = UNet(config.model, num_classes(config))
     weights = 4 * sum(p.numel() for p in net.parameters())
     samples = config.sample.num * res * res * 3
     epochs = f"{train.images / num:,.1f} epochs of {num:,}" if num else "epochs: not known yet"

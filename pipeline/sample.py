@@ -8,8 +8,10 @@ batches are kept in `shards/` until all are there, so an interrupted run goes on
 """
 
 import math
+import os
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from pipeline.metering import Progress
 from pipeline.unet import UNet
 
 WORDS = ("weights", "seed", "out")
+GRID_ROWS, GRID_COLUMNS = 10, 10  # classes and samples of a class in grid.png
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,8 @@ def prepare(argv: list[str]) -> Job:
 
 
 def preflight(argv: list[str], world: int) -> None:
-    """What the launcher runs before any rank."""
-    prepare(argv)
+    """What the launcher runs before any rank: checks, and waits for another sampler to end."""
+    checkpoint.wait_until_free(prepare(argv).out)
 
 
 def build_net(job: Job, group: Ranks) -> torch.nn.Module:
@@ -132,6 +135,11 @@ def sample_images(
     return images, result.evaluations.cpu().numpy() * (2 if job.guided else 1)
 
 
+def shard_file(shards: Path, start: int) -> Path:
+    """The finished batch whose first image has index `start`."""
+    return shards / f"{start:08d}.npz"
+
+
 def sample_shards(job: Job, group: Ranks, shards: Path) -> float:
     """Sample every batch that is not in `shards` yet, this rank's share; returns images/s."""
     stop = StopFlag(group)
@@ -144,7 +152,7 @@ def sample_shards(job: Job, group: Ranks, shards: Path) -> float:
     for number in range(rounds):
         if number < len(starts):
             index = np.arange(starts[number], min(starts[number] + size, num), dtype=np.int64)
-            path = shards / f"{starts[number]:08d}.npz"
+            path = shard_file(shards, starts[number])
             if not path.exists():
                 images, evaluations = sample_images(job, net, index, group.device)
                 with atomic_stream(path) as stream:
@@ -152,7 +160,7 @@ def sample_shards(job: Job, group: Ranks, shards: Path) -> float:
                 made += len(index)
         if group.first and progress.due():
             progress.show(min(made * group.world, num))
-        if stop.raised() and number < rounds - 1:
+        if stop.agree()[0] and number < rounds - 1:
             raise Stopped("finished batches are kept; the same command goes on")
     return made / (time.monotonic() - progress.began)
 
@@ -161,22 +169,18 @@ def collect(
     job: Job, shards: Path, speed: float | None, seconds: float, world: int, device: str
 ) -> None:
     """Join the shards into the declared outputs and remove them (rank 0)."""
-    num = job.config.sample.num
-    parts = [np.load(path, allow_pickle=False) for path in sorted(shards.glob("*.npz"))]
-    images = np.concatenate([part["images"] for part in parts])
-    evaluations = np.concatenate([part["evaluations"] for part in parts])
+    num, batch = job.config.sample.num, job.config.runtime.sample_batch
+    size = job.about["record"]["resolution"]
+    images = np.empty((num, size, size, 3), dtype=np.uint8)
+    evaluations = np.empty(num, dtype=np.int64)
+    for start in range(0, num, batch):
+        with np.load(shard_file(shards, start), allow_pickle=False) as part:
+            images[start : start + batch] = part["images"]
+            evaluations[start : start + batch] = part["evaluations"]
     labels = job.labels(np.arange(num, dtype=np.int64))
     save_npy(job.out / "images.npy", images)
     save_npy(job.out / "labels.npy", labels)
-    report = job.config.report
-    save_grid(
-        job.out / "grid.png",
-        images,
-        labels,
-        job.classes,
-        report.grid_classes,
-        report.grid_columns,
-    )
+    save_grid(job.out / "grid.png", images, labels, job.classes, GRID_ROWS, GRID_COLUMNS)
     keys = job.config.sample
     about = {
         "sampler": sampler_name(keys),
@@ -208,14 +212,22 @@ def main(argv: list[str]) -> None:
     work = {"weights": job.weights_sha256, "keys": stage_keys(job.config, "sample")["sample"]}
     work |= {"seed": job.seed, "batch": runtime.sample_batch}
     shards = job.out / "shards" / sha256_json(work)[:12]
-    with ranks(runtime.device) as group:
-        speed = torch.tensor(sample_shards(job, group, shards), device=group.device)
-        speed = group.mean(speed) * group.world
+    first = os.environ.get("RANK", "0") == "0"
+    lock = checkpoint.locked(job.out) if first else nullcontext()
+    with lock, ranks(runtime.device) as group:
+        try:
+            mine = sample_shards(job, group, shards)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{runtime.sample_batch} images at once do not fit on {group.device}: give a "
+                "smaller runtime.sample_batch, which changes no result"
+            ) from error
+        speed = float(group.mean(torch.tensor(mine, device=group.device))) * group.world
         group.barrier()
-        if group.first:
+        if first:
             seconds = time.monotonic() - began
             name = torch.cuda.get_device_name() if group.device.type == "cuda" else "CPU"
-            collect(job, shards, float(speed) or None, seconds, group.world, name)
+            collect(job, shards, speed or None, seconds, group.world, name)
             print(f"sample: {job.config.sample.num:,} images in {seconds:.0f} s, {job.out}")
         group.barrier()
 

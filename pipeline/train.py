@@ -7,7 +7,6 @@ does not declare and so never deletes.
 """
 
 import os
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,12 @@ from pipeline.config import load_step, merge, stage_keys, validate
 from pipeline.data import open_pack
 from pipeline.distributed import StopFlag, ranks
 from pipeline.errors import Stopped, UserError, run_main
-from pipeline.files import atomic_stream, read_json, sha256_json
+from pipeline.files import read_json, sha256_json
 from pipeline.keys import Config
 from pipeline.layout import pack_folder, run_folder, write_config
-from pipeline.metering import Metrics, Progress
-from pipeline.trainer import Job, Trainer, micro_batch
+from pipeline.metering import Mark, Metrics, Progress, read_rows, write_rows
+from pipeline.sharing import micro_batch
+from pipeline.trainer import Job, Trainer
 
 WORDS = ("record", "out")  # paths on the command line
 
@@ -77,26 +77,27 @@ def run(trainer: Trainer, stop: StopFlag) -> None:
     job, group, runtime = trainer.job, trainer.group, trainer.config.runtime
     batch = trainer.config.train.batch
     every = max(1, runtime.log_images // batch)
-    metrics = Metrics(job.scratch, trainer.step) if group.first else None
+    metrics = Metrics(job.scratch, trainer.step, job.steps) if group.first else None
     progress = Progress("train", job.steps * batch, runtime.progress_seconds, trainer.images)
-    saved_at = (trainer.images, time.monotonic())
-    logged_at = (trainer.step, time.monotonic())
+    saved = Mark(trainer.images)
+    logged = Mark(trainer.images)
     while trainer.step < job.steps:
         trainer.train_step()
-        if trainer.step % every == 0 or trainer.step == job.steps:
-            row = trainer.row(trainer.step - logged_at[0], time.monotonic() - logged_at[1])
-            logged_at = (trainer.step, time.monotonic())
+        last = trainer.step == job.steps
+        if trainer.step % every == 0 or last:
+            row = trainer.row((trainer.images - logged.images) // batch, logged.seconds())
+            logged = Mark(trainer.images)
             if metrics:
                 metrics.add(row)
             if group.first and progress.due():
                 progress.show(trainer.images, f"loss {row['loss']:.4f}")
-        minutes = (time.monotonic() - saved_at[1]) / 60
-        many = trainer.images - saved_at[0] >= runtime.checkpoint_images
-        if many or minutes >= runtime.checkpoint_minutes or trainer.step == job.steps:
+        many = trainer.images - saved.images >= runtime.checkpoint_images
+        late = saved.seconds() >= 60 * runtime.checkpoint_minutes
+        stopping, saving = stop.agree(many or late or last)
+        if saving or stopping:
             trainer.save()
-            saved_at = (trainer.images, time.monotonic())
-        if stop.raised() and trainer.step < job.steps:
-            trainer.save()
+            saved = Mark(trainer.images)
+        if stopping and not last:
             raise Stopped(
                 f"saved at step {trainer.step:,} of {job.steps:,}; the same command goes on"
             )
@@ -117,8 +118,8 @@ def finish(trainer: Trainer) -> None:
         "gpu_hours": trainer.device_seconds / 3600,
         "torch": str(torch.__version__),
     }
-    with atomic_stream(job.out / "curve.jsonl") as stream:
-        stream.write((job.scratch / "metrics.jsonl").read_bytes())
+    rows = [r for r in read_rows(job.scratch / "metrics.jsonl") if r["step"] <= job.steps]
+    write_rows(job.out / "curve.jsonl", rows)
     write_config(job.out, job.config, "train")
     checkpoint.save_weights(job.out / "weights.safetensors", trainer.ema.net.state_dict(), about)
     print(f"train: {trainer.images:,} images, {job.out / 'weights.safetensors'}", flush=True)
@@ -133,7 +134,13 @@ def main(argv: list[str]) -> None:
         stop = StopFlag(group)
         trainer = Trainer(job, group)
         trainer.resume()
-        run(trainer, stop)
+        try:
+            run(trainer, stop)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{trainer.micro} images at once do not fit on {group.device}: give a smaller "
+                "runtime.micro_batch, which changes no result"
+            ) from error
         if first:
             finish(trainer)
         group.barrier()

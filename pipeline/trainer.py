@@ -24,6 +24,7 @@ from pipeline.distributed import Ranks
 from pipeline.ema import EMA
 from pipeline.errors import UserError
 from pipeline.keys import Config
+from pipeline.sharing import micro_batch
 from pipeline.unet import UNet
 
 
@@ -36,25 +37,6 @@ class Job:
     out: Path
     scratch: Path  # checkpoints, metrics and events of exactly these experiment keys
     steps: int  # optimiser steps of the whole run
-
-
-def micro_batch(config: Config, world: int) -> int:
-    """Images per forward pass and rank; raises UserError where the batch cannot be shared out."""
-    batch, wanted = config.train.batch, config.runtime.micro_batch
-    if batch % world:
-        raise UserError(
-            f"train.batch={batch} cannot be divided over {world} processes: use a number of GPUs "
-            f"that divides it (or change train.batch, which changes the experiment)"
-        )
-    local = batch // world
-    if wanted == "auto":
-        return local
-    if local % wanted:
-        raise UserError(
-            f"runtime.micro_batch={wanted} does not divide the {local} images of a process "
-            f"(train.batch={batch} over {world})"
-        )
-    return wanted
 
 
 @dataclass(frozen=True)
@@ -176,6 +158,8 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from the newest readable checkpoint, if there is one."""
+        if self.group.first:
+            checkpoint.remove_abandoned(self.job.scratch)
         state = checkpoint.load_newest(self.job.scratch, self.job.steps)
         if state is None:
             return
@@ -187,10 +171,19 @@ class Trainer:
             print(f"train: going on from step {self.step:,} of {self.job.steps:,}", flush=True)
 
     def save(self) -> None:
-        """Write a checkpoint (rank 0)."""
+        """Write a checkpoint on rank 0, after all ranks saw that the loss is finite."""
+        self.check_finite(float(self.group.mean(self.loss_sum.clone())))
         if self.group.first:
             keep = self.config.runtime.keep_checkpoints
             checkpoint.save(self.job.scratch, self.step, self.state(), keep)
+
+    def check_finite(self, *values: float) -> None:
+        """Raise UserError where a value is NaN or infinite; no checkpoint holds such a state."""
+        if not np.isfinite(values).all():
+            raise UserError(
+                f"the loss or gradient is not finite at step {self.step} {values}: lower train.lr; "
+                f"the checkpoints in {self.job.scratch} are from before"
+            )
 
     def row(self, steps: int, seconds: float) -> dict[str, Any]:
         """One row of the curve: means over the last `steps` steps, which took `seconds`.
@@ -201,11 +194,7 @@ class Trainer:
         self.loss_sum.zero_()
         gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
         norm = float(nn.utils.get_total_norm(gradients))
-        if not np.isfinite([loss, norm]).all():
-            raise UserError(
-                f"the loss or gradient is not finite at step {self.step} (loss {loss}, gradient "
-                f"{norm}): lower train.lr; the checkpoints in {self.job.scratch} are from before"
-            )
+        self.check_finite(loss, norm)
         return {
             "step": self.step,
             "images": self.images,
