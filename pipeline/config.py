@@ -114,6 +114,9 @@ def layered(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     deltas = merge(base, overrides).get("experiments") or {}
     if not isinstance(deltas, Mapping):
         raise UserError(f"experiments={deltas!r} is not a mapping of named experiments")
+    for name, delta in deltas.items():
+        if not isinstance(delta or {}, Mapping):
+            raise UserError(f"experiments.{name}={delta!r} is not a mapping of keys")
     tree = merge(merge(tree, experiment_delta(str(tree.get("experiment")), deltas)), overrides)
     tree.pop("experiments", None)
     return tree
@@ -133,15 +136,13 @@ def experiment_delta(
 ) -> dict[str, Any]:
     """The keys of experiments.NAME, laid over those of the experiment it is `like`.
 
-    Raises UserError where the name is unknown, its entry is no mapping or `like` goes in a circle.
+    Raises UserError where the name is unknown or `like` goes in a circle.
     """
     if name not in deltas:
         raise UserError(
             f"no experiment {name!r} in config.yaml{nearest(name, deltas)} "
             f"(known: {', '.join(sorted(deltas))}; a new one needs an entry under `experiments:`)"
         )
-    if not isinstance(deltas[name] or {}, Mapping):
-        raise UserError(f"experiments.{name}={deltas[name]!r} is not a mapping of keys")
     if name in seen:
         raise UserError(f"experiments.{name} is `like` itself: {' -> '.join((*seen, name))}")
     delta = dict(deltas[name] or {})

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import re
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +123,15 @@ def write_pack(
     np.save(folder / "labels.npy", labels)
     (folder / "manifest.json").write_text(json.dumps(record))
     return record
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MB; only root can mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("NOT TESTED: a full disk needs root, to mount a small tmpfs")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)

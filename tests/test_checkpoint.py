@@ -70,6 +70,24 @@ def test_bad_weights_get_one_sentence(tmp_path: Path) -> None:
         checkpoint.load_weights(tmp_path / "cut.safetensors")
 
 
+def test_a_full_disk_gets_one_sentence(small_disk: Path) -> None:
+    checkpoint.save(small_disk, 1, state(1), keep=1)
+    large = torch.zeros(10**6)  # 4 MB on a disk of 1 MB
+    with pytest.raises(UserError, match="space on the disk|no space left"):
+        checkpoint.save(small_disk, 2, {"net": large}, keep=1)
+    with pytest.raises(UserError, match="space on the disk|no space left"):
+        checkpoint.save_weights(small_disk / "w", {"a": large}, {})
+    assert [p.name for p in small_disk.iterdir()] == ["step-0000000001.pt"]
+    assert checkpoint.load_newest(small_disk, 9)["step"] == 1
+
+
+def test_what_a_kill_left_is_deleted(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 1, state(1), keep=1)
+    (tmp_path / ".step-0000000002.pt.123.tmp").write_bytes(b"half")
+    checkpoint.remove_abandoned(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-0000000001.pt"]
+
+
 def _hold(folder: Path, ready: object, release: object) -> None:
     with checkpoint.locked(folder):
         ready.set()

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -84,18 +84,6 @@ def make_tar(root: Path) -> None:
 def photos(tmp_path: Path) -> Path:
     write_photos(tmp_path, per_class=6, size=48)
     return tmp_path
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MB; only root can mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("NOT TESTED: a full disk needs root, to mount a small tmpfs")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
 
 
 # --- packs ---------------------------------------------------------------------------------------

@@ -6,13 +6,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 
-from pipeline import gpus, launch, sharing
+from pipeline import dag, execution, gpus, launch, sharing
 from pipeline.errors import EXIT_RESUMABLE, UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, resolved
 
 
 def test_as_many_processes_as_gpus() -> None:
@@ -56,6 +58,43 @@ def test_visible_devices(
     assert gpus.visible(environment) == expected
 
 
+def test_a_job_that_this_machine_cannot_run_stops_before_the_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rule = SimpleNamespace(name="train")
+    jobs = [SimpleNamespace(rule=rule, resources={"gpu": 4})]
+    monkeypatch.setattr(gpus, "visible", lambda: ["0", "1"])
+    with pytest.raises(SystemExit):
+        dag.check_devices(jobs, resolved())
+    assert "rule train: 4 GPUs are asked for but 2 visible" in capsys.readouterr().err
+    monkeypatch.setattr(gpus, "visible", lambda: ["0", "1", "2", "3"])
+    dag.check_devices(jobs, resolved())
+    with pytest.raises(SystemExit):
+        dag.check_devices(jobs, resolved("train.batch=2050"))
+    assert "cannot be divided over 4 processes" in capsys.readouterr().err
+
+
+def test_a_torch_that_cannot_use_the_gpus_is_named() -> None:
+    if torch.cuda.device_count():
+        pytest.skip("this torch can use the GPUs")
+    with pytest.raises(UserError, match="GPUs 0,1 are visible but torch .* cannot use them"):
+        launch.check_torch(["0", "1"], "auto")
+    launch.check_torch([], "auto")
+    launch.check_torch(["0"], "cpu")
+
+
+def test_without_a_compiler_compile_is_off_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    net = torch.nn.Linear(2, 2)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for setting in ("auto", True):
+        assert execution.prepare(net, torch.device("cpu"), setting, True) is net
+        assert capsys.readouterr().out.startswith("torch.compile is off: no C++ compiler")
+    assert execution.prepare(net, torch.device("cpu"), False, True) is net
+    assert capsys.readouterr().out == ""
+
+
 def test_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "cpu_cores", lambda: 16)
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
@@ -87,6 +126,7 @@ time.sleep(60)
 PARENT = """
 import os, sys
 from pathlib import Path
+from types import SimpleNamespace
 from pipeline import launch
 sys.exit(launch.supervise([sys.executable, *sys.argv[2:]], os.environ, Path(sys.argv[1], "log")))
 """

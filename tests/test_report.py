@@ -14,7 +14,14 @@ from pipeline import grid, report, tables
 from pipeline.errors import UserError
 from tests.report_inputs import SIZE, build, curve_row, evaluation, noise, write_images
 
-OUTPUTS = {"curve.png", "samples_vs_real.png", "table.html", "summary.txt", "distance.png"}
+OUTPUTS = {
+    "curve.png",
+    "samples_vs_real.png",
+    "table.html",
+    "summary.txt",
+    "distance.png",
+    "config.json",
+}
 
 
 @pytest.fixture

@@ -122,6 +122,11 @@ def test_finished_batches_are_kept(
     assert not (tmp_path / "b" / "shards").exists()
 
 
+def test_a_second_sampler_waits_or_is_refused(weights: Path, tmp_path: Path) -> None:
+    with checkpoint.locked(tmp_path), pytest.raises(UserError, match="is in use by process"):
+        run(weights, tmp_path)
+
+
 def test_missing_weights_get_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run `make train`"):
         sample.preflight([*TINY, f"weights={tmp_path / 'none'}"], 1)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import checkpoint, train
+from pipeline import checkpoint, sharing, train
 from pipeline.errors import Stopped, UserError
 from tests.conftest import ROOT, resolved, write_pack
 
@@ -207,6 +207,62 @@ def test_a_loss_that_is_not_finite_stops(pack: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not finite at step"):
         run(pack, tmp_path, "train.lr=1e30", "train.warmup_images=0")
     assert not (tmp_path / "weights.safetensors").exists()
+
+
+def test_a_failing_rank_ends_all_with_its_own_sentence(pack: Path, tmp_path: Path) -> None:
+    """Through the launcher, with two ranks: the sentence, status 2, no traceback of any agent."""
+    command = [sys.executable, "-m", "pipeline.launch", "--gpus", "2", "--", "-m", "pipeline.train"]
+    command += words(pack, tmp_path, "train.lr=1e30", "train.warmup_images=0")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    output = done.stdout + done.stderr
+    assert done.returncode == 2, output
+    assert output.count("not finite at step") == 1 and "Traceback" not in output
+    assert not list(tmp_path.glob("checkpoints/*/step-*.pt"))
+
+
+def test_sigterm_through_the_launcher_leaves_with_75(pack: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipeline.launch", "--gpus", "2", "--", "-m", "pipeline.train"]
+    command += words(pack, tmp_path, "train.images=120000", "runtime.checkpoint_images=10000000")
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    while not list(tmp_path.glob("checkpoints/*/metrics.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert "the same command goes on" in output and "Traceback" not in output
+    assert list(tmp_path.glob("checkpoints/*/step-*.pt"))
+
+
+def test_a_shorter_run_between_loses_no_row(pack: Path, tmp_path: Path) -> None:
+    run(pack, tmp_path, "runtime.keep_checkpoints=9")
+    _, short = run(pack, tmp_path, "train.images=48", "runtime.keep_checkpoints=9")
+    _, whole = run(pack, tmp_path, "runtime.keep_checkpoints=9")
+    assert [row["step"] for row in short] == [1, 2, 3, 4]
+    assert [row["step"] for row in whole] == list(range(1, 9))
+
+
+def test_too_little_memory_names_the_key(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(train.Trainer, "train_step", no_memory)
+    with pytest.raises(
+        UserError, match="12 images at once do not fit on cpu: .*runtime.micro_batch"
+    ):
+        train.main(words(pack, tmp_path))
+
+
+def test_auto_micro_batch_is_bounded_and_divides() -> None:
+    assert sharing.micro_batch(resolved("train.batch=2048"), 4) == 64
+    assert sharing.micro_batch(resolved("train.batch=2048", "data.resolution=32"), 4) == 256
+    assert sharing.micro_batch(resolved("train.batch=1000"), 4) == 50
+    assert sharing.micro_batch(resolved("experiment=smoke"), 2) == 32
 
 
 def test_steps_by_hand_take_the_packs_own_name(pack: Path) -> None:
