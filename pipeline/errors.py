@@ -13,6 +13,10 @@ class UserError(Exception):
     """Something the user can mend. The message is one sentence: what, where, remedy."""
 
 
+class OneRankError(UserError):
+    """A UserError that one rank may meet alone, so that whichever meets it prints it."""
+
+
 class Stopped(Exception):
     """A signal asked the step to stop; its state is saved and the same command goes on."""
 
@@ -20,13 +24,13 @@ class Stopped(Exception):
 def run_main(step: Callable[[list[str]], None]) -> NoReturn:
     """Run `step(argv)` and exit: 0, 2 after a UserError, 75 after Stopped.
 
-    Under a launcher only rank 0 prints, since every rank meets the same input.
+    Under a launcher only rank 0 prints what every rank meets alike.
     """
     rank = os.environ.get("RANK", "0")
     try:
         step(sys.argv[1:])
     except UserError as error:
-        if rank == "0":
+        if rank == "0" or isinstance(error, OneRankError):
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
     except Stopped as stop:

@@ -186,6 +186,28 @@ def test_the_status_of_the_step_is_ours(tmp_path: Path) -> None:
         assert subprocess.run(command, cwd=ROOT).returncode == status
 
 
+@pytest.mark.parametrize(
+    ("rank", "error", "printed"),
+    [("0", "UserError", True), ("3", "UserError", False), ("3", "OneRankError", True)],
+)
+def test_who_prints_an_error(rank: str, error: str, printed: bool) -> None:
+    code = f"""
+from pipeline.errors import *
+def step(argv):
+    raise {error}("no")
+run_main(step)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "RANK": rank},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr == ("error: no\n" if printed else "")
+
+
 def test_bad_words_end_before_any_rank(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline.launch", "--gpus", "2", "--"]
     command += ["-m", "pipeline.train", "experiment=tiny", "train.lrr=1", f"data.path={tmp_path}"]
