@@ -366,8 +366,13 @@ def test_folders_that_cannot_be_written_are_named(photos: Path, small_disk: Path
             make(photos, f"data.pack_dir={place}")
 
 
-def test_a_killed_worker_is_an_error_not_a_hang(photos: Path) -> None:
-    rows = decode_all(list_images(resolved(*words(photos))), 8, 2)
+def test_a_killed_worker_is_an_error_not_a_hang(tmp_path: Path) -> None:
+    first = tmp_path / "train" / "a" / "0.JPEG"  # large, and many, so that work is left to do
+    first.parent.mkdir(parents=True)
+    Image.effect_noise((1200, 1200), 50).save(first)
+    for number in range(1, 600):
+        first.with_name(f"{number}.JPEG").hardlink_to(first)
+    rows = decode_all(list_images(resolved(*words(tmp_path))), 8, 2)
     next(rows)
     for child in multiprocessing.active_children():
         child.kill()

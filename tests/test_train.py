@@ -116,9 +116,11 @@ def test_the_number_of_ranks_changes_nothing(
 
 
 def test_killed_and_resumed_is_bit_identical(reference: tuple, pack: Path, tmp_path: Path) -> None:
-    arguments = words(pack, tmp_path, "runtime.checkpoint_images=12")
+    # a longer run of the same experiment, so that the kill always comes in the middle
+    more = ("train.images=12000", "runtime.checkpoint_images=12", "runtime.keep_checkpoints=5000")
+    arguments = words(pack, tmp_path, *more)
     process = subprocess.Popen([sys.executable, "-m", "pipeline.train", *arguments], cwd=ROOT)
-    while not list(tmp_path.glob("checkpoints/*/step-*.pt")):
+    while not list(tmp_path.glob("checkpoints/*/step-*3.pt")):
         assert process.poll() is None
         time.sleep(0.002)
     process.kill()
