@@ -271,7 +271,8 @@ def load_step(argv: list[str], extra: Iterable[str]) -> tuple[Config, dict[str, 
     `extra` names the step's own words (paths, without dots). `config=FILE` replaces config.yaml
     and `config={...}` (JSON) lays a stage's resolved keys over it, as the workflow does.
     """
-    words = parse_overrides(argv)
+    # torch.distributed.launch adds --local-rank; the environment says the same
+    words = parse_overrides(a for a in argv if not re.match(r"--local[-_]rank=\d+$", a))
     own = {k: str(words.pop(k)) for k in list(words) if k in extra and words[k] is not None}
     given = words.pop("config", None)
     if isinstance(given, dict):

@@ -140,6 +140,12 @@ def test_settings_come_back_from_their_words() -> None:
     assert again.launch == wanted.launch
 
 
+def test_the_word_that_torch_distributed_launch_adds_is_ignored() -> None:
+    assert config.load_step(["--local-rank=1", "experiment=tiny"], ())[0].experiment == "tiny"
+    with pytest.raises(UserError, match="unknown key --other"):
+        config.load_step(["--other=1"], ())
+
+
 @given(st.dictionaries(st.sampled_from("abc"), st.integers(), max_size=3))
 def test_merge_keeps_what_is_not_overridden(over: dict[str, int]) -> None:
     base = {"a": 1, "b": {"x": 1}}
