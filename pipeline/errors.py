@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 EXIT_USER_ERROR = 2  # bad input; nothing was started
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL: stopped by a signal after saving; the same command goes on
 
 
@@ -33,6 +34,8 @@ def run_main(step: Callable[[list[str]], None]) -> NoReturn:
         if rank == "0" or isinstance(error, OneRankError):
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:  # before or after the part of a step that saves on a signal
+        sys.exit(EXIT_INTERRUPTED)
     except Stopped as stop:
         if rank == "0":
             print(f"stopped: {stop}", file=sys.stderr, flush=True)

@@ -2,16 +2,31 @@
 
 import os
 import shutil
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from pipeline.errors import OneRankError
+
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """bf16 autocast where `precision` is bf16, else nothing; weights stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@contextmanager
+def enough_memory(images: int, key: str, device: torch.device) -> Iterator[None]:
+    """Turn a lack of device memory into a UserError that names the runtime key to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OneRankError(
+            f"{images} images at once do not fit on {device}: give a smaller {key}, "
+            "which changes no result"
+        ) from error
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

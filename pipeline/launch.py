@@ -36,7 +36,7 @@ def child_environment(threads: int, count: int, setting: str | int) -> dict[str,
     """The environment of the step: device order, and CPU threads per process.
 
     The engine exports every THREADS variable with the threads of the whole job; ranks that each
-    take that many for one library alone (MKL) ran ten times slower on a busy machine.
+    take that many for one library alone (MKL) ran ten times slower on two cores.
     """
     environment = dict(os.environ)
     environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
@@ -126,6 +126,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--log", type=Path, help="file that gets a copy of the output")
     parser.add_argument("module", nargs="+", help="-- -m MODULE key=value …")
     options = parser.parse_args(argv)
+    if options.module[0] != "-m" or len(options.module) < 2:
+        parser.error("after -- comes what to start: -m MODULE key=value …")
     name, arguments = options.module[1], options.module[2:]
     own = [w for a in arguments if "." not in (w := a.partition("=")[0]) and w not in KNOWN]
     config, _ = load_step(arguments, own)
@@ -137,7 +139,8 @@ def main(argv: list[str]) -> None:
         check_torch(visible, config.runtime.device)
         step.preflight(arguments, count)
     if options.gpus and not visible:
-        print(f"no GPU is visible: {name} runs on the CPU in {count} process(es), gloo", flush=True)
+        ranks = f"{count} processes (gloo)" if count > 1 else "one process"
+        print(f"no GPU is visible: {name} runs on the CPU in {ranks}", flush=True)
     environment = child_environment(options.threads, count, config.launch.threads)
     words = command(options.module, count)
     if options.log:

@@ -24,7 +24,7 @@ from pipeline import checkpoint, execution, flow, noise, solver
 from pipeline.config import load_step, stage_keys
 from pipeline.data import to_uint8
 from pipeline.distributed import Ranks, StopFlag, ranks
-from pipeline.errors import OneRankError, Stopped, UserError, run_main
+from pipeline.errors import Stopped, UserError, run_main
 from pipeline.files import (
     atomic_stream,
     save_npy,
@@ -215,13 +215,8 @@ def main(argv: list[str]) -> None:
     first = os.environ.get("RANK", "0") == "0"
     lock = checkpoint.locked(job.out) if first else nullcontext()
     with lock, ranks(runtime.device) as group:
-        try:
+        with execution.enough_memory(runtime.sample_batch, "runtime.sample_batch", group.device):
             mine = sample_shards(job, group, shards)
-        except torch.OutOfMemoryError as error:
-            raise OneRankError(
-                f"{runtime.sample_batch} images at once do not fit on {group.device}: give a "
-                "smaller runtime.sample_batch, which changes no result"
-            ) from error
         speed = float(group.mean(torch.tensor(mine, device=group.device))) * group.world
         group.barrier()
         if first:

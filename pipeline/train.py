@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from pipeline import checkpoint
+from pipeline import checkpoint, execution
 from pipeline.config import load_step, merge, stage_keys, validate
 from pipeline.data import open_pack
 from pipeline.distributed import StopFlag, ranks
-from pipeline.errors import OneRankError, Stopped, UserError, run_main
+from pipeline.errors import Stopped, UserError, run_main
 from pipeline.files import read_json, sha256_json
 from pipeline.keys import Config
 from pipeline.layout import pack_folder, run_folder, write_config
@@ -134,13 +134,8 @@ def main(argv: list[str]) -> None:
         stop = StopFlag(group)
         trainer = Trainer(job, group)
         trainer.resume()
-        try:
+        with execution.enough_memory(trainer.micro, "runtime.micro_batch", group.device):
             run(trainer, stop)
-        except torch.OutOfMemoryError as error:
-            raise OneRankError(
-                f"{trainer.micro} images at once do not fit on {group.device}: give a smaller "
-                "runtime.micro_batch, which changes no result"
-            ) from error
         if first:
             finish(trainer)
         group.barrier()

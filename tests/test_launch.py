@@ -208,6 +208,18 @@ run_main(step)
     assert done.stderr == ("error: no\n" if printed else "")
 
 
+def test_ctrl_c_before_the_ranks_is_no_traceback() -> None:
+    code = "from pipeline.errors import *\ndef step(argv): raise KeyboardInterrupt\nrun_main(step)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_the_launcher_says_what_it_wants_to_start() -> None:
+    command = [sys.executable, "-m", "pipeline.launch", "--gpus", "1", "--", "pipeline.train"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "-m MODULE" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_bad_words_end_before_any_rank(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline.launch", "--gpus", "2", "--"]
     command += ["-m", "pipeline.train", "experiment=tiny", "train.lrr=1", f"data.path={tmp_path}"]

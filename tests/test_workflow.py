@@ -275,7 +275,7 @@ def until(condition: Callable[[], object], seconds: float = 120) -> None:
 # --- bad input ----------------------------------------------------------------------------------
 
 
-def stopped(done: subprocess.CompletedProcess, sentence: str) -> None:
+def assert_stopped(done: subprocess.CompletedProcess, sentence: str) -> None:
     """One sentence, no traceback, not zero."""
     output = done.stdout + done.stderr
     assert done.returncode != 0
@@ -291,7 +291,7 @@ def fresh(tmp_path: Path) -> Project:
 
 
 def test_imagenet_dir_unset(fresh: Project) -> None:
-    stopped(
+    assert_stopped(
         fresh.snakemake(),
         "rule downsample, evaluate, reference, report, train needs IMAGENET_DIR, which is not set",
     )
@@ -301,9 +301,9 @@ def test_imagenet_dir_unset(fresh: Project) -> None:
 def test_imagenet_dir_empty_or_wrong(fresh: Project, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     fresh.environment["IMAGENET_DIR"] = str(tmp_path / "empty")
-    stopped(fresh.snakemake(), str(tmp_path / "empty"))
+    assert_stopped(fresh.snakemake(), str(tmp_path / "empty"))
     fresh.environment["IMAGENET_DIR"] = str(tmp_path / "nowhere")
-    stopped(fresh.snakemake(), "nowhere is not a folder")
+    assert_stopped(fresh.snakemake(), "nowhere is not a folder")
     assert not list((tmp_path / "empty").iterdir())
 
 
@@ -316,17 +316,17 @@ def test_imagenet_dir_empty_or_wrong(fresh: Project, tmp_path: Path) -> None:
     ],
 )
 def test_bad_keys(fresh: Project, word: str, sentence: str) -> None:
-    stopped(fresh.snakemake(set=word), sentence)
+    assert_stopped(fresh.snakemake(set=word), sentence)
     plan = fresh.run([sys.executable, "-m", "pipeline.plan", *fresh.command(set=word)[-3:]])
-    stopped(plan, sentence)
+    assert_stopped(plan, sentence)
 
 
 def test_bad_keys_by_config_and_in_the_file(fresh: Project) -> None:
     done = fresh.run([*ENGINE, "--config", "experiment=tiny", "train={lrr: 1}"])
-    stopped(done, "unknown key train.lrr; did you mean train.lr?")
+    assert_stopped(done, "unknown key train.lrr; did you mean train.lr?")
     path = fresh.folder / "config.yaml"
     path.write_text(path.read_text().replace("  lr: 1.0e-4", "  lrr: 1.0e-4"))
-    stopped(fresh.snakemake(), "unknown key train.lrr; did you mean train.lr?")
+    assert_stopped(fresh.snakemake(), "unknown key train.lrr; did you mean train.lr?")
 
 
 def test_an_indivisible_batch_stops_before_training(copied: Callable[[], Project]) -> None:
@@ -336,7 +336,7 @@ def test_an_indivisible_batch_stops_before_training(copied: Callable[[], Project
     done = project.snakemake("--resources", "gpu=2", "--until", "train", set="train.batch=33")
     if os.cpu_count() == 1:
         pytest.skip("one core makes one rank")
-    stopped(done, "train.batch=33 cannot be divided over 2 processes")
+    assert_stopped(done, "train.batch=33 cannot be divided over 2 processes")
 
 
 def test_corrupt_images_are_all_named(copied: Callable[[], Project], tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_corrupt_images_are_all_named(copied: Callable[[], Project], tmp_path: P
     victims[1].write_bytes(victims[1].read_bytes()[:300])
     shutil.rmtree(tmp_path / "images" / "train_8")
     done = project.snakemake("--forcerun", "downsample", "--", "downsample")
-    stopped(done, "downsample.allow_bad")
+    assert_stopped(done, "downsample.allow_bad")
     for victim in victims:
         assert victim.name in done.stdout + done.stderr
     assert not (tmp_path / "images/train_8/box/images.npy").exists()
