@@ -66,7 +66,8 @@ def check_labels(labels: np.ndarray, num_classes: int, where: Path) -> None:
 @lru_cache(maxsize=2)  # a batch touches two epochs at most
 def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
     """The permutation of 0 … size-1 that is epoch `epoch`: a pure function of its arguments."""
-    bits = np.random.Philox(key=[seed & (2**64 - 1), epoch], counter=[0, 0, 0, noise.ORDER])
+    key = np.array([seed & (2**64 - 1), epoch], dtype=np.uint64)  # a list would go through float64
+    bits = np.random.Philox(key=key, counter=[0, 0, 0, noise.ORDER])
     return np.random.Generator(bits).permutation(size)
 
 

@@ -48,6 +48,11 @@ def test_epochs_and_seeds_differ() -> None:
     assert len({tuple(order) for order in orders}) == 4
 
 
+def test_large_seeds_that_differ_by_one_differ() -> None:
+    orders = [data.rows_at(np.arange(50), seed, 50).tolist() for seed in (2**64 - 1, 2**64 - 2)]
+    assert orders[0] != orders[1]
+
+
 def test_batch_holds_the_images_of_its_positions(tmp_path: Path) -> None:
     record = write_pack(tmp_path, num=20, size=8)
     pack = data.open_pack(tmp_path, record)
