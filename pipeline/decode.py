@@ -1,39 +1,33 @@
-"""Image files -> small pixels: one file, or all of a set in order over worker processes.
+"""One image file -> small pixels.
 
-Pixels are those of `Image.open(f).convert("RGB").resize((res, res), Image.BOX)`, byte for byte;
-EXIF orientation is left alone.
+Pixels are those of `shrink(Image.open(f).convert("RGB"), recipe, resolution)`, byte for byte;
+EXIF orientation is left alone. Ordinary JPEGs are decoded by simplejpeg, in half of Pillow's time,
+all else by Pillow.
 """
 
 import io
 import itertools
-import multiprocessing
-import os
-import signal
-import threading
-import warnings
-from collections import deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+import simplejpeg
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
-from pipeline.errors import UserError
-from pipeline.keys import Config
-from pipeline.sources import ImageFile, ImageSet, read_image
+from pipeline.recipes import shrink, shrink_halved
 
-BATCH = 16  # images a worker decodes at a time
 EXIF_ORIENTATION = 0x0112
 TRAITS = ("grey", "cmyk", "exif_rotated", "misnamed")  # counted in the manifest
-# The formats of sources.IMAGE_SUFFIXES; others, such as EPS, may run programs.
+# The formats of IMAGE_SUFFIXES; others, such as EPS, may run programs.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 GREY_MODES = {"1", "L", "LA", "I", "I;16", "F"}
 
+HUFFMAN_FRAMES = {0xC0, 0xC1, 0xC2}  # markers that start a frame: baseline, extended, progressive
+FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # all such markers; others are arithmetic
 
-# --- one image ---------------------------------------------------------------------------------
+# Fast decoding: where both sides are at least so many times the resolution, and how small at the
+# least, since a JPEG's blocks of 8 x 8 pixels become 1 x 1.
+FAST_RATIO, MAX_HALVINGS = 4, 3
 
 
 @dataclass(frozen=True)
@@ -43,12 +37,6 @@ class Decoded:
     pixels: np.ndarray | None
     traits: tuple[str, ...] = ()  # of TRAITS
     problem: str = ""
-
-
-def shrink(image: Image.Image, resolution: int) -> np.ndarray:
-    """An image of any mode, both axes squashed to `resolution`: (res, res, 3) uint8."""
-    size = (resolution, resolution)
-    return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX))
 
 
 def traits_of(image: Image.Image, name: str) -> tuple[str, ...]:
@@ -67,81 +55,75 @@ def traits_of(image: Image.Image, name: str) -> tuple[str, ...]:
     return tuple(itertools.compress(TRAITS, has))
 
 
-def decode(place: Path, image: ImageFile, resolution: int) -> Decoded:
-    """Read and shrink one image; damaged ones and decompression bombs come back as a problem."""
+def frame_marker(data: bytes) -> int:
+    """The marker that says how a JPEG is coded, or -1 where its header is not in good order."""
+    start = 2
+    while len(segment := data[start : start + 4]) == 4 and segment[0] == 0xFF:
+        if segment[1] in FRAMES:
+            return segment[1]
+        start += 2 + int.from_bytes(segment[2:])
+    return -1
+
+
+def is_plain_jpeg(image: Image.Image, data: bytes) -> bool:
+    """Whether simplejpeg makes Pillow's pixels of this file, or says that it cannot.
+
+    Of 4 components it would not; with arithmetic coding, there are files that only Pillow refuses.
+    """
+    three = isinstance(image, JpegImageFile) and image.mode == "RGB"
+    return three and frame_marker(data) in HUFFMAN_FRAMES
+
+
+def halvings(size: tuple[int, int], resolution: int) -> int:
+    """How often a fast decoder halves an image of that size: its sides stay >= `resolution`."""
+    if min(size) < FAST_RATIO * resolution:
+        return 0
+    return max(k for k in range(MAX_HALVINGS + 1) if min(size) >> k >= resolution)
+
+
+def turbo_pixels(data: bytes, size: tuple[int, int], times: int) -> np.ndarray | None:
+    """A plain JPEG's pixels (H, W, 3), both sides halved `times` (rounded up) while decoding.
+
+    None where anything at all is wrong with the file: what then becomes of it, Pillow decides.
+    """
+    width, height = (-(-side >> times) for side in size)
+    least = {"min_width": width, "min_height": height} if times else {}
     try:
-        with Image.open(io.BytesIO(read_image(place, image)), formats=FORMATS) as opened:
-            traits = traits_of(opened, image.name)
-            return Decoded(shrink(opened, resolution), traits)
+        pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True, **least)
+    except ValueError:
+        return None
+    return pixels if pixels.shape == (height, width, 3) else None
+
+
+def shrink_file(
+    image: Image.Image, data: bytes, recipe: str, resolution: int, fast: bool
+) -> np.ndarray:
+    """An opened file and its bytes -> pixels (resolution, resolution, 3) uint8."""
+    if is_plain_jpeg(image, data):
+        times = halvings(image.size, resolution) if fast else 0
+        pixels = turbo_pixels(data, image.size, times)
+        if pixels is not None and times:
+            return shrink_halved(Image.fromarray(pixels), recipe, resolution, image.size, times)
+        if pixels is not None:
+            return shrink(Image.fromarray(pixels), recipe, resolution)
+    return shrink(image.convert("RGB"), recipe, resolution)
+
+
+def decode(
+    data: bytes | np.ndarray, name: str, recipe: str, resolution: int, fast: bool
+) -> Decoded:
+    """Shrink one image: a file's bytes, or pixels (H, W, 3) uint8 already.
+
+    Damaged ones and decompression bombs come back as a problem. `fast`: large JPEGs are shrunk in
+    part while they are decoded, which changes the pixels a little.
+    """
+    try:
+        if isinstance(data, np.ndarray):
+            return Decoded(shrink(Image.fromarray(data), recipe, resolution))
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            traits = traits_of(opened, name)
+            return Decoded(shrink_file(opened, data, recipe, resolution, fast), traits)
     except UnidentifiedImageError:  # its message holds an address in memory
         return Decoded(None, problem="no image of a known format")
     except Exception as error:  # Pillow raises many kinds for damaged files
-        reason = getattr(error, "strerror", None) or error  # without the path
-        return Decoded(None, problem=f"{type(error).__name__}: {reason}")
-
-
-def decode_batch(place: Path, images: tuple[ImageFile, ...], resolution: int) -> list[Decoded]:
-    """`decode` for several images; their files' warnings are not shown."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return [decode(place, image, resolution) for image in images]
-
-
-# --- all images, in order ----------------------------------------------------------------------
-
-
-def start_worker() -> None:
-    """Let the parent alone handle Ctrl-C, and end this process when the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def follow_parent() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow_parent, daemon=True).start()
-
-
-def batches(images: list[ImageFile]) -> Iterator[tuple[ImageFile, ...]]:
-    """Consecutive images in tuples of BATCH."""
-    rest = iter(images)
-    while batch := tuple(itertools.islice(rest, BATCH)):
-        yield batch
-
-
-def decode_all(
-    image_set: ImageSet, resolution: int, workers: int
-) -> Generator[Decoded, None, None]:
-    """Every image of the set, in order, decoded by `workers` processes (1: by this one).
-
-    At most a few batches per worker are in memory. Raises UserError where a worker dies.
-    """
-    place, images = image_set.place, image_set.images
-    if workers == 1:
-        for batch in batches(images):
-            yield from decode_batch(place, batch, resolution)
-        return
-    context = multiprocessing.get_context("spawn")  # fork is unsafe beside threads
-    pool = ProcessPoolExecutor(workers, context, start_worker)
-    pending: deque[Future[list[Decoded]]] = deque()
-    try:
-        for batch in batches(images):
-            pending.append(pool.submit(decode_batch, place, batch, resolution))
-            if len(pending) == 3 * workers:
-                yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a process that decodes images was killed, perhaps for lack of memory: "
-            "run the same command again with fewer runtime.workers"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def num_workers(config: Config, num_images: int) -> int:
-    """Processes to decode with: runtime.workers, no more than cores or batches there are."""
-    cores = len(os.sched_getaffinity(0))
-    return max(1, min(config.runtime.workers, cores, num_images // BATCH))
+        return Decoded(None, problem=f"{type(error).__name__}: {error}")
