@@ -18,7 +18,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import UserError
-from pipeline.keys import PLACES, STAGE_KEYS, Config, Model
+from pipeline.files import read_json
+from pipeline.keys import PLACES, STAGE_KEYS, Config, Model, recipe_name
+from pipeline.sources.find import detect
 
 DEFAULT_FILE = Path(__file__).parent.parent / "config.yaml"
 
@@ -161,10 +163,28 @@ def resolve_resolution(tree: Mapping[str, Any], environment: Mapping[str, str]) 
     return 64, "the default"
 
 
+def resolve_source(tree: Mapping[str, Any], environment: Mapping[str, str]) -> Any:
+    """The image set: the config's, else that of data.path, else the one in the image folder.
+
+    `tree` has its resolution already. Raises UserError where several sets lie there.
+    """
+    data = tree["data"]
+    if data.get("source") != "auto":
+        return data.get("source")
+    if data.get("path") and (Path(data["path"]) / "manifest.json").is_file():
+        return read_json(Path(data["path"]) / "manifest.json").get("source")
+    images = data.get("dir") or environment.get("IMAGENET_DIR")
+    packs = data.get("pack_dir") or environment.get("IMAGENET_DIR")
+    recipe = recipe_name(data.get("recipe"), (tree.get("downsample") or {}).get("fast"))
+    name = f"*_{data['resolution']}/{recipe}"
+    return detect(Path(images) if images else None, Path(packs) if packs else None, name)
+
+
 def validate(tree: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Config:
     """`tree` as a Config; raises UserError with one sentence about the first problem."""
     if isinstance(tree.get("data"), Mapping):
         tree = merge(tree, nested("data.resolution", resolve_resolution(tree, environment)[0]))
+        tree = merge(tree, nested("data.source", resolve_source(tree, environment)))
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:

@@ -2,188 +2,219 @@
 
     python -m pipeline.downsample config=config.yaml out=results/data/train_64-box.json
 
-Pixels are those of `Image.open(f).convert("RGB").resize((res, res), Image.BOX)`, byte for byte;
-EXIF orientation is left alone. The rows lie in the order of the image set, whatever the number of
-worker processes, and the manifest is written last: a pack that has one is complete.
+Pixels are those that Pillow gives, byte for byte (pipeline/recipes.py); EXIF orientation is left
+alone. The rows are sorted by (class, file), whatever the packaging of the image set, the number of
+worker processes and the way in which they start. What is finished stays when a run ends in any
+way (pipeline/spool.py), and the same command goes on from it.
 """
 
-import fcntl
-import hashlib
 import platform
+import shutil
 import signal
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-import PIL
 
-from pipeline import layout
+from pipeline import layout, packing, workers
 from pipeline.config import load_step, stage_keys
-from pipeline.decode import TRAITS, Decoded, decode_all, num_workers
-from pipeline.errors import Stopped, run_main
-from pipeline.files import atomic_stream, save_npy, write_json
+from pipeline.decode import TRAITS, Decoded
+from pipeline.errors import Stopped, UserError, run_main
+from pipeline.files import write_json
 from pipeline.keys import Config
+from pipeline.locks import locked, wait_until_free
 from pipeline.pack import check_expected, check_left_out, check_space, check_writable, existing_pack
-from pipeline.sources import ImageFile, ImageSet, list_images
+from pipeline.sources.base import Item, Source, Span, Stretch
+from pipeline.sources.opening import open_source
+from pipeline.spool import Spool
+from pipeline.workers import Batch, Recipe
 
 RECORD_KEYS = ("source", "resolution", "recipe", "num_images", "classes", "sha256")
 
 
-# --- writing -----------------------------------------------------------------------------------
+# --- decoding into the spool ---------------------------------------------------------------------
 
 
-@dataclass
-class Tally:
-    """What is known of the images written so far."""
+class Reading:
+    """The batches of a source that are still to be decoded; counts what it hands out or skips."""
 
-    labels: list[int] = field(default_factory=list)
-    left_out: list[dict[str, str]] = field(default_factory=list)
-    traits: Counter[str] = field(default_factory=Counter)
-    digest: Any = field(default_factory=hashlib.sha256)  # of the pixels
+    def __init__(self, source: Source, spool: Spool) -> None:
+        self.source, self.spool = source, spool
+        self.seen = 0  # images, those of finished stretches too
+        self.skipped = 0  # images of finished stretches
 
+    def batches(self) -> Iterator[Batch]:
+        """Batches of the stretches that are not finished."""
+        for stretch in self.stretches():
+            first = self.seen
+            self.seen += len(stretch.items)
+            if self.spool.skip(stretch, first):
+                self.skipped += len(stretch.items)
+            else:
+                yield from workers.split(stretch, first, self.source.batch)
 
-def write_header(stream: IO[bytes], shape: tuple[int, ...]) -> None:
-    """The .npy header of a uint8 array, equally long for any number of rows."""
-    stream.seek(0)
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(stream, header)
-
-
-def write_rows(
-    stream: IO[bytes],
-    rows: Iterable[tuple[ImageFile, Decoded]],
-    resolution: int,
-    progress: Callable[[int], None],
-) -> Tally:
-    """Stream the images into a .npy; `progress` hears how many are done."""
-    tally = Tally()
-    write_header(stream, (0, resolution, resolution, 3))
-    for done, (image, decoded) in enumerate(rows, 1):
-        if decoded.pixels is None:
-            tally.left_out.append({"name": image.name, "reason": decoded.problem})
-        else:
-            stream.write(decoded.pixels.data)
-            tally.digest.update(decoded.pixels.data)
-            tally.labels.append(image.label)
-            tally.traits.update(decoded.traits)
-        progress(done)
-    write_header(stream, (len(tally.labels), resolution, resolution, 3))
-    return tally
+    def stretches(self) -> Iterator[Stretch]:
+        """Those of the source; raises UserError where it cannot be read on."""
+        try:
+            yield from self.source.stretches()
+        except OSError as error:
+            raise UserError(
+                f"{self.source.place} cannot be read on ({error.strerror}: {error.filename}): "
+                "mend it and run the same command again, which goes on from what is finished"
+            ) from error
 
 
-def progress_printer(total: int, seconds: float) -> Callable[[int], None]:
-    """A function of the images done that prints a line at most every so many seconds."""
+def fill(spool: Spool, source: Source, config: Config) -> int:
+    """Decode all that is not finished into the spool; returns the number of images.
+
+    Raises UserError where the source vanishes or the disk is full; what is finished stays.
+    """
+    reading = Reading(source, spool)
+    recipe = Recipe(config.data.recipe, config.data.resolution, config.downsample.fast)
+    processes = workers.num_workers(config, source.num_images, source.batch)
+    total = source.num_images or config.data.expected_images
+    report = progress_printer(total, config.runtime.progress_seconds)
+    decoding = workers.decode_all(reading.batches(), recipe, processes, config.runtime.start_method)
+    with closing(decoding):
+        done = 0
+        for batch, decoded in decoding:
+            check_there(batch.items, decoded)
+            spool.write(batch.first, batch.start, decoded)
+            if batch.last:
+                spool.finish(batch.stretch, batch.first - batch.start)
+            done += len(decoded)
+            report(done, reading.skipped)
+    if reading.skipped:
+        print(f"downsample: went on after {reading.skipped} images of an earlier run", flush=True)
+    return reading.seen
+
+
+def check_there(items: list[Item], decoded: list[Decoded]) -> None:
+    """Raise UserError where images are unreadable since what holds them has gone.
+
+    One file that is gone from its folder is an unreadable image like others.
+    """
+    for item, one in zip(items, decoded, strict=True):
+        if one.pixels is None and isinstance(item.where, Span):
+            path = Path(item.where.path)
+            holder = path.parent if item.where.size < 0 else path
+            if not holder.exists():
+                raise UserError(
+                    f"{holder} has vanished: bring it back and run the same command again, "
+                    "which goes on from what is finished"
+                )
+
+
+def progress_printer(total: int | None, seconds: float) -> Callable[[int, int], None]:
+    """A function of the images done now and before that prints a line every so many seconds."""
     start = last = time.monotonic()
 
-    def progress(done: int) -> None:
+    def progress(done: int, before: int) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last < seconds:
             return
         last = now
         rate = done / (now - start)
-        left = (total - done) / rate
-        print(
-            f"downsample: {done}/{total} images, {rate:.0f} images/s, {left:.0f} s left", flush=True
-        )
+        left = f", {max(0, total - done - before) / rate:.0f} s left" if total else ""
+        of = f"/{total}" if total else ""
+        print(f"downsample: {done + before}{of} images, {rate:.0f} images/s{left}", flush=True)
 
     return progress
-
-
-def write_images(path: Path, image_set: ImageSet, config: Config) -> Tally:
-    """Decode the image set into `path`, atomically.
-
-    Raises UserError where too many images are unreadable or the disk is full.
-    """
-    resolution, images = config.data.resolution, image_set.images
-    workers = num_workers(config, len(images))
-    progress = progress_printer(len(images), config.runtime.progress_seconds)
-    with (
-        atomic_stream(path) as stream,
-        closing(decode_all(image_set, resolution, workers)) as decoded,
-    ):
-        with suppress(OSError):  # some file systems have no locks
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        tally = write_rows(stream, zip(images, decoded, strict=True), resolution, progress)
-        counts = per_class(image_set.classes, tally.labels)
-        check_left_out(config, image_set.place, tally.left_out, counts)
-    return tally
-
-
-def remove_abandoned(path: Path) -> None:
-    """Delete what killed runs left of `path`: temporary files that no living process has locked."""
-    for temporary in path.parent.glob(f".{path.name}.*.tmp"):
-        with suppress(OSError), temporary.open("r+b") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            temporary.unlink()
 
 
 # --- the pack ----------------------------------------------------------------------------------
 
 
+def versions() -> dict[str, str]:
+    """Versions of everything that may change a pixel."""
+    packages = ("pillow", "simplejpeg", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def spool_header(config: Config, source: Source) -> dict[str, Any]:
+    """All that a row of the spool depends on, but for the images themselves."""
+    pixels = {name: number for name, number in versions().items() if name != "python"}
+    keys = {"resolution": config.data.resolution, "recipe": config.recipe}
+    return {"kind": source.kind, "place": str(source.place), "versions": pixels} | keys
+
+
 def make_pack(folder: Path, config: Config) -> dict[str, Any]:
-    """Make the pack and return its manifest, which is written last."""
+    """Make the pack and return its manifest, which is moved into place last.
+
+    One process at a time makes a pack; another waits for it. Raises UserError, before anything
+    is decoded where possible.
+    """
     check_writable(folder)
+    making = folder / ".making"
+    if (making / "manifest.json").exists():  # a run was killed while it moved the pack
+        with locked(making):
+            packing.move_into_place(making, folder)
+        if manifest := existing_pack(folder, config):
+            return manifest
     print(f"downsample: listing the images of data.source={config.data.source}", flush=True)
-    image_set = list_images(config)
-    num_images = len(image_set.images)
-    check_expected(config, image_set.place, num_images, len(image_set.classes))
-    remove_abandoned(folder / "images.npy")
-    check_space(folder, num_images, config.data.resolution)
-    (folder / "manifest.json").unlink(missing_ok=True)
-    tally = write_images(folder / "images.npy", image_set, config)
-    labels = np.array(tally.labels, dtype=np.int64)
-    save_npy(folder / "labels.npy", labels)
-    hashes = {
-        "images": tally.digest.hexdigest(),
-        "labels": hashlib.sha256(labels.data).hexdigest(),
-    }
-    manifest = describe(config, image_set, tally, hashes)
-    write_json(folder / "manifest.json", manifest)
+    source = open_source(config)
+    if source.num_images is not None and source.classes is not None:
+        check_expected(config, source.place, source.num_images, len(source.classes))
+        check_space(folder, source.num_images, config.data.resolution, source.ordered)
+    waited = wait_until_free(making)
+    with locked(making):
+        if waited and (manifest := existing_pack(folder, config)):
+            shutil.rmtree(making)
+            return manifest
+        return write_pack(folder, making, source, config)
+
+
+def write_pack(folder: Path, making: Path, source: Source, config: Config) -> dict[str, Any]:
+    """Decode, sort and move into place; returns the manifest."""
+    spool = Spool(making, config.data.resolution, spool_header(config, source))
+    try:
+        spool.complete(fill(spool, source, config))
+        manifest = assemble(spool, source, config)
+    finally:
+        spool.close()
+    write_json(making / "manifest.json", manifest)
+    packing.move_into_place(making, folder)
     return manifest
 
 
-def describe(
-    config: Config, image_set: ImageSet, tally: Tally, hashes: dict[str, str]
-) -> dict[str, Any]:
-    """The manifest of a pack: its record and everything else worth knowing."""
+def assemble(spool: Spool, source: Source, config: Config) -> dict[str, Any]:
+    """Put the rows of a full spool into the pack's order; returns the manifest.
+
+    Raises UserError where images or classes are missing, or too many are unreadable.
+    """
+    images = packing.finished(spool)
+    packing.check_unique(images, source.place)
+    kinds = np.unique(images.classes)
+    classes = [name.decode("utf-8", "surrogateescape") for name in kinds]
+    check_expected(config, source.place, len(images.kept), len(classes))
+    order = packing.pack_order(images)
+    labels = np.searchsorted(kinds, images.classes[order]).astype(np.int64)
+    per_class = packing.counts(classes, labels)
+    check_left_out(config, source.place, images.left_out, per_class)
     return {
         "source": config.data.source,
         "resolution": config.data.resolution,
-        "recipe": config.data.recipe,
-        "num_images": len(tally.labels),
-        "classes": image_set.classes,
-        "sha256": hashes,
+        "recipe": config.recipe,
+        "num_images": len(labels),
+        "classes": classes,
+        "sha256": packing.write_arrays(spool, order, labels),
         "config": stage_keys(config, "downsample"),
-        "kind": image_set.kind,
-        "per_class": per_class(image_set.classes, tally.labels),
-        "counts": {trait: tally.traits[trait] for trait in TRAITS},
-        "ignored": image_set.ignored,
-        "left_out": tally.left_out,
-        "versions": {
-            "python": platform.python_version(),
-            "pillow": PIL.__version__,
-            "numpy": np.__version__,
-        },
+        "kind": source.kind,
+        "per_class": per_class,
+        "counts": {trait: images.traits[trait] for trait in TRAITS},
+        "ignored": source.ignored,
+        "left_out": images.left_out,
+        "versions": versions(),
     }
 
 
-def per_class(classes: list[str], labels: list[int]) -> dict[str, int]:
-    """Number of images of each class by its name."""
-    counts = Counter(labels)
-    return {name: counts[label] for label, name in enumerate(classes)}
-
-
 def downsample(config: Config, record: Path) -> None:
-    """Make the pack where it is not there yet, then write its record.
-
-    Raises UserError, before anything is decoded where possible, and leaves nothing half-written.
-    """
+    """Make the pack where it is not there yet, then write its record."""
     start = time.monotonic()
     folder = layout.pack_folder(config)
     manifest = existing_pack(folder, config)
@@ -199,8 +230,8 @@ def downsample(config: Config, record: Path) -> None:
 
 
 def stop(signal_number: int, frame: object) -> None:
-    """Signal handler: end the step in order, so that temporary files go."""
-    raise Stopped("downsample wrote nothing; the same command starts again")
+    """Signal handler: end the step in order."""
+    raise Stopped("what downsample has finished is kept; the same command goes on from there")
 
 
 def main(argv: list[str]) -> None:

@@ -69,9 +69,31 @@ def read_inputs(config: Config, samples: Path, record: Path, reference: Path) ->
             f"uint8 images of {size} x {size} px: sample again with data.resolution={size}"
         )
     labels = read_labels(samples, len(images), len(known["classes"]))
+    how = read_json(samples / "sample.json")
+    check_same_data(how.get("data"), known, samples)
     pack = open_pack(pack_folder(config), known)
     check_numbers(config.evaluate, len(images), len(pack))
-    return Inputs(images, labels, read_json(samples / "sample.json"), pack, statistics)
+    return Inputs(images, labels, how, pack, statistics)
+
+
+def check_same_data(
+    trained: dict[str, Any] | None, record: dict[str, Any], samples: Path
+) -> None:
+    """Raise UserError where the samples' model was trained on another pack than the record's.
+
+    A distance to images of another recipe would measure the recipes. Samples that do not say what
+    they were trained on (another program's) are taken as they are.
+    """
+    if trained is not None and trained["sha256"] != record["sha256"]:
+        one, other = (
+            f"{r['source']}_{r['resolution']}-{r['recipe']} "
+            f"({(r['sha256'] or {'images': 'unknown'})['images'][:8]}…)"
+            for r in (trained, record)
+        )
+        raise UserError(
+            f"samples {samples} are of a model trained on {one}, the reference is of {other}: "
+            "score them against the pack that the model was trained on"
+        )
 
 
 def check_reference(

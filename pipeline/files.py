@@ -94,3 +94,12 @@ def sha256_file(path: Path) -> str:
 def sha256_json(value: Any) -> str:
     """Hex sha256 of a value's canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def sha256_npy(path: Path) -> str:
+    """Hex sha256 of the array in a .npy, without its header."""
+    with path.open("rb") as stream:
+        major, _ = np.lib.format.read_magic(stream)
+        read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+        read[major](stream)
+        return hashlib.file_digest(stream, "sha256").hexdigest()

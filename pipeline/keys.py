@@ -11,6 +11,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[int, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 # Image sets that the project makes itself, with their number of images per class.
@@ -35,9 +36,10 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    source: Literal["train", "train_blurred", "shapes", "shapes_tiny"]
+    source: Literal["train", "train_blurred", "cifar10", "shapes", "shapes_tiny"]
+    layout: Literal["auto", "folders", "tar", "tar.gz", "parquet", "webdataset", "batches", "cifar"]
     resolution: Annotated[int, Field(ge=8, le=256)]  # px, both axes
-    recipe: Literal["box"]
+    recipe: Literal["box", "adm", "edm"]
     expected_images: PositiveInt | None
     expected_classes: PositiveInt | None
     dir: str | None  # where the image set lies; None: IMAGENET_DIR
@@ -47,6 +49,7 @@ class Data(Section):
 
 class Downsample(Section):
     allow_bad: Annotated[int, Field(ge=0)]  # unreadable images that may be left out
+    fast: bool  # decode JPEGs at a fraction of their size: other pixels, another recipe's name
 
 
 class Model(Section):
@@ -67,16 +70,46 @@ class Model(Section):
 class Train(Section):
     images: PositiveInt  # training length, images seen
     batch: PositiveInt  # global batch, images, over all ranks and accumulation
+    times: Literal["uniform", "logit_normal", "edm_skew"]
+    time_mean: float | None  # of logit t or ln sigma; None: the published one
+    time_std: Positive | None
+    coupling: Literal["independent", "optimal_transport"]
+    coupling_images: PositiveInt  # consecutive images among which noise is reassigned
     lr: Positive
-    warmup_images: Annotated[int, Field(ge=0)]
+    lr_schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"]
+    lr_final: Fraction  # share of lr left at `images`: linear, cosine
+    lr_decay_images: PositiveInt  # where inverse_sqrt begins to fall
+    warmup_images: NotNegative
     betas: tuple[Beta, Beta]
     weight_decay: Annotated[float, Field(ge=0)]
+    clip_grad_norm: Positive | None
     label_dropout: Fraction
     flip: bool
-    ema_halflife_images: Positive
+    # half-life of each average, images; 0: the weights themselves
+    ema_halflife_images: Annotated[tuple[NotNegative, ...], Field(min_length=1)]
     ema_rampup: Fraction  # half-life is at most this share of the images seen
     precision: Literal["bf16", "fp32"]
     seed: Seed
+
+    @field_validator("ema_halflife_images", mode="before")
+    @classmethod
+    def _one_number_is_a_list(cls, value: Any) -> Any:
+        return [value] if type(value) in (int, float, str) else value
+
+    @field_validator("ema_halflife_images")
+    @classmethod
+    def _no_halflife_twice(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("expected no number twice")
+        return value
+
+    @field_validator("coupling_images")
+    @classmethod
+    def _groups_fill_the_batch(cls, value: int, info: ValidationInfo) -> int:
+        batch, coupling = info.data.get("batch"), info.data.get("coupling")
+        if coupling == "optimal_transport" and batch and batch % value:
+            raise ValueError(f"with optimal_transport use a divisor of train.batch={batch}")
+        return value
 
 
 class Sample(Section):
@@ -87,6 +120,7 @@ class Sample(Section):
     atol: Positive
     guidance: Annotated[float, Field(ge=0)]  # 1: the conditional velocity alone
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    ema_halflife_images: NotNegative | None  # which average of the weights; None: the first
     precision: Literal["bf16", "fp32"]
 
 
@@ -116,6 +150,8 @@ class Gpus(Section):
 class Runtime(Section):
     gpus: Gpus
     workers: PositiveInt
+    start_method: Literal["spawn", "forkserver", "fork"]
+    data_on_device: Literal["auto"] | bool
     device: Literal["auto", "cpu", "cuda"]
     compile: Literal["auto"] | bool
     micro_batch: Literal["auto"] | PositiveInt
@@ -124,12 +160,14 @@ class Runtime(Section):
     checkpoint_images: PositiveInt
     checkpoint_minutes: Positive
     keep_checkpoints: PositiveInt
+    milestone_images: PositiveInt | None
     log_images: PositiveInt
     progress_seconds: Annotated[float, Field(ge=0)]
 
 
 class Launch(Section):
     launcher: Literal["standalone", "none"]
+    max_restarts: NotNegative
     threads: Literal["auto"] | PositiveInt
 
 
@@ -145,10 +183,20 @@ class Config(Section):
     runtime: Runtime
     launch: Launch
 
+    @property
+    def recipe(self) -> str:
+        """The recipe's name in records and paths."""
+        return recipe_name(self.data.recipe, self.downsample.fast)
+
+
+def recipe_name(recipe: Any, fast: Any) -> str:
+    """<recipe>, or <recipe>-fast where JPEGs are decoded fast: other pixels, another name."""
+    return f"{recipe}-fast" if fast else str(recipe)
+
 
 # The keys that each stage reads, which are all that can make it run again. Places
 # (data.dir, evaluate.weights, ...), runtime and launch are in none of them.
-DATA_KEYS = ("data.source", "data.resolution", "data.recipe")
+DATA_KEYS = ("data.source", "data.resolution", "data.recipe", "downsample.fast")
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "downsample": (*DATA_KEYS, "data.expected_images", "data.expected_classes", "downsample"),
     "train": (*DATA_KEYS, "model", "train"),
@@ -158,4 +206,4 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "evaluate": (*DATA_KEYS, *(f"evaluate.{k}" for k in Evaluate.model_fields if k != "weights")),
     "report": (*DATA_KEYS, "report"),
 }
-PLACES = ("data.dir", "data.pack_dir", "data.path", "evaluate.weights")
+PLACES = ("data.dir", "data.layout", "data.pack_dir", "data.path", "evaluate.weights")

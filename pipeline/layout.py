@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.config import stage_keys
 from pipeline.errors import UserError
 from pipeline.files import write_json
-from pipeline.keys import MADE_SOURCES, Config, Sample
+from pipeline.keys import MADE_SOURCES, Config, Sample, Train
 
 RESULTS = Path("results")
 
@@ -15,7 +15,7 @@ RESULTS = Path("results")
 def data_name(config: Config) -> str:
     """`<source>_<res>-<recipe>`, for example train_64-box."""
     data = config.data
-    return f"{data.source}_{data.resolution}-{data.recipe}"
+    return f"{data.source}_{data.resolution}-{config.recipe}"
 
 
 def image_root(config: Config, environment: Mapping[str, str] = os.environ) -> Path:
@@ -49,7 +49,7 @@ def pack_folder(config: Config, environment: Mapping[str, str] = os.environ) -> 
             "IMAGENET_DIR is not set: set it to the folder that holds the packs "
             "(or give data.pack_dir=FOLDER or data.path=PACK)"
         )
-    return Path(root) / f"{data.source}_{data.resolution}" / data.recipe
+    return Path(root) / f"{data.source}_{data.resolution}" / config.recipe
 
 
 def pack_needs_imagenet_dir(config: Config) -> bool:
@@ -78,11 +78,35 @@ def run_folder(config: Config) -> Path:
     return RESULTS / config.experiment / data_name(config)
 
 
+def weights_files(train: Train) -> dict[int, str]:
+    """File name of the weights averaged with each half-life, in the key's order."""
+    first, *others = train.ema_halflife_images
+    further = {halflife: f"weights-ema{halflife}.safetensors" for halflife in others}
+    return {first: "weights.safetensors", **further}
+
+
+def weights_file(config: Config) -> Path:
+    """The weights that are sampled: those of sample.ema_halflife_images, else the first.
+
+    Raises UserError where no weights are averaged with that half-life.
+    """
+    names, wanted = weights_files(config.train), config.sample.ema_halflife_images
+    wanted = config.train.ema_halflife_images[0] if wanted is None else wanted
+    if wanted not in names:
+        raise UserError(
+            f"sample.ema_halflife_images={wanted} is not among train.ema_halflife_images="
+            f"{list(names)}: use one of them, or null for the first"
+        )
+    return run_folder(config) / "train" / names[wanted]
+
+
 def sampler_name(sample: Sample) -> str:
-    """Name of the sampler's folder, for example heun-18 or dopri5-1e-05-g1.2."""
+    """Name of the sampler's folder: heun-18, dopri5-1e-05-g1.2, heun-18-ema500000, ..."""
     fixed = sample.solver != "dopri5"
     name = f"{sample.solver}-{sample.steps if fixed else f'{sample.rtol:g}'}"
-    return name if sample.guidance == 1 else f"{name}-g{sample.guidance:g}"
+    name = name if sample.guidance == 1 else f"{name}-g{sample.guidance:g}"
+    halflife = sample.ema_halflife_images
+    return name if halflife is None else f"{name}-ema{halflife}"
 
 
 def write_config(folder: Path, config: Config, stage: str) -> None:

@@ -10,6 +10,8 @@ from pipeline.errors import UserError
 from pipeline.files import load_npy, read_json
 from pipeline.keys import Config
 
+NAMED = 20  # files that an error names
+
 # --- checks ------------------------------------------------------------------------------------
 
 
@@ -31,7 +33,8 @@ def check_left_out(
 ) -> None:
     """Raise UserError where more images are unreadable than allowed, or all those of a class."""
     if len(left_out) > config.downsample.allow_bad:
-        listed = "; ".join(f"{bad['name']} ({bad['reason']})" for bad in left_out)
+        listed = "; ".join(f"{bad['name']} ({bad['reason']})" for bad in left_out[:NAMED])
+        listed += f"; and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
         raise UserError(
             f"{len(left_out)} images of {where} are unreadable: {listed}: replace them, or leave "
             f"them out with downsample.allow_bad={len(left_out)}"
@@ -51,9 +54,15 @@ def check_writable(folder: Path) -> None:
         )
 
 
-def check_space(folder: Path, num_images: int, resolution: int) -> None:
-    """Raise UserError where the pack does not fit on the disk."""
-    needed = num_images * (resolution * resolution * 3 + 8)  # bytes: uint8 pixels, int64 label
+def check_space(folder: Path, num_images: int, resolution: int, ordered: bool) -> None:
+    """Raise UserError where what is left to write of the pack does not fit on the disk.
+
+    Images that come in another order than the pack's need room for a sorted copy, too.
+    """
+    pixels = num_images * resolution * resolution * 3  # bytes
+    rows = folder / ".making" / "rows.npy"
+    written = rows.stat().st_blocks * 512 if rows.exists() else 0
+    needed = pixels * (1 if ordered else 2) + num_images * 8 - written  # int64 labels
     free = shutil.disk_usage(nearest_existing(folder)).free
     if needed > free:
         raise UserError(
@@ -104,7 +113,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def check_same_data(folder: Path, manifest: dict[str, Any], config: Config) -> None:
     """Raise UserError where a pack is of another source, resolution or recipe."""
-    wanted = config.data.model_dump()
+    wanted = config.data.model_dump() | {"recipe": config.recipe}
     for key in ("source", "resolution", "recipe"):
         if manifest[key] != wanted[key]:
             raise UserError(

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import checkpoint, execution, flow, noise, solver
+from pipeline import checkpoint, execution, flow, locks, noise, solver
 from pipeline.config import load_step, stage_keys
 from pipeline.data import to_uint8
 from pipeline.distributed import Ranks, StopFlag, ranks
@@ -34,7 +34,7 @@ from pipeline.files import (
 )
 from pipeline.grid import save_grid
 from pipeline.keys import Config, Model
-from pipeline.layout import run_folder, sampler_name, write_config
+from pipeline.layout import run_folder, sampler_name, weights_file, write_config
 from pipeline.metering import Progress
 from pipeline.unet import UNet
 
@@ -81,16 +81,27 @@ def prepare(argv: list[str]) -> Job:
         seed = int(own.get("seed", config.sample.seeds[0]))
     except ValueError as error:
         raise UserError(f"seed={own['seed']} is not a whole number") from error
-    path = Path(own.get("weights", run_folder(config) / "train" / "weights.safetensors"))
+    path = Path(own["weights"]) if "weights" in own else weights_file(config)
     weights, about = checkpoint.load_weights(path)
+    check_halflife(config.sample.ema_halflife_images, about, path)
     folder = run_folder(config) / "sample" / sampler_name(config.sample) / f"seed{seed}"
     out = Path(own.get("out", folder))
     return Job(config, weights, about, sha256_file(path), seed, out)
 
 
+def check_halflife(wanted: int | None, about: dict[str, Any], path: Path) -> None:
+    """Raise UserError where the weights are averaged with another half-life than `wanted`."""
+    there = about.get("ema_halflife_images")
+    if wanted is not None and wanted != there:
+        raise UserError(
+            f"weights {path} are averaged with a half-life of {there} images, "
+            f"not sample.ema_halflife_images={wanted}: give another file, or null"
+        )
+
+
 def preflight(argv: list[str], world: int) -> None:
     """What the launcher runs before any rank: checks, and waits for another sampler to end."""
-    checkpoint.wait_until_free(prepare(argv).out)
+    locks.wait_until_free(prepare(argv).out)
 
 
 def build_net(job: Job, group: Ranks) -> torch.nn.Module:
@@ -213,7 +224,7 @@ def main(argv: list[str]) -> None:
     work |= {"seed": job.seed, "batch": runtime.sample_batch}
     shards = job.out / "shards" / sha256_json(work)[:12]
     first = os.environ.get("RANK", "0") == "0"
-    lock = checkpoint.locked(job.out) if first else nullcontext()
+    lock = locks.locked(job.out) if first else nullcontext()
     with lock, ranks(runtime.device) as group:
         with execution.enough_memory(runtime.sample_batch, "runtime.sample_batch", group.device):
             mine = sample_shards(job, group, shards)

@@ -6,6 +6,7 @@ Writes OUT/train/<photo>/<photo>_<k>.JPEG; each photograph is a class. Nothing i
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,18 @@ def write_photos(out: Path, per_class: int = 60, size: int = 128, seed: int = 0)
         for k in range(per_class):
             crop = random_crop(photo, size, np.random.default_rng([seed, label, k]))
             crop.save(out / "train" / name / f"{name}_{k}.JPEG", quality=QUALITY)
+
+
+def crops_of_size(size: tuple[int, int], count: int, seed: int = 0) -> Iterator[Image.Image]:
+    """`count` random crops of exactly `size` (width, height) px, of the photographs in turn."""
+    folder = Path(skimage.__file__).parent / "data"
+    photos = [Image.open(folder / file).convert("RGB") for file in PHOTOS.values()]
+    photos = [p for p in photos if p.width >= size[0] and p.height >= size[1]]
+    for k in range(count):
+        photo, rng = photos[k % len(photos)], np.random.default_rng([seed, k])
+        left = int(rng.integers(photo.width - size[0] + 1))
+        top = int(rng.integers(photo.height - size[1] + 1))
+        yield photo.crop((left, top, left + size[0], top + size[1]))
 
 
 def main() -> None:

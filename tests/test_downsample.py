@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -18,9 +17,10 @@ import pytest
 from PIL import Image
 
 from pipeline import downsample as step
-from pipeline.decode import decode_all
+from pipeline import layout
 from pipeline.errors import UserError
-from pipeline.sources import list_images
+from pipeline.sources import synsets
+from tests.array_sets import write_batches, write_cifar
 from tests.conftest import ROOT, resolved
 from tests.photos import write_photos
 
@@ -28,13 +28,14 @@ from tests.photos import write_photos
 def words(root: Path, *more: str) -> list[str]:
     """Words for a pack of the image set in `root`, 8 px, decoded in one process."""
     places = [f"data.dir={root}", f"data.pack_dir={root}/packs"]
-    return ["experiment=tiny", "data.source=train", *places, "runtime.workers=1", *more]
+    return ["experiment=tiny", "data.source=auto", *places, "runtime.workers=1", *more]
 
 
 def make(root: Path, *more: str) -> tuple[dict, np.ndarray, np.ndarray, dict]:
     """Run the step in this process: record, images, labels, manifest."""
-    step.downsample(resolved(*words(root, *more)), root / "record.json")
-    pack = pack_of(root)
+    config = resolved(*words(root, *more))
+    step.downsample(config, root / "record.json")
+    pack = layout.pack_folder(config)
     record, manifest = (
         json.loads(path.read_text()) for path in (root / "record.json", pack / "manifest.json")
     )
@@ -59,10 +60,20 @@ def start(root: Path, *more: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def assert_nothing_left(root: Path) -> None:
-    """No file of a pack, no temporary file, no record."""
-    assert not [p for p in (root / "packs").rglob("*") if p.is_file()]
+PACK = {"images.npy", "labels.npy", "manifest.json"}
+MAKING = {"header.json", "rows.npy", "journal.jsonl", "lock"}
+
+
+def assert_no_pack(root: Path) -> None:
+    """No file of a pack and no record: at most what a run can go on from."""
+    files = {p for p in (root / "packs").rglob("*") if p.is_file()}
+    assert {p.name for p in files} <= MAKING and {p.parent.name for p in files} <= {".making"}
     assert not (root / "record.json").exists()
+
+
+def same(one: tuple, other: tuple) -> bool:
+    """Whether two packs have the same record, images and labels."""
+    return one[0] == other[0] and all((one[k] == other[k]).all() for k in (1, 2))
 
 
 def one_sentence(error: str) -> bool:
@@ -115,24 +126,16 @@ def test_rows_labels_and_record(photos: Path) -> None:
     assert manifest["per_class"] == dict.fromkeys(classes, 6)
 
 
-def test_tree_and_tar_give_the_same_pack(photos: Path) -> None:
-    record, images, labels, manifest = make(photos)
-    shutil.rmtree(photos / "packs")
-    make_tar(photos)
-    again, images_again, labels_again, manifest_again = make(photos)
-    assert again == record
-    np.testing.assert_array_equal(images_again, images)
-    np.testing.assert_array_equal(labels_again, labels)
-    assert (manifest["kind"], manifest_again["kind"]) == ("tree", "tar")
-
-
-def test_bytes_do_not_depend_on_workers(tmp_path: Path) -> None:
+def test_bytes_do_not_depend_on_workers_or_their_start(tmp_path: Path) -> None:
     write_photos(tmp_path, per_class=20, size=48)  # more than wait in the queue at a time
-    image_set = list_images(resolved(*words(tmp_path)))
-    ones, twos = (list(decode_all(image_set, 8, workers)) for workers in (1, 2))
-    assert len(ones) == 140 and [d.traits for d in ones] == [d.traits for d in twos]
-    for one, two in zip(ones, twos, strict=True):
-        np.testing.assert_array_equal(one.pixels, two.pixels)
+    packs = []
+    for how in ("workers=1", *(f"start_method={m}" for m in ("spawn", "forkserver", "fork"))):
+        run = start(tmp_path, f"runtime.{how}", f"data.pack_dir={tmp_path}/{how}")
+        error = run.communicate()[1]
+        assert run.returncode == 0, error
+        folder = tmp_path / how / "train_8" / "box"
+        packs.append([(folder / name).read_bytes() for name in sorted(PACK)])
+    assert all(pack == packs[0] for pack in packs)
 
 
 def test_shapes_are_made_and_their_oddities_counted(tmp_path: Path) -> None:
@@ -208,7 +211,7 @@ def test_unreadable_images_are_all_named(photos: Path) -> None:
     named = re.findall(r"\w+/\w+\.JPEG", error)
     assert named == ["cat/cat_1.JPEG", "retina/retina_3.JPEG", "rocket/gone.JPEG"]
     assert "downsample.allow_bad=3" in error
-    assert_nothing_left(photos)
+    assert_no_pack(photos)
 
 
 def test_allowed_bad_images_are_left_out(photos: Path) -> None:
@@ -244,7 +247,7 @@ def add(root: Path, file: str) -> None:
 
 TREES = {
     "is not in .*looked for train, ILSVRC/Data/CLS-LOC/train, ILSVRC2012_img_train.tar": [],
-    "more than once .*/train, .*CLS-LOC/train": [
+    "more than once: .*/train .data.source=train data.layout=folders.; .*CLS-LOC/train": [
         "train/a/1.JPEG",
         "ILSVRC/Data/CLS-LOC/train/a/1.JPEG",
     ],
@@ -264,7 +267,7 @@ def test_bad_trees(tmp_path: Path, sentence: str) -> None:
         add(tmp_path, file)
     with pytest.raises(UserError, match=sentence):
         make(tmp_path, "data.expected_images=7", "data.expected_classes=1")
-    assert_nothing_left(tmp_path)
+    assert_no_pack(tmp_path)
 
 
 def test_other_files_are_counted(photos: Path) -> None:
@@ -318,7 +321,7 @@ def test_bad_tars(photos: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(UserError, match="no complete tar without compression"):
             make(photos)
-    assert_nothing_left(photos)
+    assert_no_pack(photos)
     path.write_bytes(good)
     subprocess.run(f"gzip -c {path} > {photos}/z && mv {photos}/z {path}", shell=True, check=True)
     with pytest.raises(UserError, match="no complete tar without compression"):
@@ -333,7 +336,7 @@ def test_missing_places_are_named(tmp_path: Path) -> None:
         run = start(tmp_path, "data.dir=null", **environment)
         error = run.communicate()[1]
         assert run.returncode == 2 and one_sentence(error) and sentence in error
-    assert_nothing_left(tmp_path)
+    assert_no_pack(tmp_path)
 
 
 # --- disks, processes and signals --------------------------------------------------------------
@@ -349,16 +352,6 @@ def test_a_full_disk_is_seen_before_the_start(photos: Path, small_disk: Path) ->
     assert not list(small_disk.iterdir()) and not (photos / "record.json").exists()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_disk_that_fills_up_meanwhile(photos: Path, small_disk: Path, workers: int) -> None:
-    for k in range(100):
-        os.link(photos / "train/cat/cat_0.JPEG", photos / f"train/cat/more_{k}.JPEG")
-    config = resolved(*words(photos, "data.resolution=64", f"runtime.workers={workers}"))
-    with pytest.raises(UserError, match=r"no space left on the disk of .* images\.npy"):
-        step.write_images(small_disk / "images.npy", list_images(config), config)
-    assert not list(small_disk.iterdir())
-
-
 def test_folders_that_cannot_be_written_are_named(photos: Path, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     for place in (small_disk, photos / "train/cat/cat_0.JPEG"):
@@ -366,39 +359,36 @@ def test_folders_that_cannot_be_written_are_named(photos: Path, small_disk: Path
             make(photos, f"data.pack_dir={place}")
 
 
-def test_a_killed_worker_is_an_error_not_a_hang(tmp_path: Path) -> None:
-    first = tmp_path / "train" / "a" / "0.JPEG"  # large, and many, so that work is left to do
-    first.parent.mkdir(parents=True)
-    Image.effect_noise((1200, 1200), 50).save(first)
-    for number in range(1, 600):
-        first.with_name(f"{number}.JPEG").hardlink_to(first)
-    rows = decode_all(list_images(resolved(*words(tmp_path))), 8, 2)
-    next(rows)
-    for child in multiprocessing.active_children():
-        child.kill()
-    with pytest.raises(UserError, match="was killed"):
-        list(rows)
+# --- sources of pixels ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_killed_at_any_moment(tmp_path: Path, number: int) -> None:
-    first = tmp_path / "train" / "a" / "0.JPEG"
-    first.parent.mkdir(parents=True)
-    Image.effect_noise((1000, 1000), 99).save(first)
-    for k in range(1, 100):
-        os.link(first, first.with_name(f"{k}.JPEG"))
-    run = start(tmp_path)
-    assert run.stdout is not None
-    assert "listing" in run.stdout.readline()
-    assert "1/100 images" in run.stdout.readline()
-    run.send_signal(number)
-    error = run.communicate(timeout=20)[1]  # returns when the workers have ended too
-    if number == signal.SIGTERM:
-        assert run.returncode == 75 and error.startswith("stopped: ")
-        assert_nothing_left(tmp_path)
-    assert make(tmp_path)[0]["num_images"] == 100
-    assert sorted(p.name for p in pack_of(tmp_path).iterdir()) == [
-        "images.npy",
-        "labels.npy",
-        "manifest.json",
-    ]
+@pytest.mark.parametrize("npz", [False, True])
+def test_official_batches_get_the_labels_of_sorted_synsets(tmp_path: Path, npz: bool) -> None:
+    rng = np.random.default_rng(0)
+    order = synsets.devkit_order()
+    names = ["n01440764", "n02119789", "n15075141"]
+    images = {n: rng.integers(0, 256, (9, 8, 8, 3), dtype=np.uint8) for n in names}
+    labels = {n: order.index(n) + 1 for n in names}
+    assert labels["n02119789"] == 1  # the devkit's first, not the sorted synsets' first
+    write_batches(tmp_path, images, labels, 3, npz)
+    record, found, given, manifest = make(tmp_path)
+    assert record["classes"] == names and given.tolist() == [k for k in range(3) for _ in range(9)]
+    for label, name in enumerate(names):
+        rows = {row.tobytes() for row in found[given == label]}
+        assert rows == {row.tobytes() for row in images[name]}
+    assert manifest["kind"] == "batches"
+    with pytest.raises(UserError, match=r"the recipe box, not at 8 px by adm"):
+        make(tmp_path, "data.recipe=adm")
+    with pytest.raises(UserError, match=r"data\.resolution=8"):
+        make(tmp_path, "data.resolution=16")
+
+
+def test_cifar10(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = {c: rng.integers(0, 256, (10, 32, 32, 3), dtype=np.uint8) for c in ("cat", "airplane")}
+    write_cifar(tmp_path, images, packed=True)
+    more = ("data.source=auto", "data.resolution=32")
+    record, found, labels, _ = make(tmp_path, *more)
+    assert record["source"] == "cifar10" and record["classes"] == ["airplane", "cat"]
+    np.testing.assert_array_equal(found[labels == 0], images["airplane"])
+    np.testing.assert_array_equal(found[labels == 1], images["cat"])

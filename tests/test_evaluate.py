@@ -274,6 +274,20 @@ def test_settings_that_do_not_fit_are_refused(world: World, word: str, message: 
         world.run(evaluate, *word.split())
 
 
+@pytest.mark.parametrize("change", [{"recipe": "adm"}, {"resolution": 32}, {"source": "train"}])
+def test_samples_of_a_model_of_other_data_are_refused(world: World, change: dict) -> None:
+    record = json.loads((world.root / "record").read_text())
+    other = record | change | {"sha256": {"images": "f" * 64, "labels": "f" * 64}}
+    how = {"seed": 3, "nfe_mean": 8, "data": other}
+    (world.root / "samples" / "sample.json").write_text(json.dumps(how))
+    name = f"{other['source']}_{other['resolution']}-{other['recipe']} .ffffffff"
+    with pytest.raises(UserError, match=f"{name}.*shapes_16-box"):
+        world.run(evaluate)
+    how["data"] = record
+    (world.root / "samples" / "sample.json").write_text(json.dumps(how))
+    world.run(evaluate)
+
+
 def test_a_pack_with_other_bytes_makes_no_reference(world: World) -> None:
     images = np.load(world.root / "pack" / "images.npy")
     images[5, 3, 2, 1] ^= 1

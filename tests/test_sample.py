@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import checkpoint, sample
+from pipeline import checkpoint, locks, sample
 from pipeline.config import stage_keys
 from pipeline.errors import UserError
 from pipeline.unet import UNet
@@ -123,7 +123,7 @@ def test_finished_batches_are_kept(
 
 
 def test_a_second_sampler_waits_or_is_refused(weights: Path, tmp_path: Path) -> None:
-    with checkpoint.locked(tmp_path), pytest.raises(UserError, match="is in use by process"):
+    with locks.locked(tmp_path), pytest.raises(UserError, match="is in use by process"):
         run(weights, tmp_path)
 
 

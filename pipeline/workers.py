@@ -1,0 +1,134 @@
+"""Image files -> small pixels over worker processes, in order."""
+
+import ctypes
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+from pipeline.decode import Decoded, decode
+from pipeline.errors import UserError
+from pipeline.keys import Config
+from pipeline.sources.base import Item, Stretch
+from pipeline.sources.reading import read_all
+
+AHEAD = 3  # batches a worker has waiting
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What makes small pixels of an image: see pipeline/recipes.py."""
+
+    name: str
+    resolution: int  # px
+    fast: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive images of one stretch."""
+
+    first: int  # images of the source before them
+    start: int  # images of the stretch before them
+    items: list[Item]
+    stretch: Stretch
+    last: bool  # of its stretch
+
+
+def split(stretch: Stretch, first: int, size: int) -> Iterable[Batch]:
+    """The batches of a stretch whose first image is image `first` of the source."""
+    for start in range(0, len(stretch.items), size):
+        items = stretch.items[start : start + size]
+        last = start + size >= len(stretch.items)
+        yield Batch(first + start, start, items, stretch, last)
+
+
+def decode_items(items: Sequence[Item], recipe: Recipe) -> list[Decoded]:
+    """Read and shrink several images; their files' warnings are not shown."""
+    decoded = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for item, content in zip(items, read_all(items), strict=True):
+            if isinstance(content, OSError):
+                reason = content.strerror or content  # without the path
+                decoded.append(Decoded(None, problem=f"{type(content).__name__}: {reason}"))
+            else:
+                decoded.append(
+                    decode(content, item.name, recipe.name, recipe.resolution, recipe.fast)
+                )
+    return decoded
+
+
+def decode_all(
+    batches: Iterable[Batch], recipe: Recipe, workers: int, start_method: str = "spawn"
+) -> Generator[tuple[Batch, list[Decoded]], None, None]:
+    """Every batch with its images decoded, in order, by `workers` processes (1: by this one).
+
+    Batches are taken from the iterable only a few per worker ahead, so that memory stays flat.
+    Raises UserError where a worker dies.
+    """
+    if workers == 1:
+        keep_memory()
+        for batch in batches:
+            yield batch, decode_items(batch.items, recipe)
+        return
+    context = multiprocessing.get_context(start_method)
+    pool = ProcessPoolExecutor(workers, context, start_worker)
+    pending: deque[tuple[Batch, Future[list[Decoded]]]] = deque()
+    rest = iter(batches)
+    try:
+        while True:
+            for batch in itertools.islice(rest, AHEAD * workers - len(pending)):
+                pending.append((batch, pool.submit(decode_items, batch.items, recipe)))
+            if not pending:
+                return
+            batch, future = pending.popleft()
+            yield batch, future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that decodes images was killed, perhaps for lack of memory: "
+            "run the same command again with fewer runtime.workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def keep_memory() -> None:
+    """Let malloc keep freed blocks of an image's size, where the C library is glibc.
+
+    It else gives each back to the kernel and faults its pages in again for the next image: a
+    third of the time of the recipes that crop.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-1, 64 << 20)  # M_TRIM_THRESHOLD, bytes
+        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, bytes; glibc's largest
+
+
+def start_worker() -> None:
+    """Let the parent alone handle Ctrl-C, and end this process when the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked one has the parent's handler
+    keep_memory()
+
+    def follow_parent() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
+
+
+def num_workers(config: Config, num_images: int | None, batch: int) -> int:
+    """Processes to decode with: runtime.workers, no more than cores or batches there are."""
+    cores = len(os.sched_getaffinity(0))
+    batches = cores if num_images is None else num_images // batch
+    return max(1, min(config.runtime.workers, cores, batches))

@@ -1,0 +1,20 @@
+"""What a worker process does with what it cannot read."""
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.sources.base import Item, Span
+from pipeline.workers import Recipe, decode_items
+
+
+def test_files_that_cannot_be_read_are_problems_without_their_path(tmp_path: Path) -> None:
+    items = [
+        Item("a/gone", Span(str(tmp_path / "gone"))),
+        Item("a/pixels", np.full((9, 9, 3), 7, np.uint8)),
+        Item("a/bytes", b"no image"),
+    ]
+    gone, pixels, bad = decode_items(items, Recipe("box", 8, False))
+    assert gone.problem == "FileNotFoundError: No such file or directory"
+    assert (pixels.pixels == 7).all() and pixels.problem == ""
+    assert bad.problem == "no image of a known format"
