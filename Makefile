@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup inception smoke data train sample evaluate report all plan test test-slow lint format clean
+.PHONY: help setup inception smoke data train sample evaluate report all plan bench test test-slow lint format clean
 
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
@@ -15,6 +15,7 @@ CONFIG ?=
 RES ?=
 EXPERIMENT ?=
 SET ?=
+BENCH ?=
 PIP_FLAGS ?=
 
 WORDS := $(if $(RES),data.resolution=$(RES)) $(SET)
@@ -58,10 +59,13 @@ plan: setup  ## what would run: jobs, GPUs, environment variables, sizes on disk
 	@python -m pipeline.plan --cores $(CORES) --resources gpu=$(GPUS) $(CONFIGURED)
 
 # --- the code -------------------------------------------------------------------------------------
+bench: setup  ## measure against baselines, into results/benchmarks/ (BENCH=name for one)
+	python -m pipeline.bench $(BENCH)
+
 test: setup  ## the test suite
 	python -m pytest
 
-test-slow: setup  ## the slow part of the tests: the whole chain on real photographs
+test-slow: setup  ## the slow part of the tests: whole chains on real photographs
 	python -m pytest -m slow
 
 lint: setup  ## ruff, mypy, snakefmt, snakemake --lint

@@ -3,8 +3,10 @@
 Position n of a run (n = step * batch + place in the batch) always names the same image: epoch
 n // N is a fresh permutation of the N images, drawn from (seed, epoch). So a step needs no state,
 no replay after a resume, and does not know how many ranks share it.
+The pixels come from the memory-mapped pack or from a copy of it on the device: the same bits.
 """
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,8 +17,10 @@ import torch
 from torch import Tensor
 
 from pipeline import noise
-from pipeline.errors import UserError
+from pipeline.errors import OneRankError, UserError
 from pipeline.files import load_npy, read_json
+
+CHUNK = 2**26  # bytes of a pack in host memory at once while it is copied to a device
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,7 @@ def open_pack(folder: Path, record: dict[str, Any]) -> Pack:
     images, labels = load_npy(folder / "images.npy"), load_npy(folder / "labels.npy")
     size, num = record["resolution"], record["num_images"]
     if images.shape != (num, size, size, 3) or images.dtype != np.uint8 or labels.shape != (num,):
-        raise UserError(
-            f"pack {folder} is damaged (shapes differ from its record): run `make data`"
-        )
+        raise UserError(f"pack {folder} is damaged (not as its record says): run `make data`")
     check_labels(labels, len(record["classes"]), folder)
     return Pack(images, labels, record)
 
@@ -81,27 +83,112 @@ def rows_at(positions: np.ndarray, seed: int, size: int) -> np.ndarray:
     return rows
 
 
-def load_batch(
-    pack: Pack, positions: np.ndarray, seed: int, flip: bool, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Images (B,3,H,W) float32 in [-1,1], channels last, and labels (B,) int64 on `device`.
+def moved(array: np.ndarray, device: torch.device) -> Tensor:
+    """`array` on `device`, without waiting for a GPU: through pinned memory, which torch hands out
+    again only after the copy is over.
+    """
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+class Mapped:
+    """Reads from the memory map. A thread gathers the batch `ahead` positions on (0: no thread)."""
+
+    def __init__(self, pack: Pack, seed: int, device: torch.device, ahead: int = 0) -> None:
+        self.pack, self.seed, self.device, self.ahead = pack, seed, device, ahead
+        self._thread = ThreadPoolExecutor(1, "read-ahead")
+        self._coming: dict[bytes, Future[tuple[np.ndarray, np.ndarray]]] = {}
+
+    def read(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Pixels uint8 (B,H,W,3) and labels int64 (B,) of positions (B,), on the device."""
+        ready = self._coming.pop(positions.tobytes(), None)
+        pixels, labels = ready.result() if ready else self.gather(positions)
+        self._coming.clear()  # a wrong guess
+        if self.ahead:
+            following = positions + self.ahead
+            self._coming[following.tobytes()] = self._thread.submit(self.gather, following)
+        return moved(pixels, self.device), moved(labels, self.device)
+
+    def gather(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same in host memory."""
+        rows = rows_at(positions, self.seed, len(self.pack))
+        return self.pack.images[rows], self.pack.labels[rows]
+
+
+class Resident:
+    """Reads from a copy of the whole pack on the device, made without one in host memory."""
+
+    def __init__(self, pack: Pack, seed: int, device: torch.device) -> None:
+        self.pack, self.seed, self.device = pack, seed, device
+        self.images = torch.empty(pack.images.shape, dtype=torch.uint8, device=device)
+        size = max(1, CHUNK // pack.images[0].nbytes)
+        for part in (slice(k, k + size) for k in range(0, len(pack), size)):
+            self.images[part] = torch.from_numpy(np.array(pack.images[part]))
+        self.labels = moved(np.array(pack.labels), device)
+
+    def read(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Pixels uint8 (B,H,W,3) and labels int64 (B,) of positions (B,), on the device."""
+        rows = moved(rows_at(positions, self.seed, len(self.pack)), self.device)
+        return self.images.index_select(0, rows), self.labels.index_select(0, rows)
+
+
+Reader = Mapped | Resident
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a CUDA device, or in this machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024
+
+
+def copy_wanted(pack: Pack, setting: str | bool, device: torch.device) -> tuple[bool, str]:
+    """Whether runtime.data_on_device = `setting` (auto, true, false) means a copy; and why.
+
+    Raises UserError where it is true and the pack does not fit.
+    """
+    key = f"runtime.data_on_device={str(setting).lower()}"
+    if setting is False or (setting == "auto" and device.type != "cuda"):
+        return False, f"{key} on {device.type}"
+    need, free = pack.images.nbytes + pack.labels.nbytes, free_memory(device)
+    sizes = f"the pack has {need / 1e9:.2f} GB, {device} has {free / 1e9:.2f} GB free"
+    if setting == "auto":
+        fits = 4 * need <= free
+        return fits, f"{key}: {sizes}{'' if fits else ': over a quarter'}"
+    if need > free:
+        raise OneRankError(f"{key} but {sizes}: use auto or false, which change no result")
+    return True, f"{key}: {sizes}"
+
+
+def open_reader(
+    pack: Pack, seed: int, device: torch.device, setting: str | bool, ahead: int, loud: bool
+) -> Reader:
+    """What reads batches of `pack`: see copy_wanted and the two classes. `loud`: say which."""
+    copy, why = copy_wanted(pack, setting, device)
+    if loud:
+        print(f"images: {f'copied to {device}' if copy else 'memory-mapped'} ({why})", flush=True)
+    return Resident(pack, seed, device) if copy else Mapped(pack, seed, device, ahead)
+
+
+def load_batch(reader: Reader, positions: np.ndarray, flip: bool) -> tuple[Tensor, Tensor]:
+    """Images (B,3,H,W) float32 in [-1,1], channels last, and labels (B,) int64 on the device.
 
     With `flip`, the half of the positions that the flip stream names is mirrored.
     """
-    rows = rows_at(positions, seed, len(pack))
-    pixels = torch.from_numpy(pack.images[rows]).to(device, non_blocking=True)
-    labels = torch.from_numpy(pack.labels[rows]).to(device, non_blocking=True)
-    images = to_float(pixels.permute(0, 3, 1, 2))
+    pixels, labels = reader.read(positions)
     if flip:
-        index = torch.from_numpy(positions).to(device)
-        mirrored = noise.uniform(seed, noise.FLIP, index) < 0.5
-        images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
-    return images, labels
+        index = moved(positions, reader.device)
+        mirrored = noise.uniform(reader.seed, noise.FLIP, index) < 0.5
+        pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(2), pixels)
+    return to_float(pixels.permute(0, 3, 1, 2)), labels
 
 
 def to_float(pixels: Tensor) -> Tensor:
     """uint8 0 … 255 -> float32 in [-1, 1]."""
-    return pixels.to(torch.float32) / 127.5 - 1.0
+    return pixels.to(torch.float32).div_(127.5).sub_(1.0)
 
 
 def to_uint8(images: Tensor) -> Tensor:

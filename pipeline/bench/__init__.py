@@ -1,0 +1,1 @@
+"""Measurements of this project against named baselines, and their records in results/benchmarks."""

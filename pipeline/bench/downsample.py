@@ -1,0 +1,182 @@
+"""Downsampling: images/s against a pool of processes that write one PNG a file, and memory.
+
+The photographs are crops of 500 x 375 px, as ImageNet's files are on average, linked under many
+names so that a run lasts seconds; both sides use the same number of processes.
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import simplejpeg
+from PIL import Image
+
+from pipeline.bench import record
+
+SIZE = (500, 375)  # px, of the photographs
+RESOLUTION = 64
+CLASSES = 20
+
+
+def write_photographs(root: Path, distinct: int, files: int) -> list[Path]:
+    """`files` files of `distinct` photographs in root/train/<class>/; their paths."""
+    from tests.photos import crops_of_size  # scikit-image is there for tests and bench only
+
+    paths: list[Path] = []
+    originals = []
+    for number, crop in enumerate(crops_of_size(SIZE, distinct)):
+        originals.append(root / f"{number}.jpg")
+        crop.save(originals[-1], quality=92)
+    for number in range(files):
+        folder = root / "train" / f"c{number % CLASSES:02d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        paths.append(folder / f"{number:06d}.JPEG")
+        paths[-1].hardlink_to(originals[number % distinct])
+    return paths
+
+
+def png_of(path: Path, out: Path) -> None:
+    """What the baseline does with one file: decode, squash, write a PNG."""
+    with Image.open(path) as image:
+        small = image.convert("RGB").resize((RESOLUTION, RESOLUTION), Image.Resampling.BOX)
+    small.save(out / f"{path.parent.name}_{path.stem}.png")
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    """The bare loop's body: decode and squash, nothing else."""
+    pixels = simplejpeg.decode_jpeg(path.read_bytes(), "RGB")
+    image = Image.fromarray(pixels).resize((RESOLUTION, RESOLUTION), Image.Resampling.BOX)
+    return np.asarray(image)
+
+
+def bare_loop(paths: list[Path]) -> None:
+    """The bare loop over a process's share of the files."""
+    for path in paths:
+        pixels_of(path)
+
+
+def baseline(paths: list[Path], processes: int) -> float:
+    """Images/s of one PNG a file over a pool of processes."""
+    with tempfile.TemporaryDirectory() as out:
+        start = time.monotonic()
+        with multiprocessing.get_context("fork").Pool(processes) as pool:
+            pool.map(partial(png_of, out=Path(out)), paths, chunksize=16)
+        return len(paths) / (time.monotonic() - start)
+
+
+def bare(paths: list[Path], processes: int) -> float:
+    """Images/s of the bare loop, the files shared out beforehand."""
+    start = time.monotonic()
+    with multiprocessing.get_context("fork").Pool(processes) as pool:
+        pool.map(bare_loop, [paths[k::processes] for k in range(processes)], chunksize=1)
+    return len(paths) / (time.monotonic() - start)
+
+
+def step(root: Path, out: str, processes: int, *more: str) -> list[str]:
+    """The step's command line for the photographs in `root`."""
+    return [
+        *(sys.executable, "-m", "pipeline.downsample", f"out={out}/record.json"),
+        *("data.source=train", f"data.dir={root}", f"data.pack_dir={out}"),
+        *(f"data.resolution={RESOLUTION}", f"runtime.workers={processes}"),
+        *("data.expected_images=null", "data.expected_classes=null", *more),
+    ]
+
+
+def ours(root: Path, count: int, processes: int, *more: str) -> float:
+    """Images/s of the whole step as a command, from its start to the pack in place."""
+    with tempfile.TemporaryDirectory() as out:
+        start = time.monotonic()
+        subprocess.run(step(root, out, processes, *more), stdout=subprocess.DEVNULL, check=True)
+        return count / (time.monotonic() - start)
+
+
+def peak_memory(root: Path, processes: int) -> dict[str, float]:
+    """Peak resident MB of the step's parent and of its largest worker."""
+    with tempfile.TemporaryDirectory() as out:
+        run = subprocess.Popen(step(root, out, processes), stdout=subprocess.DEVNULL)
+        peaks = {"parent": 0.0, "worker": 0.0}
+        parent = psutil.Process(run.pid)
+        while run.poll() is None:
+            for who, process in [("parent", parent), *(("worker", c) for c in children(parent))]:
+                peaks[who] = max(peaks[who], resident(process))
+            time.sleep(0.005)
+        if run.returncode:
+            raise RuntimeError(f"the step ended with status {run.returncode}")
+    return peaks
+
+
+def children(process: psutil.Process) -> list[psutil.Process]:
+    """Child processes; none where it has ended."""
+    try:
+        return process.children()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def resident(process: psutil.Process) -> float:
+    """Resident MB of a process; 0 where it has ended."""
+    try:
+        return float(process.memory_info().rss / 1e6)
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+def memory(root: Path, paths: list[Path], processes: int) -> dict[str, Any]:
+    """Peaks with all files, with a quarter of them, and with one photograph of 24 megapixels."""
+    result: dict[str, Any] = {f"{len(paths)} images": peak_memory(root, processes)}
+    for path in paths[len(paths) // 4 :]:
+        path.unlink()
+    result[f"{len(paths) // 4} images"] = peak_memory(root, processes)
+    large = Image.open(paths[0]).resize((6000, 4000))
+    large.save(paths[0].with_name("large.JPEG"))
+    result["and one of 24 megapixels"] = peak_memory(root, processes)
+    return result
+
+
+def run(files: int = 16000, rounds: int = 3, distinct: int = 200) -> dict[str, Any]:
+    """Rates in images/s and their ratios, medians over interleaved rounds; memory peaks in MB."""
+    processes = min(8, len(os.sched_getaffinity(0)))
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        paths = write_photographs(root, distinct, files)
+        cases: dict[str, Callable[[], float]] = {
+            "png": lambda: baseline(paths, processes),
+            "bare": lambda: bare(paths, processes),
+            "exact": lambda: ours(root, files, processes),
+            "fast": lambda: ours(root, files, processes, "downsample.fast=true"),
+        }
+        rates = record.interleaved(cases, rounds)
+        peaks = memory(root, paths, processes)
+    what = "downsampling photographs of 500 x 375 px to 64 x 64, files to pack, page cache warm"
+    result = record.summary(what, "images/s", rates, baseline="png")
+    return result | {
+        "files": files,
+        "processes": processes,
+        "memory_mb": peaks,
+        "bars": bars(result["median"], peaks),
+    }
+
+
+def bars(rate: dict[str, float], peaks: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was promised, what was measured, and whether it holds."""
+    large = peaks["and one of 24 megapixels"]["worker"] - 24 * 8
+    worker = max(large, *(p["worker"] for name, p in peaks.items() if "mega" not in name))
+    few, many = (p["worker"] for name, p in peaks.items() if "mega" not in name)
+    return [
+        record.bar("exact / png", rate["exact"] / rate["png"], at_least=2.0),
+        record.bar("fast / png", rate["fast"] / rate["png"], at_least=3.5),
+        record.bar("exact / bare loop", rate["exact"] / rate["bare"], at_least=0.9),
+        record.bar("MB a worker beyond 8 bytes a pixel", worker, at_most=300.0),
+        record.bar(
+            "memory with 4 x the images / with 1 x", max(few, many) / min(few, many), at_most=1.1
+        ),
+    ]

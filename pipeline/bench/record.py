@@ -1,0 +1,139 @@
+"""How a measurement is taken, summed up, printed and kept.
+
+A result is a dict: what (one line), unit, baseline (a case), rounds, median and ratio of each
+case, all its rounds, and whatever else the measurement says about itself.
+"""
+
+import platform
+import subprocess
+from collections.abc import Callable, Mapping
+from datetime import date
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+
+from pipeline import gpus
+from pipeline.files import read_json, write_json
+
+ROOT = Path(__file__).parent.parent.parent
+FOLDER = ROOT / "results" / "benchmarks"
+
+Case = Callable[[], float]  # one round of a case: its seconds, or its rate
+
+
+def hardware() -> dict[str, Any]:
+    """What a number depends on besides the code: processor, memory, GPU, versions."""
+    cpu = [x.split(":")[1] for x in _lines("/proc/cpuinfo") if x.startswith("model name")]
+    memory = next(x.split()[1] for x in _lines("/proc/meminfo") if x.startswith("MemTotal"))
+    return {
+        "cpu": cpu[0].strip() if cpu else platform.machine(),
+        "cores": gpus.cpu_cores(),
+        "memory_gb": round(int(memory) * 1024 / 1e9, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "pillow": PIL.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines()
+
+
+def commit(folder: Path = ROOT) -> str | None:
+    """Short hash of the checked-out commit; with "+" where the files outside results/ differ.
+
+    None where `folder` is no git checkout.
+    """
+    head = _git(folder, "rev-parse", "--short", "HEAD")
+    if head is None:
+        return None
+    return head + ("+" if _git(folder, "status", "--porcelain", "--", ".", ":!results") else "")
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """Output of a git command in `folder`; None where it fails or there is no git."""
+    try:
+        done = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def interleaved(cases: Mapping[str, Case], rounds: int) -> dict[str, list[float]]:
+    """`rounds` values of each case, taken in turn, so that a busy machine slows all alike."""
+    values: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(rounds):
+        for name, case in cases.items():
+            values[name].append(case())
+    return values
+
+
+def medians(values: dict[str, list[float]]) -> dict[str, float]:
+    """Median of each case."""
+    return {name: median(case) for name, case in values.items()}
+
+
+def ratios(values: dict[str, list[float]], baseline: str) -> dict[str, float]:
+    """Median of each case over the median of `baseline`."""
+    middle = medians(values)
+    return {name: value / middle[baseline] for name, value in middle.items()}
+
+
+def summary(what: str, unit: str, values: dict[str, list[float]], baseline: str) -> dict[str, Any]:
+    """The result that `values` (rounds of each case, in `unit`) amount to: see the module."""
+    return {
+        "what": what,
+        "unit": unit,
+        "baseline": baseline,
+        "rounds": values,
+        "median": medians(values),
+        "ratio": ratios(values, baseline),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result in a few lines: ratio, median and spread of each case."""
+    lines = [result["what"], f"{'ratio':>9}  {'median':>11}  {'lowest … highest':>23}  case"]
+    for name, values in result["rounds"].items():
+        spread = f"{min(values):,.4g} … {max(values):,.4g}"
+        baseline = " (baseline)" if name == result["baseline"] else ""
+        lines.append(
+            f"{result['ratio'][name]:8.2f}x  {result['median'][name]:11,.4g}  {spread:>23}  "
+            f"{name}{baseline}"
+        )
+    return "\n".join([*lines, f"unit: {result['unit']}"])
+
+
+def write(name: str, result: dict[str, Any], folder: Path = FOLDER) -> Path:
+    """Add `result` to the runs in <folder>/<name>.json, with commit, date and hardware.
+
+    It takes the place of an earlier run of the same commit on the same hardware.
+    """
+    path = folder / f"{name}.json"
+    run = {**result, "commit": commit(), "hardware": hardware(), "date": str(date.today())}
+    what = run.pop("what")
+    before = read_json(path)["runs"] if path.exists() else []
+    same = ("commit", "hardware")
+    kept = [r for r in before if any(r[key] != run[key] for key in same)]
+    write_json(path, {"what": what, "runs": [*kept, run]})
+    return path
+
+
+def bar(
+    what: str, value: float, at_least: float | None = None, at_most: float | None = None
+) -> dict[str, Any]:
+    """One promise: what it is about, the value measured, its bounds, and whether it holds."""
+    holds = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
+    return {"what": what, "value": value, "at_least": at_least, "at_most": at_most, "holds": holds}
+
+
+def bar_line(one: dict[str, Any]) -> str:
+    """A promise as one line."""
+    bound = f">= {one['at_least']:g}" if one["at_least"] is not None else f"<= {one['at_most']:g}"
+    return f"{'holds ' if one['holds'] else 'MISSED'}  {one['what']}: {one['value']:.3g} ({bound})"
