@@ -1,0 +1,150 @@
+"""Image sets as others package them, made from a tree ROOT/train/<class>/*.JPEG, for tests.
+
+Each writer puts its files beside the tree, named and laid out as the originals are, and leaves the
+tree alone. Shards have their images in an order shuffled with a fixed seed, as the originals do.
+"""
+
+import io
+import json
+import random
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.sources.synsets import sorted_synsets
+from tests.photos import PHOTOS, write_photos
+
+# One for each photograph, far apart in both orders.
+SYNSETS = (
+    "n02119789",
+    "n01440764",
+    "n15075141",
+    "n02100735",
+    "n07930864",
+    "n03255030",
+    "n04266014",
+)
+
+
+def write_synset_photos(root: Path, per_class: int, size: int = 128) -> dict[str, bytes]:
+    """Write photographs under synset names, for example n01440764/n01440764_3.JPEG.
+
+    Returns what `tree` does.
+    """
+    write_photos(root, per_class, size)
+    for photo, synset in zip(PHOTOS, SYNSETS, strict=True):
+        folder = (root / "train" / photo).rename(root / "train" / synset)
+        for file in list(folder.iterdir()):
+            file.rename(folder / file.name.replace(photo, synset))
+    return tree(root)
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """The images of the tree: <class>/<file> -> bytes, sorted."""
+    train = root / "train"
+    files = sorted(train.glob("*/*.JPEG"), key=lambda file: (file.parent.name, file.name))
+    return {str(file.relative_to(train)): file.read_bytes() for file in files}
+
+
+def shuffled(root: Path) -> list[Path]:
+    """The image files of the tree in the order of shards."""
+    files = sorted((root / "train").glob("*/*.JPEG"))
+    random.Random(0).shuffle(files)
+    return files
+
+
+def write_tar_of_tars(root: Path) -> Path:
+    """ILSVRC2012_img_train.tar with a tar for each class; GNU tar makes all of it."""
+    train, tars = root / "train", root / "class_tars"
+    tars.mkdir()
+    for folder in sorted(train.iterdir()):
+        files = [file.name for file in folder.iterdir()]
+        subprocess.run(["tar", "cf", tars / f"{folder.name}.tar", "-C", folder, *files], check=True)
+    place = root / "ILSVRC2012_img_train.tar"
+    names = [file.name for file in tars.iterdir()]
+    subprocess.run(["tar", "cf", place, "-C", tars, *names], check=True)
+    for file in tars.iterdir():
+        file.unlink()
+    tars.rmdir()
+    return place
+
+
+def write_gzipped(root: Path, top: str = "train_blurred") -> Path:
+    """train_blurred.tar.gz of TOP/<class>/*.jpg, with its folders, by GNU tar; TOP may be "."."""
+    place = root / "train_blurred.tar.gz"
+    rename = rf"s,^\./,{top}/,;s,JPEG$,jpg,"
+    command: list[str | Path] = ["tar", "czf", place, "--transform", rename, "-C", root / "train"]
+    subprocess.run([*command, "--exclude=./.*", "."], check=True)
+    return place
+
+
+def write_parquet(root: Path, shards: int = 2, row_group: int = 16) -> list[Path]:
+    """data/train-00000-of-00002.parquet and so on, as Hugging Face has imagenet-1k."""
+    files = shuffled(root)
+    (root / "data").mkdir(exist_ok=True)
+    places = [root / "data" / f"train-{i:05d}-of-{shards:05d}.parquet" for i in range(shards)]
+    for shard, place in enumerate(places):
+        rows = [hub_row(file) for file in files[shard::shards]]
+        pq.write_table(pa.Table.from_pylist(rows, HUB_SCHEMA), place, row_group_size=row_group)
+    return places
+
+
+HUB_SCHEMA = pa.schema(
+    {
+        "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+        "label": pa.int64(),
+    }
+)
+
+
+def hub_row(file: Path) -> dict[str, object]:
+    """One image as a row; its path ends in the synset once more."""
+    path = f"{file.stem}_{file.parent.name}.JPEG"
+    label = sorted_synsets().index(file.parent.name)
+    return {"image": {"bytes": file.read_bytes(), "path": path}, "label": label}
+
+
+def write_webdataset(root: Path, shards: int = 2) -> list[Path]:
+    """imagenet1k-train-0000.tar and so on with KEY.cls, KEY.jpg and KEY.json, as timm has it."""
+    files = shuffled(root)
+    places = [root / f"imagenet1k-train-{i:04d}.tar" for i in range(shards)]
+    for shard, place in enumerate(places):
+        with tarfile.open(place, "w") as archive:
+            for file in files[shard::shards]:
+                label = sorted_synsets().index(file.parent.name)
+                about = json.dumps({"filename": file.name, "label": label})
+                add(archive, f"{file.stem}.cls", str(label).encode())
+                add(archive, f"{file.stem}.jpg", file.read_bytes())
+                add(archive, f"{file.stem}.json", about.encode())
+    return places
+
+
+def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    """A plain file in a tar."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def make_tar(place: Path, files: list[tuple[str, bytes]], mode: str = "w") -> Path:
+    """A tar of (name, content); a name that ends in "/" is a folder, "->" a link."""
+    with tarfile.open(place, mode) as archive:  # type: ignore[call-overload]
+        for name, content in files:
+            member = tarfile.TarInfo(name.strip("/->") if name[-1] in "/>" else name)
+            member.size = len(content)
+            if name.endswith("/"):
+                member.type = tarfile.DIRTYPE
+            if name.endswith("->"):
+                member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            archive.addfile(member, io.BytesIO(content))
+    return place
+
+
+def hub_table(**columns: object) -> pa.Table:
+    """Three good rows, with columns of another kind."""
+    images = [{"bytes": b"a", "path": None}, {"bytes": b"b", "path": ""}, {"bytes": b"c"}]
+    good = {"image": pa.array(images, HUB_SCHEMA.field("image").type)}
+    return pa.table(good | {"label": pa.array([0, 0, 278])} | columns)
