@@ -84,16 +84,21 @@ def check_same_data(
     A distance to images of another recipe would measure the recipes. Samples that do not say what
     they were trained on (another program's) are taken as they are.
     """
-    if trained is not None and trained["sha256"] != record["sha256"]:
-        one, other = (
-            f"{r['source']}_{r['resolution']}-{r['recipe']} "
-            f"({(r['sha256'] or {'images': 'unknown'})['images'][:8]}…)"
-            for r in (trained, record)
-        )
+    if trained is None or trained["sha256"] == record["sha256"]:
+        return
+    if trained["sha256"] is None:
         raise UserError(
-            f"samples {samples} are of a model trained on {one}, the reference is of {other}: "
-            "score them against the pack that the model was trained on"
+            f"samples {samples} are of imported weights that do not name their pack: import them "
+            "again with data.path=PACK (or record=FILE), and sample again"
         )
+    one, other = (
+        f"{r['source']}_{r['resolution']}-{r['recipe']} ({r['sha256']['images'][:8]}…)"
+        for r in (trained, record)
+    )
+    raise UserError(
+        f"samples {samples} are of a model trained on {one}, the reference is of {other}: "
+        "score them against the pack that the model was trained on"
+    )
 
 
 def check_reference(

@@ -122,7 +122,7 @@ class UNet(nn.Module):
         conditional = model.class_conditional
         self.label_embedding = nn.Embedding(num_classes + 1, self.width) if conditional else None
         widths = [model.channels * m for m in model.channel_mult]
-        self.stem = nn.Conv2d(3, model.channels, 3, padding=1)
+        self.stem = nn.Conv2d(3, widths[0], 3, padding=1)
         skips = self._build_encoder(widths)
         middle = widths[-1]
         self.middle = nn.ModuleList(
@@ -135,7 +135,7 @@ class UNet(nn.Module):
     def _build_encoder(self, widths: list[int]) -> list[int]:
         """Fill `encoder`; returns the channels of every skip connection, the stem's first."""
         self.encoder = nn.ModuleList()
-        channels = self.model.channels
+        channels = widths[0]
         skips = [channels]
         for level, width in enumerate(widths):
             for _ in range(self.model.blocks):

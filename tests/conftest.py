@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import config
+from pipeline import config, import_weights
 from pipeline.keys import Config, Model
 
 ROOT = Path(__file__).parent.parent
@@ -38,41 +37,15 @@ def _no_imagenet(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-# The public reference trainer's names of the layers, and ours.
-RENAMES = (
-    (r"^time_embed\.", "time_mlp."),
-    (r"^label_emb\.", "label_embedding."),
-    (r"^input_blocks\.0\.0\.", "stem."),
-    (r"^input_blocks\.(\d+)\.", lambda m: f"encoder.{int(m[1]) - 1}."),
-    (r"^middle_block\.", "middle."),
-    (r"^output_blocks\.", "decoder."),
-    (r"^out\.0\.", "out_norm."),
-    (r"^out\.2\.", "out_conv."),
-    (r"\.in_layers\.0\.", ".norm1."),
-    (r"\.in_layers\.2\.", ".conv1."),
-    (r"\.emb_layers\.1\.", ".embed."),
-    (r"\.out_layers\.0\.", ".norm2."),
-    (r"\.out_layers\.3\.", ".conv2."),
-    (r"\.skip_connection\.", ".skip."),
-    (r"\.proj_out\.", ".proj."),
-    (r"\.op\.", ".conv."),
-)
-
-
 def our_state(fixture: Any) -> dict[str, torch.Tensor]:
     """The reference's state dict in a fixture, under our names and shapes."""
-    state = {}
-    for key in fixture.files:
-        if not key.startswith("state/"):
-            continue
-        name = key.removeprefix("state/")
-        for pattern, new in RENAMES:
-            name = re.sub(pattern, new, name)
-        value = torch.from_numpy(fixture[key])
-        if ".qkv." in name or ".proj." in name:  # 1x1 convolutions over pixels, kept as 1-D there
-            value = value.unsqueeze(-1) if name.endswith("weight") else value
-        state[name] = value
-    return state
+    return import_weights.our_state(peer_state(fixture))
+
+
+def peer_state(fixture: Any) -> dict[str, torch.Tensor]:
+    """The reference's state dict in a fixture, under its own names."""
+    names = [key for key in fixture.files if key.startswith("state/")]
+    return {name.removeprefix("state/"): torch.from_numpy(fixture[name]) for name in names}
 
 
 def our_model(arguments: dict[str, Any]) -> Model:

@@ -73,3 +73,9 @@ def test_reference_experiment_has_adms_size() -> None:
         net = UNet(resolved().model, 1000)
     millions = sum(p.numel() for p in net.parameters()) / 1e6
     assert millions == pytest.approx(296, abs=0.5)  # ADM's ImageNet-64 model, study of 2021
+
+
+def test_the_stem_is_as_wide_as_the_first_level() -> None:
+    net = UNet(resolved("experiment=tiny", "model.channel_mult=[2,2]").model, 10)
+    assert net.stem.out_channels == net.out_norm.num_channels == 64
+    assert net(torch.zeros(1, 3, 8, 8), torch.zeros(1), torch.zeros(1).long()).shape[1] == 3
