@@ -109,7 +109,7 @@ rule train:
     input:
         record=RECORD,
     output:
-        weights=f"{RUN}/train/weights.safetensors",
+        weights=X.weights,
         curve=f"{RUN}/train/curve.jsonl",
     log:
         f"{RUN}/train/log.txt",
@@ -124,7 +124,7 @@ rule train:
         settings=X.settings,
     params:
         config=X.keys("train"),
-        folder=subpath(output.weights, parent=True),
+        folder=subpath(output.curve, parent=True),
     shell:
         "python -m pipeline.launch --gpus {resources.gpu} --threads {threads} --log {log}"
         " -- -m pipeline.train config={params.config:q} {resources.settings}"
@@ -133,7 +133,7 @@ rule train:
 
 rule sample:
     input:
-        weights=rules.train.output.weights,
+        weights=X.sampled_weights,
     output:
         images=f"{RUN}/sample/{{sampler}}/seed{{seed}}/images.npy",
         labels=f"{RUN}/sample/{{sampler}}/seed{{seed}}/labels.npy",

@@ -34,6 +34,9 @@ class Experiment:
         self.record = str(layout.record_file(self.config))
         self.reference = str(layout.reference_file(self.config))
         self.run = str(layout.run_folder(self.config))
+        names = layout.weights_files(self.config.train).values()
+        self.weights = [f"{self.run}/train/{name}" for name in names]
+        self.sampled_weights = str(layout.weights_file(self.config))
         self.sampler = layout.sampler_name(self.config.sample)
         self.seeds = self.config.sample.seeds
         # IMAGENET_DIR where the rules that read images, or the pack, need it

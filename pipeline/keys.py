@@ -13,6 +13,7 @@ Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Precision = Literal["bf16", "fp16", "fp32", "tf32"]
 
 # Image sets that the project makes itself, with their number of images per class.
 MADE_SOURCES = {"shapes": 250, "shapes_tiny": 24}
@@ -88,7 +89,7 @@ class Train(Section):
     # half-life of each average, images; 0: the weights themselves
     ema_halflife_images: Annotated[tuple[NotNegative, ...], Field(min_length=1)]
     ema_rampup: Fraction  # half-life is at most this share of the images seen
-    precision: Literal["bf16", "fp32"]
+    precision: Precision
     seed: Seed
 
     @field_validator("ema_halflife_images", mode="before")
@@ -121,7 +122,7 @@ class Sample(Section):
     guidance: Annotated[float, Field(ge=0)]  # 1: the conditional velocity alone
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     ema_halflife_images: NotNegative | None  # which average of the weights; None: the first
-    precision: Literal["bf16", "fp32"]
+    precision: Precision
 
 
 class Evaluate(Section):
@@ -154,6 +155,7 @@ class Runtime(Section):
     data_on_device: Literal["auto"] | bool
     device: Literal["auto", "cpu", "cuda"]
     compile: Literal["auto"] | bool
+    strategy: Literal["ddp", "fsdp2"]
     micro_batch: Literal["auto"] | PositiveInt
     sample_batch: PositiveInt
     feature_batch: PositiveInt
