@@ -119,8 +119,8 @@ def leave(*_):
     pathlib.Path(sys.argv[1], "saved").touch()
     sys.exit(75)
 signal.signal(signal.SIGTERM, leave)
-pathlib.Path(sys.argv[1], "pid").write_text(str(os.getpid()))
 print("started", flush=True)
+pathlib.Path(sys.argv[1], "pid").write_text(str(os.getpid()))
 time.sleep(60)
 """
 PARENT = """
