@@ -39,6 +39,12 @@ class Ranks:
             value = value / self.world
         return value
 
+    def minimum(self, value: torch.Tensor) -> torch.Tensor:
+        """Least of all ranks, element by element, of an integer tensor on `device`."""
+        if self.world > 1:
+            dist.all_reduce(value, dist.ReduceOp.MIN)
+        return value
+
 
 def pick_device(wanted: str, local_rank: int) -> torch.device:
     """The device of a local rank: `wanted` is auto, cpu or cuda.
@@ -62,25 +68,44 @@ def ranks(device: str) -> Iterator[Ranks]:
     """The ranks of this job, from torchrun's environment; one process without it.
 
     nccl on GPUs, gloo on CPUs. A rank dies with its launcher, so that none is orphaned on a GPU.
+    Where another rank is gone, this one exits with a sentence and status 1. It meets that at the
+    latest in the next exchange over gloo; one that waits on its GPU is killed by torchrun.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     mine = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if mine.type == "cuda":
         torch.cuda.set_device(mine)
+    if "RANK" in os.environ:
+        die_with_parent(signal.SIGKILL)
     if world == 1:
         yield Ranks(rank, world, mine)
         return
-    die_with_parent(signal.SIGKILL)
     dist.init_process_group(
         # gloo beside nccl carries what lives on the CPU, such as the stop flag
         backend="cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo",
         timeout=timedelta(hours=1),
         device_id=mine if mine.type == "cuda" else None,
     )
+    lost = False
     try:
         yield Ranks(rank, world, mine)
+    except RuntimeError as error:
+        lost = lost_rank(error)
+        if not lost:
+            raise
+        reason = str(error).splitlines()[0].rpartition("] ")[2]
+        raise SystemExit(
+            f"error: rank {rank} lost another rank ({reason[:80]}), which was killed or failed: "
+            "the same command goes on from the last checkpoint"
+        ) from error
     finally:
-        dist.destroy_process_group()
+        if not lost:  # nccl would wait for the rank that is gone
+            dist.destroy_process_group()
+
+
+def lost_rank(error: RuntimeError) -> bool:
+    """Whether torch raised `error` since another rank no longer answers."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 class StopFlag:

@@ -33,13 +33,15 @@ SHARED_STEPS = ("pipeline.train", "pipeline.sample")  # steps that run as severa
 
 
 def child_environment(threads: int, count: int, setting: str | int) -> dict[str, str]:
-    """The environment of the step: device order, and CPU threads per process.
+    """The environment of the step: device order, a store of the ranks' own, threads per process.
 
     The engine exports every THREADS variable with the threads of the whole job; ranks that each
     take that many for one library alone (MKL) ran ten times slower on two cores.
     """
     environment = dict(os.environ)
     environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    # Ranks that start again must not find the addresses of the dead in the agent's store.
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     share = max(1, min(threads, gpus.cpu_cores()) // count)
     for name in THREADS:
         environment[name] = str(share if setting == "auto" else setting)
@@ -57,13 +59,15 @@ def check_torch(visible: list[str], device: str) -> None:
         )
 
 
-def command(module: list[str], count: int) -> list[str]:
-    """Python itself for one process, torchrun (pipeline.torchrun ends it quietly) for several."""
-    if count == 1:
+def command(module: list[str], count: int, restarts: int = 0) -> list[str]:
+    """Python itself for one process; torchrun (pipeline.torchrun) for several, or for restarts."""
+    if count == 1 and restarts == 0:
         return [sys.executable, *module]
     torchrun = [sys.executable, "-m", "pipeline.torchrun", "--standalone"]
+    torchrun.append("--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     # Ranks that were told to stop get all the time that a checkpoint takes.
-    return [*torchrun, "--shutdown-timeout=3600", f"--nproc-per-node={count}", *module]
+    torchrun += ["--shutdown-timeout=3600", f"--max-restarts={restarts}"]
+    return [*torchrun, f"--nproc-per-node={count}", *module]
 
 
 def relay(source: IO[bytes], log: IO[bytes] | None) -> None:
@@ -132,17 +136,18 @@ def main(argv: list[str]) -> None:
     own = [w for a in arguments if "." not in (w := a.partition("=")[0]) and w not in KNOWN]
     config, _ = load_step(arguments, own)
     visible = gpus.visible()
-    count = 1
+    count, restarts = 1, 0
     if name in SHARED_STEPS:
         step = importlib.import_module(name)
         count = processes(options.gpus, config.launch.launcher, config.runtime.device, visible)
+        restarts = config.launch.max_restarts
         check_torch(visible, config.runtime.device)
         step.preflight(arguments, count)
     if options.gpus and not visible:
         ranks = f"{count} processes (gloo)" if count > 1 else "one process"
         print(f"no GPU is visible: {name} runs on the CPU in {ranks}", flush=True)
     environment = child_environment(options.threads, count, config.launch.threads)
-    words = command(options.module, count)
+    words = command(options.module, count, restarts)
     if options.log:
         options.log.parent.mkdir(parents=True, exist_ok=True)
     print(f"$ {shlex.join(words[:6])} …  (OMP_NUM_THREADS={environment['OMP_NUM_THREADS']})")
