@@ -16,6 +16,7 @@ RES ?=
 EXPERIMENT ?=
 SET ?=
 BENCH ?=
+CALIBRATE ?=
 PIP_FLAGS ?=
 
 WORDS := $(if $(RES),data.resolution=$(RES)) $(SET)
@@ -55,8 +56,8 @@ report: setup  ## figures, table and results/report.html, and what they need
 
 all: report  ## everything: the same as report
 
-plan: setup  ## what would run: jobs, GPUs, environment variables, sizes on disk, steps
-	@python -m pipeline.plan --cores $(CORES) --resources gpu=$(GPUS) $(CONFIGURED)
+plan: setup  ## what would run: jobs, GPUs, variables, steps, disk; CALIBRATE=1: hours and memory, by 20 steps
+	@python -m pipeline.plan $(if $(CALIBRATE),--calibrate) --cores $(CORES) --resources gpu=$(GPUS) $(CONFIGURED)
 
 # --- the code -------------------------------------------------------------------------------------
 bench: setup  ## measure against baselines, into results/benchmarks/ (BENCH=name for one)

@@ -68,11 +68,11 @@ class Metrics:
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Append one row: `step`, `images` and any numbers."""
+        """Append one row: `step`, `images` and any numbers; None is no number for TensorBoard."""
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         for name, value in row.items():
-            if name not in ("step", "images"):
+            if name not in ("step", "images") and value is not None:
                 self.writer.add_scalar(name, value, row["step"])
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
 """What would run, for a person: `make plan`.
 
 Jobs, GPUs and environment variables are read from the engine's own dry run, so the Snakefile is
-their only list; sizes and steps follow from the configuration.
+their only list; sizes and steps follow from the configuration. With --calibrate a few training
+steps on made-up images tell how long the training takes on this machine.
 """
 
 import argparse
@@ -16,7 +17,8 @@ from typing import Any
 
 import torch
 
-from pipeline import gpus, layout
+from pipeline import gpus, layout, sharing
+from pipeline.calibration import Calibration, calibrate
 from pipeline.config import DEFAULT_FILE, load_yaml, merge, parse_overrides, resolve
 from pipeline.errors import UserError, run_main
 from pipeline.keys import MADE_SOURCES, Config
@@ -124,16 +126,50 @@ def facts(config: Config) -> str:
     with torch.device("meta"):
         net = UNet(config.model, num_classes(config))
     weights = 4 * sum(p.numel() for p in net.parameters())
-    samples = config.sample.num * res * res * 3
+    pack = num * (res * res * 3 + 8) if num else 0
+    samples = config.sample.num * (res * res * 3 + 8) * len(config.sample.seeds)
+    averages = len(train.ema_halflife_images)
+    saved = (3 + averages) * weights  # the weights, the averages and two moments of AdamW
+    every, steps = config.runtime.milestone_images, math.ceil(train.images / train.batch)
+    kept = config.runtime.keep_checkpoints + (train.images // every if every else 0)
+    total = pack + kept * saved + averages * weights + samples
     epochs = f"{train.images / num:,.1f} epochs of {num:,}" if num else "epochs: not known yet"
     lines = {
         "network": f"{weights / 4e6:.1f} M parameters",
-        "training": f"{math.ceil(train.images / train.batch):,} steps of {train.batch:,}, {epochs}",
+        "training": f"{steps:,} steps of {train.batch:,} = {train.images:,} images, {epochs}",
         "samples": f"{config.sample.num:,} images for each of {len(config.sample.seeds)} seed(s)",
-        "pack": size(num * (res * res * 3 + 8)) if num else "not known yet",
-        "checkpoints": f"{size(4 * weights)} each, {config.runtime.keep_checkpoints} kept",
-        "weights": size(weights),
-        "sample files": size(samples * len(config.sample.seeds)),
+        "pack": size(pack) if num else "not known yet",
+        "checkpoints": f"{size(saved)} each, {kept:,} kept",
+        "weights": f"{size(weights)} for each of {averages} average(s)",
+        "sample files": size(samples),
+        "disk": f"{size(total)} in all{'' if num else ', and the pack'}",
+    }
+    return "\n".join(f"  {name:<13} {text}" for name, text in lines.items())
+
+
+def ranks(config: Config, most: int) -> int:
+    """Processes that train, where `most` GPUs may be taken; 1 on a CPU, which all ranks share.
+
+    Raises UserError where more GPUs are wanted than visible.
+    """
+    if not gpus.visible() or config.runtime.device == "cpu":
+        return 1
+    wanted = min(config.runtime.gpus.train, most)
+    return sharing.processes(wanted, config.launch.launcher, config.runtime.device, gpus.visible())
+
+
+def expectation(config: Config, found: Calibration, world: int) -> str:
+    """How long the training takes by a calibration, if `world` ranks are `world` times as fast."""
+    hours = config.train.images / (found.images_per_s * world) / 3600
+    use = f", MFU {found.mfu:.0%}" if found.mfu is not None else ""
+    cpu = found.device == "CPU"
+    number = "the CPU, whose cores all ranks share" if cpu else f"{world} GPU(s)"
+    lines = {
+        "calibration": f"{found.steps} steps of {found.batch} made-up images, one process on "
+        f"{found.device}: {found.images_per_s:,.3g} images/s{use}",
+        "training": f"{hours:,.3g} hours on {number}{'' if cpu else ', if speed grows with them'}",
+        "GPU-hours": "none" if cpu else f"{hours * world:,.3g}",
+        "peak memory": f"{size(found.peak_bytes)} of {'the process' if cpu else 'each GPU'}",
     }
     return "\n".join(f"  {name:<13} {text}" for name, text in lines.items())
 
@@ -168,9 +204,15 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="pipeline.plan", description=__doc__)
     parser.add_argument("--configfile", nargs="+", default=[])
     parser.add_argument("--config", nargs="+", default=[])
+    parser.add_argument("--resources", nargs="+", default=[])
+    parser.add_argument("--calibrate", action="store_true")
     options, _ = parser.parse_known_args(argv)
     config = configuration(options.configfile, options.config)
-    print(describe(config, dry_run(argv)))
+    print(describe(config, dry_run([word for word in argv if word != "--calibrate"])), flush=True)
+    if options.calibrate:
+        given = dict(word.split("=", 1) for word in options.resources)
+        world = ranks(config, int(given.get("gpu", config.runtime.gpus.train)))
+        print(expectation(config, calibrate(config, num_classes(config), world), world))
 
 
 if __name__ == "__main__":

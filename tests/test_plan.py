@@ -2,7 +2,9 @@
 
 import pytest
 
-from pipeline import plan
+from pipeline import calibration, plan
+from pipeline.errors import UserError
+from pipeline.trainer import Trainer
 from tests.conftest import resolved
 
 DRY_RUN = """
@@ -42,8 +44,57 @@ def test_variables_show_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sizes_of_the_reference_experiment() -> None:
     text = plan.facts(resolved())
     assert "295.9 M parameters" in text  # ADM's ImageNet-64 model has 296 M
-    assert "563,013 steps of 2,048, 900.0 epochs of 1,281,167" in text
+    assert "563,013 steps of 2,048 = 1,153,050,300 images, 900.0 epochs of 1,281,167" in text
     assert "15.8 GB" in text  # 1,281,167 x (64 x 64 x 3 + 8) bytes
+    assert "5.9 GB each, 2 kept" in text  # weights, two averages, two moments: 4 bytes each
+    assert "30.6 GB in all" in text  # 15.75 + 2 x 5.92 + 2 x 1.18 + 0.61
+
+
+def test_milestones_are_counted_as_kept() -> None:
+    assert "4 kept" in plan.facts(resolved("runtime.milestone_images=576525150"))
+
+
+def test_a_calibration_trains_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    step = Trainer.train_step
+    monkeypatch.setattr(Trainer, "train_step", lambda self: (taken.append(1), step(self)))
+    config = resolved("experiment=tiny", "runtime.device=cpu")
+    found = calibration.calibrate(config, 10)
+    assert len(taken) == calibration.WARM_UP + calibration.STEPS
+    assert (found.steps, found.batch, found.device) == (calibration.STEPS, 32, "CPU")
+    assert found.images_per_s > 0 and found.peak_bytes > 1e8 and found.mfu is None
+
+
+def test_a_calibration_ends_in_time() -> None:
+    config = resolved("experiment=tiny", "runtime.device=cpu")
+    assert calibration.calibrate(config, 10, seconds=0.0).steps == 1
+
+
+def test_a_large_network_gets_few_images_on_a_cpu() -> None:
+    assert calibration.images_a_step(resolved(), 1000, 8, cpu=True) == 1
+    assert calibration.images_a_step(resolved(), 1000, 8, cpu=False) == 64
+    assert calibration.images_a_step(resolved("experiment=smoke"), 10, 1, cpu=True) == 64
+
+
+def test_hours_by_hand() -> None:
+    gpu = calibration.Calibration(500.0, 40_000_000_000, 64, 20, "NVIDIA H100 80GB HBM3", 0.333)
+    text = plan.expectation(resolved(), gpu, 8)
+    assert "80.1 hours on 8 GPU(s)" in text  # 1,153,050,300 images / (500 x 8) / 3600
+    assert "641" in text and "40.0 GB of each GPU" in text and "MFU 33%" in text
+    cpu = calibration.Calibration(100.0, 500_000_000, 64, 20, "CPU", None)
+    text = plan.expectation(resolved("experiment=smoke"), cpu, 1)
+    assert "0.133 hours on the CPU" in text and "500.0 MB of the process" in text  # 48,000 images
+
+
+def test_gpus_that_would_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan.gpus, "visible", lambda: ["0", "1", "2"])
+    assert plan.ranks(resolved(), 2) == 2
+    assert plan.ranks(resolved("runtime.device=cpu"), 2) == 1
+    assert plan.ranks(resolved("launch.launcher=none"), 2) == 1
+    with pytest.raises(UserError, match="8 GPUs are asked for but 3 visible"):
+        plan.ranks(resolved(), 8)
+    monkeypatch.setattr(plan.gpus, "visible", lambda: [])
+    assert plan.ranks(resolved(), 2) == 1
 
 
 def test_bytes_as_a_person_reads_them() -> None:
