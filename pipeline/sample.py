@@ -106,6 +106,7 @@ def preflight(argv: list[str], world: int) -> None:
 
 def build_net(job: Job, group: Ranks) -> torch.nn.Module:
     """The network with its averaged weights, ready to evaluate."""
+    execution.set_float32(job.config.sample.precision, group.device)
     net = UNet(Model.model_validate(job.about["config"]["model"]), len(job.classes))
     net.load_state_dict(job.weights)
     net.eval().requires_grad_(False)

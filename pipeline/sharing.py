@@ -7,7 +7,8 @@ from pipeline.errors import UserError
 from pipeline.keys import Config
 
 # Images of 64 x 64 px that one forward and backward pass takes at most where runtime.micro_batch
-# is auto. The reference network then keeps about 17 GB of bf16 activations.
+# is auto and no GPU is there to measure (pipeline/fitting.py). The reference network then keeps
+# about 17 GB of bf16 activations.
 AUTO_IMAGES, AUTO_SIZE = 64, 64
 
 

@@ -1,9 +1,11 @@
 """Train the velocity network: pack -> weights.safetensors (averaged) and curve.jsonl.
 
+Each further half-life of the average gives a weights-ema<images>.safetensors.
+
     torchrun --standalone --nproc-per-node=4 -m pipeline.train data.path=PACK train.lr=2e-4
 
 Everything needed to go on lies in `checkpoints/<hash of the experiment keys>/`, which the workflow
-does not declare and so never deletes.
+does not declare and so never deletes; checkpoints=FOLDER names another folder.
 """
 
 import os
@@ -13,19 +15,20 @@ from typing import Any
 
 import torch
 
-from pipeline import checkpoint, execution
+from pipeline import checkpoint, execution, locks
 from pipeline.config import load_step, merge, stage_keys, validate
 from pipeline.data import open_pack
 from pipeline.distributed import StopFlag, ranks
 from pipeline.errors import Stopped, UserError, run_main
 from pipeline.files import read_json, sha256_json
 from pipeline.keys import Config
-from pipeline.layout import pack_folder, run_folder, write_config
+from pipeline.layout import pack_folder, run_folder, weights_files, write_config
 from pipeline.metering import Mark, Metrics, Progress, read_rows, write_rows
+from pipeline.preflight import check, identity_keys
 from pipeline.sharing import micro_batch
 from pipeline.trainer import Job, Trainer
 
-WORDS = ("record", "out")  # paths on the command line
+WORDS = ("record", "out", "checkpoints")  # paths on the command line
 
 
 def prepare(argv: list[str], world: int) -> Job:
@@ -42,12 +45,15 @@ def prepare(argv: list[str], world: int) -> Job:
     micro_batch(config, world)
     out = Path(own.get("out", run_folder(config) / "train"))
     steps = -(-config.train.images // config.train.batch)
-    return Job(config, pack, out, out / "checkpoints" / identity(config, record), steps)
+    scratch = Path(own.get("checkpoints", out / "checkpoints" / identity(config, record)))
+    return Job(config, pack, out, scratch, steps)
 
 
 def preflight(argv: list[str], world: int) -> None:
     """What the launcher runs before any rank: checks, and waits for another trainer to end."""
-    checkpoint.wait_until_free(prepare(argv, world).scratch)
+    job = prepare(argv, world)
+    locks.wait_until_free(job.scratch)
+    check(job)
 
 
 def pack_record(folder: Path) -> dict[str, Any]:
@@ -61,15 +67,15 @@ def pack_record(folder: Path) -> dict[str, Any]:
 def adopt_pack(config: Config) -> Config:
     """`config` with source, resolution and recipe as the pack at data.path has them."""
     record = pack_record(pack_folder(config))
-    named = {key: record[key] for key in ("source", "resolution", "recipe")}
-    return validate(merge(config.model_dump(), {"data": named}))
+    recipe, _, fast = str(record["recipe"]).partition("-")
+    data = {"source": record["source"], "resolution": record["resolution"], "recipe": recipe}
+    named = {"data": data, "downsample": {"fast": bool(fast)}}
+    return validate(merge(config.model_dump(), named))
 
 
 def identity(config: Config, record: dict[str, Any]) -> str:
-    """12 hex digits over all that shapes the weights; the training length is not among them."""
-    keys = stage_keys(config, "train")
-    del keys["train"]["images"]
-    return sha256_json({"keys": keys, "data": record["sha256"]})[:12]
+    """12 hex digits over all that shapes the weights."""
+    return sha256_json({"keys": identity_keys(config), "data": record["sha256"]})[:12]
 
 
 def run(trainer: Trainer, stop: StopFlag) -> None:
@@ -93,21 +99,23 @@ def run(trainer: Trainer, stop: StopFlag) -> None:
                 progress.show(trainer.images, f"loss {row['loss']:.4f}")
         many = trainer.images - saved.images >= runtime.checkpoint_images
         late = saved.seconds() >= 60 * runtime.checkpoint_minutes
-        stopping, saving = stop.agree(many or late or last)
+        stopping, saving = stop.agree(many or late or last or trainer.at_milestone())
         if saving or stopping:
             trainer.save()
             saved = Mark(trainer.images)
         if stopping and not last:
+            trainer.writer.wait()
             raise Stopped(
                 f"saved at step {trainer.step:,} of {job.steps:,}; the same command goes on"
             )
+    trainer.writer.wait()
     if metrics:
         metrics.close()
         progress.show(trainer.images)
 
 
-def finish(trainer: Trainer) -> None:
-    """Write the averaged weights and the curve (rank 0)."""
+def finish(trainer: Trainer, averages: list[dict[str, torch.Tensor]]) -> None:
+    """Write the averaged weights, one file a half-life, and the curve (rank 0)."""
     job = trainer.job
     about = {
         "config": stage_keys(job.config, "train"),
@@ -121,23 +129,31 @@ def finish(trainer: Trainer) -> None:
     rows = [r for r in read_rows(job.scratch / "metrics.jsonl") if r["step"] <= job.steps]
     write_rows(job.out / "curve.jsonl", rows)
     write_config(job.out, job.config, "train")
-    checkpoint.save_weights(job.out / "weights.safetensors", trainer.ema.net.state_dict(), about)
-    print(f"train: {trainer.images:,} images, {job.out / 'weights.safetensors'}", flush=True)
+    files = weights_files(job.config.train)
+    for weights, (halflife, name) in zip(averages, files.items(), strict=True):
+        own = about | {"ema_halflife_images": halflife}
+        checkpoint.save_weights(job.out / name, weights, own)
+    names = ", ".join(files.values())
+    print(f"train: {trainer.images:,} images, {job.out}: {names}", flush=True)
 
 
 def main(argv: list[str]) -> None:
     """Entry point of every rank."""
     job = prepare(argv, int(os.environ.get("WORLD_SIZE", 1)))
     first = os.environ.get("RANK", "0") == "0"
-    lock = checkpoint.locked(job.scratch) if first else nullcontext()
+    if first:
+        check(job)
+    lock = locks.locked(job.scratch) if first else nullcontext()
     with lock, ranks(job.config.runtime.device) as group:
         stop = StopFlag(group)
         trainer = Trainer(job, group)
         trainer.resume()
-        with execution.enough_memory(trainer.micro, "runtime.micro_batch", group.device):
+        memory = execution.enough_memory(trainer.micro, "runtime.micro_batch", group.device)
+        with trainer.writer, memory:
             run(trainer, stop)
+        averages = trainer.averaged_weights()
         if first:
-            finish(trainer)
+            finish(trainer, averages)
         group.barrier()
 
 

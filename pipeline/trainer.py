@@ -7,7 +7,6 @@ the rank.)
 """
 
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import checkpoint, execution, flow, noise
+from pipeline import checkpoint, coupling, execution, fitting, flow, noise, strategy
 from pipeline.config import stage_keys
-from pipeline.data import Pack, load_batch
+from pipeline.data import Mapped, Pack, Reader, moved, open_reader
 from pipeline.distributed import Ranks
 from pipeline.ema import EMA
-from pipeline.errors import UserError
+from pipeline.finite import Watch
+from pipeline.flops import training_flops
 from pipeline.keys import Config
+from pipeline.learning_rate import learning_rate
 from pipeline.sharing import micro_batch
+from pipeline.times import sample_times
 from pipeline.unet import UNet
+from pipeline.utilisation import Meter
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Batch:
-    """x1 images, x0 noise (B,3,H,W) float32; t (B,) in (0,1); labels (B,) with dropout applied."""
+    """x1 images, x0 noise (B,3,H,W) float32; t (B,) in [0,1]; labels (B,) with dropout applied."""
 
     x0: Tensor
     x1: Tensor
@@ -49,17 +51,26 @@ class Batch:
     labels: Tensor
 
 
-def draw(pack: Pack, config: Config, positions: np.ndarray, device: torch.device) -> Batch:
+def share(first: int, number: int, rank: int, world: int, micro: int) -> np.ndarray:
+    """Positions (micro,) of a rank's micro-batch `number` in the step whose positions start at
+    `first`. Its next micro-batch, also that of the next step, lies world * micro positions on.
+    """
+    start = first + (number * world + rank) * micro
+    return np.arange(start, start + micro, dtype=np.int64)
+
+
+def draw(reader: Reader, config: Config, positions: np.ndarray) -> Batch:
     """All that the given positions (B,) of the run see: a pure function of (seed, position)."""
-    train, seed = config.train, config.train.seed
-    x1, labels = load_batch(pack, positions, seed, train.flip, device)
-    index = torch.from_numpy(positions).to(device)
+    train, seed, classes = config.train, config.train.seed, reader.pack.record["classes"]
+    x0, x1, labels = coupling.pairs(reader, train, positions)
+    index = moved(positions, reader.device)
+    uniform = noise.uniform(seed, noise.TIME, index)
     dropped = noise.uniform(seed, noise.LABEL_DROPOUT, index)
     return Batch(
-        x0=noise.normal(seed, noise.TRAIN_NOISE, index, tuple(x1.shape[1:])),
+        x0=x0,
         x1=x1,
-        t=noise.uniform(seed, noise.TIME, index),
-        labels=flow.drop_labels(labels, dropped, train.label_dropout, len(pack.record["classes"])),
+        t=sample_times(train.times, uniform, train.time_mean, train.time_std),
+        labels=flow.drop_labels(labels, dropped, train.label_dropout, len(classes)),
     )
 
 
@@ -69,40 +80,59 @@ class Trainer:
     def __init__(self, job: Job, group: Ranks) -> None:
         self.job, self.config, self.group = job, job.config, group
         train = self.config.train
+        execution.set_float32(train.precision, group.device)
+        self.micro = micro_batch(self.config, group.world)
+        setting, ahead = self.config.runtime.data_on_device, self.micro * group.world
+        self.reader = open_reader(job.pack, train.seed, group.device, setting, ahead, group.first)
         torch.manual_seed(train.seed)  # weights are drawn on the CPU: the same on every device
-        self.net = UNet(self.config.model, len(job.pack.record["classes"]))
+        classes = len(job.pack.record["classes"])
+        self.net = UNet(self.config.model, classes)
+        self.averages = [EMA(self.net, h, train.ema_rampup) for h in train.ema_halflife_images]
         self.model = self._parallel()
-        self.ema = EMA(self.net, train.ema_halflife_images, train.ema_rampup)
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(),
             lr=train.lr,
             betas=train.betas,
             weight_decay=train.weight_decay,
-            fused=group.device.type == "cuda",
+            fused=True,
         )
-        self.micro = micro_batch(self.config, group.world)
+        self.scaler = torch.amp.GradScaler(group.device.type, enabled=train.precision == "fp16")
         self.step = 0
         self.device_seconds = 0.0  # wall time of training steps x world size, over all runs
         self.loss_sum = torch.zeros((), device=group.device)
+        self.watch = Watch(group)
+        flops = training_flops(self.config.model, classes, job.pack.record["resolution"])
+        self.meter = Meter(group.device, flops, self.config.runtime.progress_seconds)
+        self.writer = checkpoint.Writer(job.scratch, self.config.runtime.keep_checkpoints)
+        # of all, before any clipping, in the last step that the scaler did not skip
+        self.gradient_norm = torch.zeros((), device=group.device)
 
     def _parallel(self) -> nn.Module:
-        group = self.group
-        model = execution.prepare(self.net, group.device, self.config.runtime.compile, group.first)
-        if group.world == 1:
-            return model
-        # Every parameter has a gradient in every step: labels are dropped per sample.
-        return DistributedDataParallel(model, gradient_as_bucket_view=True)
+        """The network on the ranks, once a pass has shown that the micro-batch fits."""
+        group, runtime = self.group, self.config.runtime
+        sharded = strategy.is_sharded(self.config, group)
+        strategy.spread([self.net, *(a.net for a in self.averages)], group, sharded)
+        model: nn.Module = self.net
+        if execution.compiles(group.device, runtime.compile, group.first):
+            model = strategy.compiled(model, sharded)
+        size = self.job.pack.record["resolution"]
+        if runtime.micro_batch == "auto" and group.device.type == "cuda":
+            own = self.config.train.batch // group.world
+            self.micro = fitting.measured(model, self.config, size, own, group, sharded)
+            if isinstance(self.reader, Mapped):
+                self.reader.ahead = self.micro * group.world
+        model = strategy.parallel(model, group)
+        if group.world > 1:
+            with execution.enough_memory(self.micro, "runtime.micro_batch", group.device):
+                for _ in range(strategy.REHEARSALS):
+                    fitting.rehearse(model, self.config, size, self.micro, group.device)
+            self.net.zero_grad(set_to_none=True)
+        return model
 
     @property
     def images(self) -> int:
         """Images seen so far by all ranks."""
         return self.step * self.config.train.batch
-
-    def learning_rate(self) -> float:
-        """Rises linearly over warmup_images, then stays."""
-        train = self.config.train
-        share = (self.images + train.batch) / max(train.warmup_images, 1)
-        return train.lr * min(1.0, share)
 
     def train_step(self) -> None:
         """One optimiser step over the global batch, in micro-batches, and the average's update."""
@@ -110,22 +140,26 @@ class Trainer:
         passes = self.config.train.batch // (self.micro * self.group.world)
         self._seed_dropout()
         for number in range(passes):
-            last = number == passes - 1
-            no_sync = getattr(self.model, "no_sync", nullcontext)
-            with nullcontext() if last else no_sync():
+            with strategy.accumulating(self.model, last=number == passes - 1):
                 self._accumulate(number, passes)
+        self.scaler.unscale_(self.optimizer)
+        self._clip()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
-        self.optimizer.step()
+            group["lr"] = learning_rate(self.config.train, self.images)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.step += 1
-        self.ema.update(self.net, self.images, self.config.train.batch)
+        # Also after a step that the scaler skipped: its images are seen, the weights are as before.
+        for average in self.averages:
+            average.update(self.net, self.images, self.config.train.batch)
         self.device_seconds += (time.monotonic() - began) * self.group.world
 
     def _accumulate(self, number: int, passes: int) -> None:
         """Forward and backward of this rank's micro-batch `number` of the step."""
-        first = self.images + (number * self.group.world + self.group.rank) * self.micro
-        positions = np.arange(first, first + self.micro, dtype=np.int64)
-        batch = draw(self.job.pack, self.config, positions, self.group.device)
+        group = self.group
+        positions = share(self.images, number, group.rank, group.world, self.micro)
+        with self.meter.waiting():
+            batch = draw(self.reader, self.config, positions)
         if number == 0:
             self.optimizer.zero_grad(set_to_none=True)
         layout = execution.memory_format(self.group.device)
@@ -133,8 +167,20 @@ class Trainer:
         with execution.autocast(self.config.train.precision, self.group.device):
             velocity = self.model(x_t, batch.t, batch.labels)
         loss = flow.loss(velocity, batch.x0, batch.x1) / passes
-        loss.backward()
+        self.scaler.scale(loss).backward()
         self.loss_sum += loss.detach()
+        self.watch.note("loss", loss, int(positions[0]))
+
+    def _clip(self) -> None:
+        """Scale the gradient down to clip_grad_norm where it is longer, without waiting for it."""
+        norm = strategy.total_norm(p.grad for p in self.net.parameters() if p.grad is not None)
+        # While it can still halve its scale, the scaler skips a step that is not finite, no more.
+        skipped = ~norm.isfinite() & (self.scaler.scale(torch.ones_like(norm)) > 1)
+        self.gradient_norm = torch.where(skipped, self.gradient_norm, norm)
+        self.watch.note("gradient", self.gradient_norm, self.images)
+        limit = self.config.train.clip_grad_norm
+        if limit is not None:
+            nn.utils.clip_grads_with_norm_(self.net.parameters(), limit, norm)
 
     def _seed_dropout(self) -> None:
         """Dropout masks as a function of (seed, step, rank), so that a resume repeats them."""
@@ -145,16 +191,23 @@ class Trainer:
     # --- state -------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Everything a later process needs to go on exactly here."""
-        return {
+        """Everything a later process needs to go on exactly here. All ranks must ask for it."""
+        state = {
             "step": self.step,
             "device_seconds": self.device_seconds,
             "net": self.net.state_dict(),
-            "ema": self.ema.net.state_dict(),
+            "averages": [average.net.state_dict() for average in self.averages],
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "config": stage_keys(self.config, "train"),
+            "data": self.job.pack.record["sha256"],
             "versions": {"torch": str(torch.__version__)},
         }
+        return strategy.whole(state, keep=self.group.first)
+
+    def averaged_weights(self) -> list[dict[str, Tensor]]:
+        """The weights of each average, whole, on rank 0. All ranks must ask for them."""
+        return [strategy.whole(a.net.state_dict(), self.group.first) for a in self.averages]
 
     def resume(self) -> None:
         """Go on from the newest readable checkpoint, if there is one."""
@@ -164,26 +217,36 @@ class Trainer:
         if state is None:
             return
         self.step, self.device_seconds = state["step"], state["device_seconds"]
-        self.net.load_state_dict(state["net"])
-        self.ema.net.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        strategy.load_net(self.net, state["net"])
+        for average, saved in zip(self.averages, state["averages"], strict=True):
+            strategy.load_net(average.net, saved)
+        strategy.load_optimizer(self.optimizer, state["optimizer"])
+        self.scaler.load_state_dict(state.get("scaler", {}))  # older ones are not of fp16
         if self.group.first:
             print(f"train: going on from step {self.step:,} of {self.job.steps:,}", flush=True)
 
     def save(self) -> None:
-        """Write a checkpoint on rank 0, after all ranks saw that the loss is finite."""
-        self.check_finite(float(self.group.mean(self.loss_sum.clone())))
+        """Have a checkpoint written on rank 0, after all ranks saw that the state is finite."""
+        weights = strategy.total_norm(self.net.parameters())
+        self.watch.note("weights", weights, self.images - self.config.train.batch)
+        self.check_finite()
+        state = self.state()
         if self.group.first:
-            keep = self.config.runtime.keep_checkpoints
-            checkpoint.save(self.job.scratch, self.step, self.state(), keep)
+            self.writer.save(self.step, state, self.at_milestone())
 
-    def check_finite(self, *values: float) -> None:
-        """Raise UserError where a value is NaN or infinite; no checkpoint holds such a state."""
-        if not np.isfinite(values).all():
-            raise UserError(
-                f"the loss or gradient is not finite at step {self.step} {values}: lower train.lr; "
-                f"the checkpoints in {self.job.scratch} are from before"
-            )
+    def at_milestone(self) -> bool:
+        """Whether the checkpoint of this step is one that stays."""
+        every = self.config.runtime.milestone_images
+        return checkpoint.is_milestone(self.step, self.config.train.batch, every)
+
+    def check_finite(self) -> None:
+        """Raise UserError on all ranks where anything was NaN or infinite since the last check.
+
+        Every rank must call it at the same step. No checkpoint holds such a state.
+        """
+        train = self.config.train
+        remedy = f"lower train.lr; the checkpoints in {self.job.scratch} are from before"
+        self.watch.check(train.seed, train.batch, self.micro, len(self.job.pack), remedy)
 
     def row(self, steps: int, seconds: float) -> dict[str, Any]:
         """One row of the curve: means over the last `steps` steps, which took `seconds`.
@@ -192,16 +255,16 @@ class Trainer:
         """
         loss = float(self.group.mean(self.loss_sum)) / steps
         self.loss_sum.zero_()
-        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
-        norm = float(nn.utils.get_total_norm(gradients))
-        self.check_finite(loss, norm)
+        self.check_finite()
+        images_per_s = steps * self.config.train.batch / seconds
         return {
             "step": self.step,
             "images": self.images,
             "loss": loss,
-            "grad_norm": norm,
-            "lr": self.learning_rate(),
-            "images_per_s": steps * self.config.train.batch / seconds,
+            "grad_norm": float(self.gradient_norm),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "images_per_s": images_per_s,
+            **self.meter.numbers(images_per_s / self.group.world, seconds),
             "seconds": self.device_seconds / self.group.world,
             "gpu_hours": self.device_seconds / 3600,
         }

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline import checkpoint, sharing, train
+from pipeline.distributed import Ranks
 from pipeline.errors import Stopped, UserError
 from tests.conftest import ROOT, resolved, write_pack
 
@@ -87,6 +88,87 @@ def losses(rows: list[dict]) -> list[float]:
 def reference(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
     """The run that all others must agree with: one process, one pass per step."""
     return run(pack, tmp_path_factory.mktemp("reference"))
+
+
+# Everything about training that the reference does not use, at once. Groups of 4 are cut by
+# micro-batches of 3.
+ALL_AT_ONCE = [
+    "train.times=edm_skew",
+    "train.coupling=optimal_transport",
+    "train.coupling_images=4",
+    "train.lr_schedule=cosine",
+    "train.lr_final=0.1",
+    "train.weight_decay=0.1",
+    "train.clip_grad_norm=0.05",
+    "train.ema_rampup=0",
+    "train.ema_halflife_images=[50,200]",
+]
+
+
+@pytest.fixture(scope="module")
+def all_at_once(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("all_at_once")
+    run(pack, out, *ALL_AT_ONCE)
+    return out
+
+
+def test_all_at_once_does_not_know_the_ranks(all_at_once: Path, pack: Path, tmp_path: Path) -> None:
+    arguments = words(pack, tmp_path, *ALL_AT_ONCE, "runtime.micro_batch=3")
+    output, _ = (process := torchrun(2, arguments)).communicate(timeout=200)
+    assert process.returncode == 0, output
+    weights = []
+    for name in ("weights.safetensors", "weights-ema200.safetensors"):
+        one, two = (checkpoint.load_weights(out / name) for out in (all_at_once, tmp_path))
+        assert difference(one[0], two[0]) < 1e-5
+        weights.append(one[0])
+        assert one[1]["ema_halflife_images"] == (200 if "200" in name else 50)
+    assert difference(*weights) > 1e-6
+    for name in ("loss", "grad_norm", "lr"):
+        one, two = ([row[name] for row in outcome(o)[1]] for o in (all_at_once, tmp_path))
+        np.testing.assert_allclose(one, two, rtol=1e-4, err_msg=name)
+
+
+def test_averages_do_not_touch_each_other(all_at_once: Path, pack: Path, tmp_path: Path) -> None:
+    """Each is what it is alone, also over a resume."""
+    alone = [*ALL_AT_ONCE[:-1], "train.ema_halflife_images=200"]
+    weights, _ = run(pack, tmp_path, *alone)
+    beside, _ = checkpoint.load_weights(all_at_once / "weights-ema200.safetensors")
+    assert all(torch.equal(weights[name], beside[name]) for name in weights)
+    for step in (8, 6):  # go on from step 6, and from step 4
+        next(all_at_once.glob(f"checkpoints/*/step-*{step}.pt")).unlink()
+        run(pack, all_at_once, *ALL_AT_ONCE)
+        again, _ = checkpoint.load_weights(all_at_once / "weights-ema200.safetensors")
+        assert all(torch.equal(again[name], beside[name]) for name in beside)
+
+
+def test_the_rate_and_the_norm_are_those_of_the_last_step(all_at_once: Path) -> None:
+    rows = outcome(all_at_once)[1]
+    assert all(row["grad_norm"] > 0.05 for row in rows)  # before it was clipped
+    cosine = [0.1 + 0.9 * (1 + np.cos(np.pi * max(12 * k - 64, 0) / 32)) / 2 for k in range(8)]
+    rises = [min(1.0, 12 * (k + 1) / 64) for k in range(8)]
+    expected = 1e-4 * np.array(cosine) * np.array(rises)
+    np.testing.assert_allclose([row["lr"] for row in rows], expected)
+
+
+def test_the_gradient_is_clipped_and_the_norm_before_is_recorded(
+    pack: Path, tmp_path: Path
+) -> None:
+    rows, norms = [], []
+    for limit in ("null", "0.05"):
+        job = train.prepare(words(pack, tmp_path, f"train.clip_grad_norm={limit}"), 1)
+        trainer = train.Trainer(job, Ranks(0, 1, torch.device("cpu")))
+        trainer.train_step()
+        rows.append(trainer.row(1, 1.0)["grad_norm"])
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trainer.net.parameters()])
+        norms.append(float(norm))
+    assert rows == [norms[0], norms[0]]
+    assert norms[1] == pytest.approx(0.05, rel=1e-4)
+
+
+def test_clipping_far_above_changes_nothing(reference: tuple, pack: Path, tmp_path: Path) -> None:
+    weights, rows = run(pack, tmp_path, "train.clip_grad_norm=1e6")
+    assert all(torch.equal(weights[name], reference[0][name]) for name in weights)
+    assert [r["grad_norm"] for r in rows] == [r["grad_norm"] for r in reference[1]]
 
 
 def test_it_learns_and_logs(reference: tuple) -> None:
@@ -178,9 +260,18 @@ def test_runtime_keys_are_not_part_of_the_identity() -> None:
     record = {"sha256": "x"}
     plain = train.identity(resolved(), record)
     assert train.identity(resolved("runtime.workers=2", "launch.threads=3"), record) == plain
-    assert train.identity(resolved("train.images=5"), record) == plain
     assert train.identity(resolved("train.seed=5"), record) != plain
     assert train.identity(resolved(), {"sha256": "y"}) != plain
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "inverse_sqrt"])
+def test_a_longer_run_is_another_only_where_the_rate_falls_to_its_end(schedule: str) -> None:
+    keys = f"train.lr_schedule={schedule}"
+    short, long = (
+        train.identity(resolved(keys, f"train.images={images}"), {"sha256": "x"})
+        for images in (4096, 8192)
+    )
+    assert (short != long) == (schedule in ("linear", "cosine"))
 
 
 def test_weights_carry_what_made_them(reference: tuple, pack: Path, tmp_path: Path) -> None:
@@ -215,6 +306,7 @@ def test_a_failing_rank_ends_all_with_its_own_sentence(pack: Path, tmp_path: Pat
     """Through the launcher, with two ranks: the sentence, status 2, no traceback of any agent."""
     command = [sys.executable, "-m", "pipeline.launch", "--gpus", "2", "--", "-m", "pipeline.train"]
     command += words(pack, tmp_path, "train.lr=1e30", "train.warmup_images=0")
+    command.append("launch.max_restarts=3")  # which is for ranks that were killed
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     output = done.stdout + done.stderr
     assert done.returncode == 2, output
