@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -26,6 +27,10 @@ from pipeline.unet import Attention, Resample, ResBlock
 # the gradients, after which the buckets are filled anew: bucket by bucket the ranks' gradients are
 # added in an order of their own, which has to be the same in a run that goes on.
 REHEARSALS = 2
+
+# Kept for the life of the process: where DDP's reducer is the last to hold a gloo group, torch
+# joins the group's thread under the interpreter's lock, which that thread may be waiting for.
+_GROUPS: list[Any] = []
 
 BLOCKS = (ResBlock, Attention, Resample)  # fsdp2 gathers the weights of one of these at a time
 
@@ -76,6 +81,7 @@ def parallel(model: nn.Module, group: Ranks) -> nn.Module:
     """`model` whose backward pass averages the gradients over the ranks; it needs REHEARSALS."""
     if group.world == 1 or isinstance(model, FSDPModule):
         return model
+    _GROUPS.append(dist.group.WORLD)
     # Every parameter has a gradient in every step: labels are dropped per sample.
     return DistributedDataParallel(model, static_graph=True, gradient_as_bucket_view=True)
 

@@ -1,0 +1,96 @@
+"""The promise, at length: 60 steps give the same model on any number of ranks, killed or not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from tests.conftest import ROOT, write_pack
+from tests.test_train import difference, losses, outcome
+
+BATCH, STEPS = 48, 60
+WORDS = [
+    "experiment=tiny",
+    "model.channel_mult=[1]",
+    "model.attention_at=[]",
+    f"train.images={BATCH * STEPS}",
+    f"train.batch={BATCH}",
+    "train.lr=1e-4",
+    "train.ema_halflife_images=[500,0]",
+    "train.flip=true",
+    f"runtime.log_images={BATCH}",
+    "runtime.progress_seconds=1000",
+]
+Outcome = tuple[dict[str, Tensor], list[dict]]
+
+
+def command(world: int, pack: Path, out: Path, *more: str) -> list[str]:
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    words = [*WORDS, f"data.path={pack}", f"out={out}", *more]
+    return [*run, f"--nproc-per-node={world}", "-m", "pipeline.train", *words]
+
+
+def train(world: int, pack: Path, out: Path, *more: str) -> Outcome:
+    done = subprocess.run(
+        command(world, pack, out, *more), cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return outcome(out)
+
+
+def same(one: Outcome, other: Outcome) -> None:
+    """Losses to 1e-5 relative at every step, averaged weights to 1e-5 in relative norm."""
+    assert [row["step"] for row in other[1]] == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(losses(other[1]), losses(one[1]), rtol=1e-5)
+    assert difference(one[0], other[0]) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pack")
+    write_pack(folder, num=200, size=8, classes=10)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """One rank, one pass per step."""
+    return train(1, pack, tmp_path_factory.mktemp("alone"), f"runtime.micro_batch={BATCH}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("passes", [1, 2, 4])
+def test_ranks_and_accumulation(
+    alone: Outcome, pack: Path, tmp_path: Path, world: int, passes: int
+) -> None:
+    micro = f"runtime.micro_batch={BATCH // world // passes}"
+    same(alone, train(world, pack, tmp_path, micro))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 1), (1, 4)])
+def test_killed_at_step_23_and_resumed_on_other_ranks(
+    alone: Outcome, pack: Path, tmp_path: Path, before: int, after: int
+) -> None:
+    every = f"runtime.checkpoint_images={23 * BATCH}"
+    process = subprocess.Popen(
+        command(before, pack, tmp_path, every), cwd=ROOT, start_new_session=True
+    )
+    while not list(tmp_path.glob("checkpoints/*/step-0000000023.pt")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "weights.safetensors").exists()
+    same(alone, train(after, pack, tmp_path, every))
+    (state,) = {p.parent for p in tmp_path.glob("checkpoints/*/metrics.jsonl")}
+    rows = [json.loads(line) for line in (state / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
