@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from pipeline import execution
-from pipeline.config import merge, validate
+from pipeline.config import validate
 from pipeline.data import Pack
 from pipeline.distributed import Ranks, pick_device
 from pipeline.flops import mfu, training_flops
 from pipeline.keys import Config
+from pipeline.overrides import merge
 from pipeline.sharing import micro_batch
 from pipeline.trainer import Job, Trainer
 from pipeline.utilisation import peak_memory

@@ -20,53 +20,13 @@ from pydantic import BaseModel, ValidationError
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.keys import PLACES, STAGE_KEYS, Config, Model, recipe_name
+from pipeline.overrides import lookup, merge, nested, parse_overrides
 from pipeline.sources.find import detect
 
 DEFAULT_FILE = Path(__file__).parent.parent / "config.yaml"
 
 
-# --- nested dictionaries and dotted keys -------------------------------------------------------
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid over `base`, section by section; lists are replaced whole."""
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        both = isinstance(value, Mapping) and isinstance(below, Mapping)
-        merged[key] = merge(below or {}, value) if both else value
-    return merged
-
-
-def nested(dotted: str, value: Any) -> dict[str, Any]:
-    """{"a": {"b": value}} of "a.b"."""
-    head, _, rest = dotted.partition(".")
-    return {head: nested(rest, value) if rest else value}
-
-
-def lookup(tree: Any, dotted: str) -> Any:
-    """The value at "a.b" in nested dictionaries."""
-    for part in dotted.split("."):
-        tree = tree[part]
-    return tree
-
-
-def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
-    """Nested values of `key=value`, `+key=value` or `++key=value` arguments; values are YAML.
-
-    Raises UserError where an argument has no `=` or its value is no YAML.
-    """
-    result: dict[str, Any] = {}
-    for argument in arguments:
-        key, equals, text = argument.partition("=")
-        key = re.sub(r"^\+{1,2}", "", key)
-        if not equals or not key:
-            raise UserError(f"argument {argument!r} is not of the form key=value")
-        try:
-            result = merge(result, nested(key, yaml.safe_load(text)))
-        except yaml.YAMLError as error:
-            raise UserError(f"the value in {argument!r} is no YAML") from error
-    return result
+# --- names of keys ------------------------------------------------------------------------------
 
 
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:

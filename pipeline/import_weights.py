@@ -24,18 +24,11 @@ import torch
 from torch import Tensor
 
 from pipeline import checkpoint
-from pipeline.config import (
-    DEFAULT_FILE,
-    load_yaml,
-    lookup,
-    merge,
-    nearest,
-    parse_overrides,
-    validate,
-)
+from pipeline.config import DEFAULT_FILE, load_yaml, nearest, validate
 from pipeline.errors import UserError, run_main
 from pipeline.files import read_json, sha256_file
 from pipeline.keys import Model
+from pipeline.overrides import lookup, merge, parse_overrides
 from pipeline.peer import TRAINER, Peer, Shapes, State, architecture, read_peer
 from pipeline.unet import UNet
 

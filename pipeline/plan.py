@@ -19,9 +19,10 @@ import torch
 
 from pipeline import gpus, layout, sharing
 from pipeline.calibration import Calibration, calibrate
-from pipeline.config import DEFAULT_FILE, load_yaml, merge, parse_overrides, resolve
+from pipeline.config import DEFAULT_FILE, load_yaml, resolve
 from pipeline.errors import UserError, run_main
 from pipeline.keys import MADE_SOURCES, Config
+from pipeline.overrides import merge, parse_overrides
 from pipeline.shapes import CLASSES
 from pipeline.unet import UNet
 

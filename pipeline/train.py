@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pipeline import checkpoint, execution, locks
-from pipeline.config import load_step, merge, stage_keys, validate
+from pipeline.config import load_step, stage_keys, validate
 from pipeline.data import open_pack
 from pipeline.distributed import StopFlag, ranks
 from pipeline.errors import Stopped, UserError, run_main
@@ -24,6 +24,7 @@ from pipeline.files import read_json, sha256_json
 from pipeline.keys import Config
 from pipeline.layout import pack_folder, run_folder, weights_files, write_config
 from pipeline.metering import Mark, Metrics, Progress, read_rows, write_rows
+from pipeline.overrides import merge
 from pipeline.preflight import check, identity_keys
 from pipeline.sharing import micro_batch
 from pipeline.trainer import Job, Trainer

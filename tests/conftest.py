@@ -14,6 +14,7 @@ import torch
 
 from pipeline import config, import_weights
 from pipeline.keys import Config, Model
+from pipeline.overrides import parse_overrides
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 def resolved(*overrides: str, environment: dict[str, str] | None = None) -> Config:
     """config.yaml with `key=value` overrides; no environment unless given."""
     base = config.load_yaml(config.DEFAULT_FILE)
-    return config.resolve(base, config.parse_overrides(overrides), environment or {})
+    return config.resolve(base, parse_overrides(overrides), environment or {})
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import config, keys
+from pipeline import config, keys, overrides
 from pipeline.errors import UserError
 from tests.conftest import ROOT, resolved
 
@@ -114,7 +114,7 @@ def test_every_other_key_is_read_by_some_stage() -> None:
 
 def _has(tree: dict, key: str) -> bool:
     try:
-        config.lookup(tree, key)
+        overrides.lookup(tree, key)
     except (KeyError, TypeError):
         return False
     return True
@@ -149,7 +149,7 @@ def test_the_word_that_torch_distributed_launch_adds_is_ignored() -> None:
 @given(st.dictionaries(st.sampled_from("abc"), st.integers(), max_size=3))
 def test_merge_keeps_what_is_not_overridden(over: dict[str, int]) -> None:
     base = {"a": 1, "b": {"x": 1}}
-    merged = config.merge(base, over)
+    merged = overrides.merge(base, over)
     assert {k: merged[k] for k in over} == over
     assert {k: merged[k] for k in base if k not in over} == {
         k: base[k] for k in base if k not in over
