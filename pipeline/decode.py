@@ -41,18 +41,24 @@ class Decoded:
 
 def traits_of(image: Image.Image, name: str) -> tuple[str, ...]:
     """What is odd about an opened image file, for the manifest."""
-    try:
-        turned = image.getexif().get(EXIF_ORIENTATION, 1) != 1
-    except Exception:  # damaged EXIF raises many kinds, and the pixels do not need it
-        turned = False
     jpeg = name.lower().endswith((".jpeg", ".jpg"))
     has = (
         image.mode in GREY_MODES,
         image.mode == "CMYK",
-        turned,
+        is_turned(image),
         jpeg and image.format not in ("JPEG", "MPO"),
     )
     return tuple(itertools.compress(TRAITS, has))
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether an opened file says that a viewer should turn it."""
+    if image.format == "JPEG" and not image.info.keys() & {"exif", "xmp"}:
+        return False  # as getexif would find out, which takes longer
+    try:
+        return image.getexif().get(EXIF_ORIENTATION, 1) != 1
+    except Exception:  # damaged EXIF raises many kinds, and the pixels do not need it
+        return False
 
 
 def frame_marker(data: bytes) -> int:

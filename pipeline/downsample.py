@@ -22,7 +22,7 @@ import numpy as np
 
 from pipeline import layout, packing, workers
 from pipeline.config import load_step, stage_keys
-from pipeline.decode import TRAITS, Decoded
+from pipeline.decode import TRAITS
 from pipeline.errors import Stopped, UserError, run_main
 from pipeline.files import write_json
 from pipeline.keys import Config
@@ -81,27 +81,26 @@ def fill(spool: Spool, source: Source, config: Config) -> int:
     decoding = workers.decode_all(reading.batches(), recipe, processes, config.runtime.start_method)
     with closing(decoding):
         done = 0
-        for batch, decoded in decoding:
-            check_there(batch.items, decoded)
-            spool.write(batch.first, batch.start, decoded)
+        for batch, shrunk in decoding:
+            check_there([batch.items[place] for place in shrunk.problems])
+            spool.write(batch.first, batch.start, shrunk)
             if batch.last:
                 spool.finish(batch.stretch, batch.first - batch.start)
-            done += len(decoded)
+            done += len(batch.items)
             report(done, reading.skipped)
     if reading.skipped:
         print(f"downsample: went on after {reading.skipped} images of an earlier run", flush=True)
     return reading.seen
 
 
-def check_there(items: list[Item], decoded: list[Decoded]) -> None:
+def check_there(unreadable: list[Item]) -> None:
     """Raise UserError where images are unreadable since what holds them has gone.
 
     One file that is gone from its folder is an unreadable image like others.
     """
-    for item, one in zip(items, decoded, strict=True):
-        if one.pixels is None and isinstance(item.where, Span):
-            path = Path(item.where.path)
-            holder = path.parent if item.where.size < 0 else path
+    for where in (item.where for item in unreadable):
+        if isinstance(where, Span):
+            holder = Path(where.path).parent if where.size < 0 else Path(where.path)
             if not holder.exists():
                 raise UserError(
                     f"{holder} has vanished: bring it back and run the same command again, "

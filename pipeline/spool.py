@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.decode import Decoded
 from pipeline.files import disk_error, read_json, sha256_json, write_json
 from pipeline.sources.base import Stretch
+from pipeline.workers import Shrunk
 
 HEADER = 128  # bytes of the .npy header, for any number of rows
 
@@ -115,18 +115,14 @@ class Spool:
 
     # --- writing -------------------------------------------------------------------------------
 
-    def write(self, first: int, start: int, decoded: list[Decoded]) -> None:
+    def write(self, first: int, start: int, shrunk: Shrunk) -> None:
         """Write rows from image `first` of the source on; `start` is its place in its stretch."""
-        blank = np.zeros(self.shape, dtype=np.uint8)
-        for place, one in enumerate(decoded, start):
-            if one.pixels is None:
-                self._now.problems[place] = one.problem
-            self._now.traits.update(one.traits)
-        block = np.stack([blank if one.pixels is None else one.pixels for one in decoded])
-        self._now.digest.update(block.data)
+        self._now.problems.update({start + k: why for k, why in shrunk.problems.items()})
+        self._now.traits.update(shrunk.traits)
+        self._now.digest.update(shrunk.pixels.data)
         try:
             self._rows.seek(HEADER + first * self.row_bytes)
-            self._rows.write(block.data)
+            self._rows.write(shrunk.pixels.data)
         except OSError as error:
             raise disk_error(error, self.rows_file) from error
 

@@ -7,11 +7,13 @@ import os
 import signal
 import threading
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+
+import numpy as np
 
 from pipeline.decode import Decoded, decode
 from pipeline.errors import UserError
@@ -50,25 +52,44 @@ def split(stretch: Stretch, first: int, size: int) -> Iterable[Batch]:
         yield Batch(first + start, start, items, stretch, last)
 
 
-def decode_items(items: Sequence[Item], recipe: Recipe) -> list[Decoded]:
+@dataclass(frozen=True)
+class Shrunk:
+    """What became of several images, as one message from a worker."""
+
+    pixels: np.ndarray  # (n, resolution, resolution, 3) uint8; 0 where there is a problem
+    problems: dict[int, str]  # place -> why there are no pixels
+    traits: Counter[str]
+
+
+def decode_items(items: Sequence[Item], recipe: Recipe) -> Shrunk:
     """Read and shrink several images; their files' warnings are not shown."""
-    decoded = []
+    pixels = np.zeros((len(items), recipe.resolution, recipe.resolution, 3), dtype=np.uint8)
+    problems: dict[int, str] = {}
+    traits: Counter[str] = Counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for item, content in zip(items, read_all(items), strict=True):
-            if isinstance(content, OSError):
-                reason = content.strerror or content  # without the path
-                decoded.append(Decoded(None, problem=f"{type(content).__name__}: {reason}"))
+        for place, (item, content) in enumerate(zip(items, read_all(items), strict=True)):
+            one = decode_one(item, content, recipe)
+            if one.pixels is None:
+                problems[place] = one.problem
             else:
-                decoded.append(
-                    decode(content, item.name, recipe.name, recipe.resolution, recipe.fast)
-                )
-    return decoded
+                pixels[place] = one.pixels
+            if one.traits:
+                traits.update(one.traits)
+    return Shrunk(pixels, problems, traits)
+
+
+def decode_one(item: Item, content: bytes | np.ndarray | OSError, recipe: Recipe) -> Decoded:
+    """Shrink one image that was read, or could not be."""
+    if isinstance(content, OSError):
+        reason = content.strerror or content  # without the path
+        return Decoded(None, problem=f"{type(content).__name__}: {reason}")
+    return decode(content, item.name, recipe.name, recipe.resolution, recipe.fast)
 
 
 def decode_all(
     batches: Iterable[Batch], recipe: Recipe, workers: int, start_method: str = "spawn"
-) -> Generator[tuple[Batch, list[Decoded]], None, None]:
+) -> Generator[tuple[Batch, Shrunk], None, None]:
     """Every batch with its images decoded, in order, by `workers` processes (1: by this one).
 
     Batches are taken from the iterable only a few per worker ahead, so that memory stays flat.
@@ -81,7 +102,7 @@ def decode_all(
         return
     context = multiprocessing.get_context(start_method)
     pool = ProcessPoolExecutor(workers, context, start_worker)
-    pending: deque[tuple[Batch, Future[list[Decoded]]]] = deque()
+    pending: deque[tuple[Batch, Future[Shrunk]]] = deque()
     rest = iter(batches)
     try:
         while True:

@@ -4,20 +4,16 @@ The photographs are crops of 500 x 375 px, as ImageNet's files are on average, l
 names so that a run lasts seconds; both sides use the same number of processes.
 """
 
-import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
-import simplejpeg
 from PIL import Image
 
 from pipeline.bench import record
@@ -44,41 +40,13 @@ def write_photographs(root: Path, distinct: int, files: int) -> list[Path]:
     return paths
 
 
-def png_of(path: Path, out: Path) -> None:
-    """What the baseline does with one file: decode, squash, write a PNG."""
-    with Image.open(path) as image:
-        small = image.convert("RGB").resize((RESOLUTION, RESOLUTION), Image.Resampling.BOX)
-    small.save(out / f"{path.parent.name}_{path.stem}.png")
-
-
-def pixels_of(path: Path) -> np.ndarray:
-    """The bare loop's body: decode and squash, nothing else."""
-    pixels = simplejpeg.decode_jpeg(path.read_bytes(), "RGB")
-    image = Image.fromarray(pixels).resize((RESOLUTION, RESOLUTION), Image.Resampling.BOX)
-    return np.asarray(image)
-
-
-def bare_loop(paths: list[Path]) -> None:
-    """The bare loop over a process's share of the files."""
-    for path in paths:
-        pixels_of(path)
-
-
-def baseline(paths: list[Path], processes: int) -> float:
-    """Images/s of one PNG a file over a pool of processes."""
+def loop(kind: str, root: Path, count: int, processes: int) -> float:
+    """Images/s of a loop of pipeline/bench/loops.py as a command."""
     with tempfile.TemporaryDirectory() as out:
+        words = [kind, str(processes), str(RESOLUTION), str(root / "train"), out]
         start = time.monotonic()
-        with multiprocessing.get_context("fork").Pool(processes) as pool:
-            pool.map(partial(png_of, out=Path(out)), paths, chunksize=16)
-        return len(paths) / (time.monotonic() - start)
-
-
-def bare(paths: list[Path], processes: int) -> float:
-    """Images/s of the bare loop, the files shared out beforehand."""
-    start = time.monotonic()
-    with multiprocessing.get_context("fork").Pool(processes) as pool:
-        pool.map(bare_loop, [paths[k::processes] for k in range(processes)], chunksize=1)
-    return len(paths) / (time.monotonic() - start)
+        subprocess.run([sys.executable, "-m", "pipeline.bench.loops", *words], check=True)
+        return count / (time.monotonic() - start)
 
 
 def step(root: Path, out: str, processes: int, *more: str) -> list[str]:
@@ -149,8 +117,8 @@ def run(files: int = 16000, rounds: int = 3, distinct: int = 200) -> dict[str, A
         root = Path(folder)
         paths = write_photographs(root, distinct, files)
         cases: dict[str, Callable[[], float]] = {
-            "png": lambda: baseline(paths, processes),
-            "bare": lambda: bare(paths, processes),
+            "png": lambda: loop("png", root, files, processes),
+            "bare": lambda: loop("bare", root, files, processes),
             "exact": lambda: ours(root, files, processes),
             "fast": lambda: ours(root, files, processes, "downsample.fast=true"),
         }

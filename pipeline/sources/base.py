@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -19,7 +19,8 @@ IMAGE_SUFFIXES = {
     ".tiff",
     ".webp",
 }
-BATCH = 16  # images that a worker decodes at a time
+SUFFIXES = tuple(IMAGE_SUFFIXES)  # pathlib would take ten times as long over a million names
+BATCH = 32  # images that a worker decodes at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +80,7 @@ class Source:
 
 def is_image(name: str) -> bool:
     """Whether a file's name is an image's: a known suffix, not hidden."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    return name.lower().endswith(SUFFIXES) and name[name.rfind("/") + 1] != "."
 
 
 def check_stray(place: Path, names: list[str]) -> None:

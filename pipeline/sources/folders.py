@@ -31,7 +31,7 @@ def open_folders(place: Path) -> Source:
 def list_class(place: Path, folder: str) -> list[Item]:
     """The images of one class, sorted by name."""
     names = sorted(filter(is_image, list_folder(place / folder)[1]))
-    return [Item(f"{folder}/{name}", Span(str(place / folder / name))) for name in names]
+    return [Item(f"{folder}/{name}", Span(f"{place}/{folder}/{name}")) for name in names]
 
 
 def list_folder(place: Path) -> tuple[list[str], list[str]]:
