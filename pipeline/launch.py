@@ -72,15 +72,17 @@ def command(module: list[str], count: int, restarts: int = 0) -> list[str]:
 
 def relay(source: IO[bytes], log: IO[bytes] | None) -> None:
     """Copy what the step prints to our stdout and the log until it has closed its end."""
-    terminal = sys.stdout.buffer
     while chunk := os.read(source.fileno(), 65536):
-        for sink in filter(None, (log, terminal)):
-            try:
-                sink.write(chunk)
-                sink.flush()
-            except BrokenPipeError:  # whoever read our output is gone; the log goes on
-                terminal = Path(os.devnull).open("wb")  # noqa: SIM115
-                break
+        if log:
+            log.write(chunk)
+            log.flush()
+        try:
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:  # whoever read our output is gone; what is left of it goes nowhere
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
 
 
 def _die_with_us() -> None:
