@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,22 +23,6 @@ from tests.conftest import ROOT, resolved, write_pack
 from tests.test_train import outcome, run, words
 
 ENDLESS = ("train.images=1200000", "runtime.checkpoint_images=10000000")
-
-
-@pytest.fixture(autouse=True)
-def _restore_signals() -> Iterator[None]:
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
-
-
-@pytest.fixture(scope="module")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pack")
-    write_pack(folder, num=40, size=8, classes=10)
-    return folder
 
 
 class Launched:

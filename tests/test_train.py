@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor
 from pipeline import checkpoint, sharing, train
 from pipeline.distributed import Ranks
 from pipeline.errors import Stopped, UserError
-from tests.conftest import ROOT, resolved, write_pack
+from tests.conftest import ROOT, resolved
 
 SMALL = [
     "experiment=tiny",
@@ -32,22 +31,6 @@ SMALL = [
     "runtime.checkpoint_images=24",
     "runtime.progress_seconds=1000",
 ]
-
-
-@pytest.fixture(autouse=True)
-def _restore_signals() -> Iterator[None]:
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
-
-
-@pytest.fixture(scope="module")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pack")
-    write_pack(folder, num=40, size=8, classes=10)
-    return folder
 
 
 def words(pack: Path, out: Path, *more: str) -> list[str]:
