@@ -78,12 +78,14 @@ def fill(spool: Spool, source: Source, config: Config) -> int:
     processes = workers.num_workers(config, source.num_images, source.batch)
     total = source.num_images or config.data.expected_images
     report = progress_printer(total, config.runtime.progress_seconds)
-    decoding = workers.decode_all(reading.batches(), recipe, processes, config.runtime.start_method)
+    decoding = workers.decode_all(
+        reading.batches(), recipe, spool.rows_file, processes, config.runtime.start_method
+    )
     with closing(decoding):
         done = 0
-        for batch, shrunk in decoding:
-            check_there([batch.items[place] for place in shrunk.problems])
-            spool.write(batch.first, batch.start, shrunk)
+        for batch, written in decoding:
+            check_there([batch.items[place] for place in written.problems])
+            spool.note(batch.start, written)
             if batch.last:
                 spool.finish(batch.stretch, batch.first - batch.start)
             done += len(batch.items)

@@ -24,10 +24,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.files import disk_error, read_json, sha256_json, write_json
+from pipeline.rows import HEADER, digest
 from pipeline.sources.base import Stretch
-from pipeline.workers import Shrunk
-
-HEADER = 128  # bytes of the .npy header, for any number of rows
+from pipeline.workers import Written
 
 
 @dataclass
@@ -36,7 +35,7 @@ class Progress:
 
     problems: dict[int, str] = field(default_factory=dict)  # place in the stretch -> reason
     traits: Counter[str] = field(default_factory=Counter)
-    digest: Any = field(default_factory=hashlib.sha256)  # of its rows
+    digest: Any = field(default_factory=hashlib.sha256)  # of its rows' digests
 
 
 class Spool:
@@ -53,7 +52,8 @@ class Spool:
         self.rows_file, self.journal_file = folder / "rows.npy", folder / "journal.jsonl"
         self._start_anew_if_other(header)
         self._finished = dict(self._read_journal())  # stretch -> (start, end) of its last line
-        self._rows = os.fdopen(os.open(self.rows_file, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        rows = os.open(self.rows_file, os.O_RDWR | os.O_CREAT, 0o666)
+        self._rows = os.fdopen(rows, "r+b", buffering=0)  # workers write there too
         self._journal = self.journal_file.open("ab")
         self._now = Progress()
         self.used: list[str] = []  # stretches of this source, in its order
@@ -106,25 +106,20 @@ class Spool:
         return True
 
     def _hash(self, first: int, count: int) -> str:
+        """The hash of the rows' digests, as far as there are that many rows."""
         self._rows.seek(HEADER + first * self.row_bytes)
-        digest, left = hashlib.sha256(), count * self.row_bytes
-        while left and (chunk := self._rows.read(min(left, 1 << 20))):
-            digest.update(chunk)
-            left -= len(chunk)
-        return digest.hexdigest()
+        rows = hashlib.sha256()
+        for _ in range(count):
+            rows.update(digest(self._rows.read(self.row_bytes)))
+        return rows.hexdigest()
 
     # --- writing -------------------------------------------------------------------------------
 
-    def write(self, first: int, start: int, shrunk: Shrunk) -> None:
-        """Write rows from image `first` of the source on; `start` is its place in its stretch."""
-        self._now.problems.update({start + k: why for k, why in shrunk.problems.items()})
-        self._now.traits.update(shrunk.traits)
-        self._now.digest.update(shrunk.pixels.data)
-        try:
-            self._rows.seek(HEADER + first * self.row_bytes)
-            self._rows.write(shrunk.pixels.data)
-        except OSError as error:
-            raise disk_error(error, self.rows_file) from error
+    def note(self, start: int, written: Written) -> None:
+        """Take note of written rows; `start` is the place of their first in its stretch."""
+        self._now.problems.update({start + k: why for k, why in written.problems.items()})
+        self._now.traits.update(written.traits)
+        self._now.digest.update(written.digests)
 
     def finish(self, stretch: Stretch, first: int) -> None:
         """Let the rows of a stretch reach the disk, then its line in the journal."""
@@ -139,8 +134,7 @@ class Spool:
         }
         content = json.dumps(line).encode() + b"\n"
         try:
-            self._rows.flush()
-            os.fsync(self._rows.fileno())
+            os.fsync(self._rows.fileno())  # whoever wrote the rows
             start = self.journal_file.stat().st_size
             self._journal.write(content)
             self._journal.flush()
@@ -158,7 +152,6 @@ class Spool:
         np.lib.format.write_array_header_1_0(self._rows, header)
         assert self._rows.tell() == HEADER
         self._rows.truncate(HEADER + num_images * self.row_bytes)
-        self._rows.flush()
         os.fsync(self._rows.fileno())
 
     def close(self) -> None:

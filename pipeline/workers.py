@@ -1,4 +1,4 @@
-"""Image files -> small pixels over worker processes, in order."""
+"""Image files -> rows of small pixels over worker processes, in order."""
 
 import ctypes
 import itertools
@@ -12,12 +12,14 @@ from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from pipeline.decode import Decoded, decode
 from pipeline.errors import UserError
 from pipeline.keys import Config
+from pipeline.rows import write_rows
 from pipeline.sources.base import Item, Stretch
 from pipeline.sources.reading import read_all
 
@@ -54,9 +56,18 @@ def split(stretch: Stretch, first: int, size: int) -> Iterable[Batch]:
 
 @dataclass(frozen=True)
 class Shrunk:
-    """What became of several images, as one message from a worker."""
+    """What became of several images."""
 
     pixels: np.ndarray  # (n, resolution, resolution, 3) uint8; 0 where there is a problem
+    problems: dict[int, str]  # place -> why there are no pixels
+    traits: Counter[str]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of several images whose rows are written, as one message from a worker."""
+
+    digests: bytes  # of the rows
     problems: dict[int, str]  # place -> why there are no pixels
     traits: Counter[str]
 
@@ -87,27 +98,42 @@ def decode_one(item: Item, content: bytes | np.ndarray | OSError, recipe: Recipe
     return decode(content, item.name, recipe.name, recipe.resolution, recipe.fast)
 
 
+def decode_into(rows_file: Path, recipe: Recipe, first: int, items: Sequence[Item]) -> Written:
+    """Read and shrink several images into the rows from `first` on."""
+    shrunk = decode_items(items, recipe)
+    digests = write_rows(rows_file, first, shrunk.pixels)
+    return Written(digests, shrunk.problems, shrunk.traits)
+
+
 def decode_all(
-    batches: Iterable[Batch], recipe: Recipe, workers: int, start_method: str = "spawn"
-) -> Generator[tuple[Batch, Shrunk], None, None]:
-    """Every batch with its images decoded, in order, by `workers` processes (1: by this one).
+    batches: Iterable[Batch],
+    recipe: Recipe,
+    rows_file: Path,
+    workers: int,
+    start_method: str = "spawn",
+) -> Generator[tuple[Batch, Written], None, None]:
+    """Every batch with its images decoded into its rows of a file that is there already.
+
+    In order, by `workers` processes (1: by this one), which write the rows themselves, so that no
+    pixels pass through the one process that all others wait for.
 
     Batches are taken from the iterable only a few per worker ahead, so that memory stays flat.
-    Raises UserError where a worker dies.
+    Raises UserError where a worker dies or the disk is full.
     """
     if workers == 1:
         keep_memory()
         for batch in batches:
-            yield batch, decode_items(batch.items, recipe)
+            yield batch, decode_into(rows_file, recipe, batch.first, batch.items)
         return
     context = multiprocessing.get_context(start_method)
     pool = ProcessPoolExecutor(workers, context, start_worker)
-    pending: deque[tuple[Batch, Future[Shrunk]]] = deque()
+    pending: deque[tuple[Batch, Future[Written]]] = deque()
     rest = iter(batches)
     try:
         while True:
             for batch in itertools.islice(rest, AHEAD * workers - len(pending)):
-                pending.append((batch, pool.submit(decode_items, batch.items, recipe)))
+                work = pool.submit(decode_into, rows_file, recipe, batch.first, batch.items)
+                pending.append((batch, work))
             if not pending:
                 return
             batch, future = pending.popleft()

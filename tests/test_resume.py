@@ -285,7 +285,7 @@ def test_a_second_run_names_the_holder(many: Path) -> None:
 # --- memory ------------------------------------------------------------------------------------
 
 
-def test_batches_are_taken_a_few_ahead_only(many: Path) -> None:
+def test_batches_are_taken_a_few_ahead_only(many: Path, tmp_path: Path) -> None:
     source = open_folders(many / "train")
     taken = 0
 
@@ -296,7 +296,9 @@ def test_batches_are_taken_a_few_ahead_only(many: Path) -> None:
                 taken += 1
                 yield batch
 
-    decoding = workers.decode_all(batches(), workers.Recipe("box", 8, False), 2)
+    rows = tmp_path / "rows"
+    rows.touch()
+    decoding = workers.decode_all(batches(), workers.Recipe("box", 8, False), rows, 2)
     next(decoding)
     assert taken <= 2 * workers.AHEAD
     decoding.close()

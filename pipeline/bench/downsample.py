@@ -1,7 +1,7 @@
 """Downsampling: images/s against a pool of processes that write one PNG a file, and memory.
 
 The photographs are crops of 500 x 375 px, as ImageNet's files are on average, linked under many
-names so that a run lasts seconds; both sides use the same number of processes.
+x sides use the same number of processes.
 """
 
 import os
@@ -110,7 +110,7 @@ def memory(root: Path, paths: list[Path], processes: int) -> dict[str, Any]:
     return result
 
 
-def run(files: int = 16000, rounds: int = 3, distinct: int = 200) -> dict[str, Any]:
+def run(files: int = 64000, rounds: int = 3, distinct: int = 200) -> dict[str, Any]:
     """Rates in images/s and their ratios, medians over interleaved rounds; memory peaks in MB."""
     processes = min(8, len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as folder:
