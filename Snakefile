@@ -2,16 +2,21 @@
 #
 #   downsample -> train -> sample -> evaluate -> report
 #            \-> reference ----------/
+#   extractor ----^------------^
 #
 # results/data/<data>.json             record of the pack (the pack itself: $IMAGENET_DIR/<source>_<res>/)
+# results/extractors/<extractor>.json  record of the weights that make features of images
 # results/reference/<data>-<extractor>.npz   feature statistics of the real images
 # results/<experiment>/<data>/         train/ sample/ metrics/ report/
 # results/report.html                  the report of the last complete run
+# results/experiments.html             the scores of all experiments
 #
 # `params.config` holds the keys that a stage reads: a change re-runs it. `resources` never do:
 #   gpu       GPUs the job may take, capped by --resources gpu=N
 #   env       environment variables it needs; `?` marks those it reads where they are set
 #   settings  places, runtime and launch keys
+import re
+
 from snakemake.utils import min_version
 
 from pipeline import dag
@@ -27,12 +32,17 @@ report: "pipeline/captions/workflow.rst"
 
 X = dag.Experiment(config, workflow.config_settings.config)
 RUN, RECORD, REFERENCE = X.run, X.record, X.reference
-SAMPLES = [f"{RUN}/sample/{X.sampler}/seed{seed}" for seed in X.seeds]
-METRICS = [f"{RUN}/metrics/{X.sampler}-seed{seed}.json" for seed in X.seeds]
+SAMPLE = f"{RUN}/sample/{{sampler}}/seed{{seed}}"
+SCORES = f"{RUN}/metrics/{{sampler}}-seed{{seed}}"
+
+
+# what runs where the steps do, and not on a node of a cluster: it needs the network
+localrules:
+    extractor,
 
 
 wildcard_constraints:
-    sampler=r"[^/]+",
+    sampler="|".join(map(re.escape, X.samplers)),
     seed=r"-?\d+",
 
 
@@ -52,12 +62,12 @@ rule all:
 
 rule samples:
     input:
-        expand("{folder}/images.npy", folder=SAMPLES),
+        expand("{folder}/images.npy", folder=X.samples),
 
 
 rule scores:
     input:
-        METRICS,
+        X.metrics,
 
 
 rule downsample:
@@ -81,9 +91,27 @@ rule downsample:
         " out={output.record:q}"
 
 
+rule extractor:
+    output:
+        record=X.extractor,
+    log:
+        f"{X.extractor}.log",
+    conda:
+        "envs/pipeline.yaml"
+    resources:
+        env="TORCH_HOME?",
+        settings=X.settings,
+    params:
+        config=X.keys("extractor"),
+    shell:
+        "python -m pipeline.launch --log {log} -- -m pipeline.fetch config={params.config:q}"
+        " {resources.settings} out={output.record:q}"
+
+
 rule reference:
     input:
         record=RECORD,
+        extractor=X.extractor,
     output:
         statistics=REFERENCE,
     log:
@@ -92,10 +120,10 @@ rule reference:
         f"{REFERENCE}.benchmark.tsv"
     conda:
         "envs/pipeline.yaml"
-    threads: 4
+    threads: X.threads("reference", workflow)
     resources:
         gpu=X.runtime.gpus.reference,
-        env=f"{X.pack_env} CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
+        env=f"{X.pack_env} TORCH_HOME? CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
         settings=X.settings,
     params:
         config=X.keys("reference"),
@@ -117,7 +145,7 @@ rule train:
         f"{RUN}/train/benchmark.tsv"
     conda:
         "envs/pipeline.yaml"
-    threads: 4 * X.runtime.gpus.train
+    threads: X.threads("train", workflow)
     resources:
         gpu=X.runtime.gpus.train,
         env=f"{X.pack_env} CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
@@ -133,13 +161,14 @@ rule train:
 
 rule sample:
     input:
-        weights=X.sampled_weights,
+        weights=lambda wildcards: X.sampled_weights[wildcards.sampler],
+        guide=lambda wildcards: X.guides[wildcards.sampler],
     output:
-        images=f"{RUN}/sample/{{sampler}}/seed{{seed}}/images.npy",
-        labels=f"{RUN}/sample/{{sampler}}/seed{{seed}}/labels.npy",
-        about=f"{RUN}/sample/{{sampler}}/seed{{seed}}/sample.json",
+        images=f"{SAMPLE}/images.npy",
+        labels=f"{SAMPLE}/labels.npy",
+        about=f"{SAMPLE}/sample.json",
         grid=report(
-            f"{RUN}/sample/{{sampler}}/seed{{seed}}/grid.png",
+            f"{SAMPLE}/grid.png",
             caption="pipeline/captions/grid.rst",
             category="Samples",
             labels={
@@ -148,19 +177,29 @@ rule sample:
                 "figure": "one row a class",
             },
         ),
+        strip=report(
+            f"{SAMPLE}/strip.png",
+            caption="pipeline/captions/strip.rst",
+            category="Samples",
+            labels={
+                "sampler": "{sampler}",
+                "seed": "{seed}",
+                "figure": "from noise to image",
+            },
+        ),
     log:
-        f"{RUN}/sample/{{sampler}}/seed{{seed}}/log.txt",
+        f"{SAMPLE}/log.txt",
     benchmark:
-        f"{RUN}/sample/{{sampler}}/seed{{seed}}/benchmark.tsv"
+        f"{SAMPLE}/benchmark.tsv"
     conda:
         "envs/pipeline.yaml"
-    threads: 4 * X.runtime.gpus.sample
+    threads: X.threads("sample", workflow)
     resources:
         gpu=X.runtime.gpus.sample,
         env="CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
         settings=X.settings,
     params:
-        config=X.keys("sample"),
+        config=lambda wildcards: X.keys("sample", wildcards.sampler),
         folder=subpath(output.images, parent=True),
     shell:
         "python -m pipeline.launch --gpus {resources.gpu} --threads {threads} --log {log}"
@@ -175,18 +214,29 @@ rule evaluate:
         about=rules.sample.output.about,
         record=RECORD,
         reference=REFERENCE,
+        extractor=X.extractor,
     output:
-        metrics=f"{RUN}/metrics/{{sampler}}-seed{{seed}}.json",
+        metrics=f"{SCORES}.json",
+        neighbours=report(
+            f"{SCORES}-neighbours.png",
+            caption="pipeline/captions/neighbours.rst",
+            category="Samples",
+            labels={
+                "sampler": "{sampler}",
+                "seed": "{seed}",
+                "figure": "nearest real images",
+            },
+        ),
     log:
-        f"{RUN}/metrics/{{sampler}}-seed{{seed}}.log",
+        f"{SCORES}.log",
     benchmark:
-        f"{RUN}/metrics/{{sampler}}-seed{{seed}}.benchmark.tsv"
+        f"{SCORES}.benchmark.tsv"
     conda:
         "envs/pipeline.yaml"
-    threads: 4
+    threads: X.threads("evaluate", workflow)
     resources:
         gpu=X.runtime.gpus.evaluate,
-        env=f"{X.pack_env} CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
+        env=f"{X.pack_env} TORCH_HOME? CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
         settings=X.settings,
     params:
         config=X.keys("evaluate"),
@@ -202,8 +252,8 @@ rule report:
     input:
         record=RECORD,
         curve=rules.train.output.curve,
-        images=expand("{folder}/images.npy", folder=SAMPLES),
-        metrics=METRICS,
+        images=expand("{folder}/images.npy", folder=X.samples),
+        metrics=X.metrics,
     output:
         summary=f"{RUN}/report/summary.txt",
         curve=report(
@@ -217,7 +267,7 @@ rule report:
             caption="pipeline/captions/samples.rst",
             category="Samples",
             labels={
-                "sampler": "all",
+                "sampler": "up to four",
                 "seed": "first",
                 "figure": "real images beside samples",
             },
@@ -227,6 +277,12 @@ rule report:
             caption="pipeline/captions/distance.rst",
             category="Scores",
             labels={"figure": "between floor and ceiling"},
+        ),
+        nfe=report(
+            f"{RUN}/report/nfe.png",
+            caption="pipeline/captions/nfe.rst",
+            category="Scores",
+            labels={"figure": "distance over evaluations of the network"},
         ),
         table=report(
             f"{RUN}/report/table.html",
@@ -245,7 +301,7 @@ rule report:
         settings=X.settings,
     params:
         config=X.keys("report"),
-        samples=lambda wildcards: ",".join(SAMPLES),
+        samples=lambda wildcards: ",".join(X.samples),
         metrics=lambda wildcards, input: ",".join(input.metrics),
         folder=subpath(output.summary, parent=True),
     shell:

@@ -5,47 +5,25 @@ pipeline/keys.py what a value may be. The order is config.yaml < experiments.NAM
 an unknown key is an error that names the nearest known one.
 """
 
-import difflib
 import os
 import re
 import shlex
-import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from pipeline.errors import UserError
+from pipeline.explain import explain, known_keys, nearest
 from pipeline.files import read_json
-from pipeline.keys import PLACES, STAGE_KEYS, Config, Model, recipe_name
+from pipeline.keys import PLACES, STAGE_KEYS, Config, Model, Sample, recipe_name
 from pipeline.overrides import lookup, merge, nested, parse_overrides
+from pipeline.samplers import check_names
 from pipeline.sources.find import detect
 
 DEFAULT_FILE = Path(__file__).parent.parent / "config.yaml"
-
-
-# --- names of keys ------------------------------------------------------------------------------
-
-
-def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """All dotted keys, sections included."""
-    keys = []
-    for name, field in model.model_fields.items():
-        keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += known_keys(field.annotation, f"{prefix}{name}.")
-    return keys
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` for the known word closest to `word`, else an empty string."""
-    known = list(known)
-    tails = {k.rpartition(".")[2]: k for k in reversed(known)}  # the first of equal tails wins
-    close = difflib.get_close_matches(word, known, 1, 0.6)
-    close = close or difflib.get_close_matches(word.rpartition(".")[2], tails, 1, 0.6)
-    return f"; did you mean {tails.get(close[0], close[0])}?" if close else ""
 
 
 # --- resolving ---------------------------------------------------------------------------------
@@ -67,11 +45,12 @@ def load_yaml(path: Path) -> dict[str, Any]:
 def layered(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """All values of one experiment: base < experiments[experiment] < overrides.
 
-    `overrides` may hold `set`, a string of dotted `key=value` words (as `make SET=...` passes).
+    `overrides` may hold `set`, dotted `key=value` words as one string or a list of strings (as
+    `make SET=...` passes them).
     """
-    words = overrides.get("set") or ""
+    words = set_words(overrides.get("set") or [])
     overrides = {k: v for k, v in overrides.items() if k != "set"}
-    overrides = merge(overrides, parse_overrides(str(words).split()))
+    overrides = merge(overrides, parse_overrides(words))
     tree = merge({k: v for k, v in base.items() if k not in ("experiments", "set")}, overrides)
     deltas = merge(base, overrides).get("experiments") or {}
     if not isinstance(deltas, Mapping):
@@ -82,6 +61,19 @@ def layered(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     tree = merge(merge(tree, experiment_delta(str(tree.get("experiment")), deltas)), overrides)
     tree.pop("experiments", None)
     return tree
+
+
+def set_words(given: Any) -> list[str]:
+    """The `key=value` words of a string, or of a list of strings; spaces in a value are part of it.
+
+    Raises UserError where it is neither: the engine reads a bare `a: b` on its command line as a
+    mapping, and strips quotes, so only a list brings every character through.
+    """
+    texts = given if isinstance(given, list) else [given]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f"set={given!r} is no text: write it as a list of one text, set=['...']")
+    words = [re.split(r"\s+(?=[+]{0,2}[A-Za-z_][\w.]*=)", text.strip()) for text in texts]
+    return [word for group in words for word in group if word]
 
 
 def resolve(
@@ -149,6 +141,7 @@ def validate(tree: Mapping[str, Any], environment: Mapping[str, str] = os.enviro
         config = Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(explain(error)) from error
+    check_runs(config.sample)
     check_heads(config.model)
     halvings = len(config.model.channel_mult) - 1
     if config.data.resolution % 2**halvings:
@@ -158,6 +151,19 @@ def validate(tree: Mapping[str, Any], environment: Mapping[str, str] = os.enviro
             f"{2**halvings} or a shorter model.channel_mult"
         )
     return config
+
+
+def check_runs(sample: Sample) -> None:
+    """Raise UserError where a run is no valid sampler, or two runs have one name."""
+    for place, run in enumerate(sample.runs):
+        where = f"sample.runs[{place}]"
+        if "runs" in run:
+            raise UserError(f"{where}: runs within a run are not known: put all into one list")
+        try:
+            sample.with_run(run)
+        except ValidationError as error:
+            raise UserError(f"{where}: {explain(error, Sample)}") from error
+    check_names(sample)
 
 
 def check_heads(model: Model) -> None:
@@ -173,46 +179,6 @@ def check_heads(model: Model) -> None:
                 f"{name}={divisor} does not divide the {width} channels at downsampling factor "
                 f"{2**level}: use a divisor, or leave the factor out of model.attention_at"
             )
-
-
-def explain(error: ValidationError) -> str:
-    """One sentence for the first problem, unknown keys before bad values."""
-    problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    first = problems[0]
-    known = known_keys()
-    # Unions add the name of their member to the location; keep what is a key.
-    parts = [str(p) for p in first["loc"]]
-    while first["type"] != "extra_forbidden" and parts and ".".join(parts) not in known:
-        parts.pop()
-    key = ".".join(parts)
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {key}{nearest(key, known)}"
-    if first["type"] == "missing":
-        return f"key {key} is missing in config.yaml"
-    expected = allowed(key) or str(first["msg"]).replace("Input should be", "expected")
-    expected = expected.removeprefix("Value error, ")
-    return f"{key}={first['input']!r} is not valid: {expected}"
-
-
-def allowed(key: str) -> str:
-    """`use one of …` for a key with listed values or several types, else an empty string."""
-    kind: Any = Config
-    for part in key.split("."):
-        kind = kind.model_fields[part].annotation
-    if get_origin(kind) is Literal:
-        return "use one of " + ", ".join(map(str, get_args(kind)))
-    if isinstance(kind, types.UnionType) or "Union" in str(get_origin(kind)):
-        return "use " + " or ".join(map(type_word, get_args(kind)))
-    return ""
-
-
-def type_word(kind: Any) -> str:
-    """A type as a user would say it."""
-    if get_origin(kind) is Literal:
-        return "|".join(map(str, get_args(kind)))
-    plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
-    names = {int: "a whole number", float: "a number", bool: "true|false", str: "text"}
-    return names.get(plain, "null")
 
 
 # --- what a step sees --------------------------------------------------------------------------
@@ -235,6 +201,7 @@ def settings_words(config: Config) -> str:
     tree, base = config.model_dump(mode="json"), load_yaml(DEFAULT_FILE)
     keys = [k for k in known_keys() if k.startswith(("runtime.", "launch."))]
     keys = [k for k in keys if not k.startswith("runtime.gpus")] + list(PLACES)
+    keys = [k for k in keys if not isinstance(lookup(tree, k), dict)]
     changed = [k for k in keys if lookup(tree, k) != lookup(base, k)]
     return shlex.join(f"{k}={yaml_word(lookup(tree, k))}" for k in changed)
 

@@ -9,12 +9,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline import gpus, layout
+from pipeline import gpus, layout, overview
 from pipeline.config import layered, resolve_resolution, settings_words, stage_keys, validate
 from pipeline.errors import UserError
 from pipeline.keys import Config
+from pipeline.samplers import sampler_name
 from pipeline.sharing import micro_batch, processes
 
+RANKED = ("train", "sample", "reference", "evaluate")  # rules whose jobs run as several ranks
 REMEDIES = {"IMAGENET_DIR": "export IMAGENET_DIR=FOLDER, or give data.dir and data.pack_dir"}
 
 
@@ -36,17 +38,53 @@ class Experiment:
         self.run = str(layout.run_folder(self.config))
         names = layout.weights_files(self.config.train).values()
         self.weights = [f"{self.run}/train/{name}" for name in names]
-        self.sampled_weights = str(layout.weights_file(self.config))
-        self.sampler = layout.sampler_name(self.config.sample)
-        self.seeds = self.config.sample.seeds
+        self.extractor = str(layout.extractor_file(self.config))
+        self.samplers = by_sampler(self.config)  # the configuration of each, by the sampler's name
+        self.sampled_weights = {k: str(layout.weights_file(c)) for k, c in self.samplers.items()}
+        self.guides = {name: self.guide(name) for name in self.samplers}
+        sets = [(one, seed) for one in self.samplers.values() for seed in one.sample.seeds]
+        self.samples = [str(layout.samples_folder(one, seed)) for one, seed in sets]
+        self.metrics = [str(layout.metrics_file(one, seed)) for one, seed in sets]
         # IMAGENET_DIR where the rules that read images, or the pack, need it
         self.images_env = "IMAGENET_DIR" if layout.images_need_imagenet_dir(self.config) else ""
         self.pack_env = "IMAGENET_DIR" if layout.pack_needs_imagenet_dir(self.config) else ""
         self.resolution_source = resolve_resolution(tree, os.environ)[1]
 
-    def keys(self, stage: str) -> str:
-        """The keys that `stage` reads, as canonical JSON: the parameter that makes it run again."""
-        return json.dumps(stage_keys(self.config, stage), sort_keys=True)
+    def keys(self, stage: str, sampler: str | None = None) -> str:
+        """The keys that `stage` reads, as canonical JSON: the parameter that makes it run again.
+
+        `sampler`: the name of the one whose keys stand in `sample`.
+        """
+        config = self.samplers[sampler] if sampler else self.config
+        return json.dumps(stage_keys(config, stage), sort_keys=True)
+
+    def guide(self, sampler: str) -> list[str]:
+        """The file of the guiding weights, where this sampler has one.
+
+        Raises UserError where there is no such file: the engine would take old results for new.
+        """
+        sample = self.samplers[sampler].sample
+        if sample.guide is None or sample.guidance == 1:
+            return []
+        if sample.guide not in self.weights and not Path(sample.guide).is_file():
+            raise UserError(
+                f"sample.guide={sample.guide} is not a file: give the weights of another training, "
+                "or null"
+            )
+        return [sample.guide]
+
+    def threads(self, stage: str, workflow: Any) -> int:
+        """CPU threads of a stage's job: four a GPU, fewer where cores are scarce.
+
+        Jobs that the GPUs of the run allow side by side share the cores of the run.
+        """
+        machine = dict(workflow.global_resources.unwrapped_items())
+        wanted = getattr(self.runtime.gpus, stage)
+        total, cores = machine.get("gpu") or wanted, machine.get("_cores") or 4 * wanted
+        wanted = min(wanted, total)
+        jobs = len(self.samples) if stage in ("sample", "evaluate") else 1
+        abreast = max(1, min(jobs, total // wanted))
+        return max(1, min(4 * wanted, cores // abreast))
 
     def banner(self) -> str:
         """One line: experiment, data and where the resolution comes from."""
@@ -54,6 +92,12 @@ class Experiment:
             f"experiment {self.config.experiment}, data {self.data} "
             f"(resolution {self.config.data.resolution} from {self.resolution_source})"
         )
+
+
+def by_sampler(config: Config) -> dict[str, Config]:
+    """One configuration a sampler, without `runs`, by the sampler's name."""
+    samplers = config.sample.samplers
+    return {sampler_name(one): config.model_copy(update={"sample": one}) for one in samplers}
 
 
 def start(workflow: Any, experiment: Experiment) -> None:
@@ -70,7 +114,7 @@ def check_devices(jobs: Iterable[Any], config: Config) -> None:
     """Stop unless this machine has the GPUs of every job, and the batch divides over them."""
     launch, visible = config.launch, gpus.visible()
     for job in jobs:
-        if job.rule.name not in ("train", "sample"):
+        if job.rule.name not in RANKED:
             continue
         try:
             wanted = int(job.resources.get("gpu", 0))
@@ -115,22 +159,38 @@ def check_environment(jobs: Iterable[Any], environment: Mapping[str, str] = os.e
         sys.exit(2)
 
 
+def config_words(given: Mapping[str, Any]) -> list[str]:
+    """The words of `--config` that give these values again.
+
+    The engine strips quotes from both ends of a word, so that `set` can only be a list.
+    """
+    whole = {k: [v] if k == "set" and isinstance(v, str) else v for k, v in given.items()}
+    return [f"{key}={json.dumps(value)}" for key, value in whole.items()]
+
+
 def finish(workflow: Any, summary: str) -> None:
-    """After a run that made the report's figures: the engine's own report and the result table."""
+    """After a run that made the report's figures: the engine's own report and the tables."""
     if not any(job.rule.name == "report" for job in workflow.dag.jobs):
         return
+    print(f"\n{Path(summary).read_text()}", flush=True)
     target = str(layout.RESULTS / "report.html")
+    if engine_report(workflow.config_settings, target):
+        print(f"report: {target}", flush=True)
+    found = overview.write(layout.RESULTS)
+    print(f"all experiments ({len(found.rows)} scores): {found.page}", flush=True)
+
+
+def engine_report(settings: Any, target: str) -> bool:
+    """Let the engine write its report of the run with these configuration settings."""
     words = [sys.executable, "-m", "snakemake", "--nolock", "--report", target]
-    settings = workflow.config_settings
     if settings.configfiles:
         words += ["--configfile", *map(str, settings.configfiles)]
     if settings.config:
-        words += ["--config", *(f"{k}={json.dumps(v)}" for k, v in settings.config.items())]
+        words += ["--config", *config_words(settings.config)]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode != 0:
         print(
             f"{done.stderr[-2000:]}\nerror: {target} could not be written: see above",
             file=sys.stderr,
         )
-        return
-    print(f"\n{Path(summary).read_text()}\nreport: {target}", flush=True)
+    return done.returncode == 0

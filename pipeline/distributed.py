@@ -45,6 +45,25 @@ class Ranks:
             dist.all_reduce(value, dist.ReduceOp.MIN)
         return value
 
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Sum over all ranks, element by element, of a tensor on `device` or the CPU."""
+        if self.world > 1:
+            dist.all_reduce(value)
+        return value
+
+    def gather(self, value: torch.Tensor) -> list[torch.Tensor]:
+        """On rank 0 the CPU tensors (n_r, ...) of all ranks, in their order; elsewhere nothing."""
+        lengths = torch.zeros(self.world, dtype=torch.int64)
+        lengths[self.rank] = len(value)
+        lengths = self.sum(lengths)
+        if not self.first:
+            dist.send(value.contiguous(), 0)
+            return []
+        others = [value.new_empty(int(n), *value.shape[1:]) for n in lengths[1:]]
+        for rank, other in enumerate(others, 1):
+            dist.recv(other, rank)
+        return [value, *others]
+
 
 def pick_device(wanted: str, local_rank: int) -> torch.device:
     """The device of a local rank: `wanted` is auto, cpu or cuda.

@@ -33,7 +33,7 @@ from pipeline.sources.opening import open_source
 from pipeline.spool import Spool
 from pipeline.workers import Batch, Recipe
 
-RECORD_KEYS = ("source", "resolution", "recipe", "num_images", "classes", "sha256")
+RECORD_KEYS = ("source", "resolution", "recipe", "num_images", "classes", "per_class", "sha256")
 
 
 # --- decoding into the spool ---------------------------------------------------------------------

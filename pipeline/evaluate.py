@@ -1,124 +1,88 @@
-"""Scores of a folder of samples against a pack: distances with floor and ceiling, and accuracy.
+"""Scores of images against real ones: distances with floor and ceiling, and accuracy.
 
     python -m pipeline.evaluate config=... samples=FOLDER record=RECORD.json
         reference=FILE.npz out=METRICS.json
+    python -m pipeline.evaluate images=PATH reference=PATH [out=FILE.json]
 
-The Fréchet distance compares all samples with the whole pack. Beside it stands a bracket at equal
-numbers n of images: two disjoint random parts A and B of the pack, the samples, and uniform noise,
-each against B. d(A,B) is what a perfect model would get (floor), d(noise,B) what images without
-any content get (ceiling). The kernel distance and precision/recall need features, not moments, so
-they compare the n samples with B.
+The first form scores the samples of a run against the pack that its model was trained on. The
+second scores any images (a folder, .npz, .npy) against any reference: such images, a pack, or a
+file of statistics. `across=<source>_<res>-<recipe>` allows a reference of another pack, which it
+names. Runs as one process or, under torchrun, as several with the same result.
+
+The Fréchet distance compares all images with the whole reference. Beside it stands a bracket at
+equal numbers n of images: two disjoint random parts A and B of the real images, the samples, and
+uniform noise, each against B. d(A,B) is what a perfect model would get (floor), d(noise,B) what
+images without any content get (ceiling). The kernel distance and precision/recall need features,
+not moments, so they compare n samples with B.
 """
 
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pipeline.config import load_step
-from pipeline.distributed import pick_device
-from pipeline.errors import run_main
-from pipeline.extractors import Extractor, batches, load_extractor
+from pipeline.distributed import Ranks, ranks
+from pipeline.errors import UserError, run_main
+from pipeline.extractor_weights import find_weights
+from pipeline.extractors import Extractor, load_extractor
 from pipeline.files import write_json
-from pipeline.inputs import Inputs, check_weights, read_inputs
-from pipeline.keys import Config, Runtime
-from pipeline.keys import Evaluate as Settings
-from pipeline.layout import (
-    record_file,
-    reference_file,
-    run_folder,
-    sampler_name,
-    write_config,
-)
-from pipeline.scores import Entry, Sides, all_scores, class_accuracy
+from pipeline.inputs import Inputs, check_weights, read_any, read_inputs
+from pipeline.keys import Config
+from pipeline.layout import record_file, reference_file, run_folder, sampler_name, write_config
+from pipeline.measure import Accuracy, Parts, Work, measure, split, why_no_accuracy
+from pipeline.neighbours import Neighbours, save_picture
+from pipeline.scores import HELD, Entry, all_scores
+from pipeline.statistics_files import Reference
 from pipeline.torchvision_cpu import torch_fidelity
 
-WORDS = ("samples", "record", "reference", "out")
+WORDS = ("samples", "record", "reference", "out", "images", "across")
 
 
-# --- features ----------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Job:
+    """All that is known before the first image is looked at."""
+
+    config: Config
+    inputs: Inputs
+    reference: Path
+    out: Path | None  # where the scores go; None: they are printed alone
+    run: bool  # whether these are the samples of a run of ours
 
 
-def draw(num: int, total: int, seed: int) -> np.ndarray:
-    """`num` random rows of 0 … total-1, without repetition."""
-    return np.random.default_rng(seed).permutation(total)[:num]
+def prepare(argv: list[str]) -> Job:
+    """Read and check everything; paths not given follow from the config and its first seed."""
+    config, own = load_step(argv, WORDS)
+    find_weights(config.evaluate.extractor, config.evaluate.weights)
+    across, out = own.get("across"), own.get("out")
+    if "images" in own:
+        if "reference" not in own:
+            raise UserError("images=PATH needs reference=PATH: give what they are compared with")
+        reference = Path(own["reference"])
+        inputs = read_any(config, Path(own["images"]), reference, across)
+        return Job(config, inputs, reference, Path(out) if out else None, False)
+    sampler = run_folder(config) / "sample" / sampler_name(config.sample)
+    samples = Path(own.get("samples", sampler / f"seed{config.sample.seeds[0]}"))
+    default_out = run_folder(config) / "metrics" / f"{samples.parent.name}-{samples.name}.json"
+    record = Path(own.get("record", record_file(config)))
+    reference = Path(own.get("reference", reference_file(config)))
+    inputs = read_inputs(config, samples, record, reference, across)
+    return Job(config, inputs, reference, Path(out or default_out), True)
 
 
-def noise_images(part: slice, size: int, seed: int) -> np.ndarray:
-    """Uniform uint8 noise (B,size,size,3); image i depends on (seed, i) alone."""
-    draws = (np.random.default_rng((seed, i)) for i in range(part.start, part.stop))
-    return np.stack([d.integers(0, 256, (size, size, 3), np.uint8) for d in draws])
-
-
-def collect(
-    extractor: Extractor, runtime: Runtime, what: str, num: int, read: Callable[[slice], np.ndarray]
-) -> tuple[Tensor, Tensor | None]:
-    """Features (num,D) and logits (num,K) or None of the images `read(slice)`, on CPU."""
-    features, logits = [], []
-    for part in batches(num, runtime.feature_batch, what, runtime.progress_seconds):
-        found, scored = extractor.features(read(part))
-        features.append(found.cpu())
-        if scored is not None:
-            logits.append(scored.cpu())
-    return torch.cat(features), torch.cat(logits) if logits else None
-
-
-def measure(inputs: Inputs, extractor: Extractor, config: Config) -> Sides:
-    """Features of the samples, of two disjoint random parts of the pack, and of noise."""
-    pack, total, seed = inputs.pack, len(inputs.images), config.evaluate.seed
-    num = min(total, len(pack) // 2)
-    rows = draw(2 * num, len(pack), seed)
-    a, b = np.sort(rows[:num]), np.sort(rows[num:])  # sorted: read from the disk in order
-
-    def features(what: str, num: int, read: Callable[[slice], np.ndarray]) -> Any:
-        return collect(extractor, config.runtime, what, num, read)
-
-    size = pack.record["resolution"]
-    samples, logits = features("samples", total, lambda part: inputs.images[part])
-    return Sides(
-        samples,
-        logits,
-        chosen=samples[np.sort(draw(num, total, seed))],
-        real_a=features("real images, part A", num, lambda part: pack.images[a[part]])[0],
-        real_b=features("real images, part B", num, lambda part: pack.images[b[part]])[0],
-        noise=features("noise", num, lambda part: noise_images(part, size, seed))[0],
-        labels_a=torch.from_numpy(pack.labels[a]),
-        labels_b=torch.from_numpy(pack.labels[b]),
-    )
+def preflight(argv: list[str], world: int) -> None:
+    """What the launcher runs before any rank: all checks that need no network."""
+    prepare(argv)
 
 
 # --- result ------------------------------------------------------------------------------------
 
 
-def accuracy(inputs: Inputs, sides: Sides) -> tuple[Entry | None, str]:
-    """Accuracy of class means of part B on the samples, and on part A for comparison (`floor`).
-
-    Returns (None, why not) where labels are missing or a class does not occur.
-    """
-    num_classes = len(inputs.pack.record["classes"])
-    if inputs.labels is None:
-        return None, "class accuracy is left out: the samples have no labels"
-    labels = torch.from_numpy(inputs.labels)
-    for name, present in (("real images of part B", sides.labels_b), ("samples", labels)):
-        missing = num_classes - len(present.unique())
-        if missing:
-            why = f"{missing} of {num_classes} classes do not occur in the {len(present):,} {name}"
-            return None, f"class accuracy is left out: {why}"
-
-    def share(features: Tensor, labels: Tensor) -> Entry:
-        return class_accuracy(sides.real_b, sides.labels_b, features, labels, num_classes)
-
-    floor = share(sides.real_a, sides.labels_a)
-    return {**share(sides.samples, labels), "num_images": len(labels), "floor": floor}, ""
-
-
-def remarks(settings: Settings, extractor: Extractor, num: int) -> list[str]:
-    """What a reader of the scores must know; `num` images are on each side of the bracket."""
-    notes = []
+def remarks(job: Job, extractor: Extractor, parts: Parts | None) -> list[str]:
+    """What a reader of the scores must know."""
+    settings, notes = job.config.evaluate, list(job.inputs.notes)
     if not extractor.known_weights:
         notes.append(
             f"the weights file of {extractor.title} is not the published one: compare only with "
@@ -129,7 +93,24 @@ def remarks(settings: Settings, extractor: Extractor, num: int) -> list[str]:
             f"the Inception score is left out: these weights of {extractor.title} have no last "
             "layer of the Inception network"
         )
-    if "kid" in settings.metrics and num < settings.kid_subset_size:
+    if parts is None:
+        notes.append(
+            "kernel distance, precision, recall and the bracket of the distance are left out: the "
+            "reference holds statistics and no images"
+        )
+    return notes + remarks_on_numbers(job, parts)
+
+
+def remarks_on_numbers(job: Job, parts: Parts | None) -> list[str]:
+    """Notes where fewer images are compared than one might think."""
+    settings, notes = job.config.evaluate, []
+    num = 0 if parts is None else len(parts.a)
+    if num > HELD and {"kid", "prc"} & set(settings.metrics):
+        notes.append(
+            f"kernel distance, precision and recall compare {HELD:,} images a side in place of "
+            f"{num:,}: no more features are held"
+        )
+    if 0 < num < settings.kid_subset_size and "kid" in settings.metrics:
         notes.append(
             f"kid_subset_size is {num} in place of {settings.kid_subset_size}: there are no more "
             "images on each side"
@@ -137,18 +118,14 @@ def remarks(settings: Settings, extractor: Extractor, num: int) -> list[str]:
     return notes
 
 
-def protocol(inputs: Inputs, extractor: Extractor, settings: Settings, num: int) -> Entry:
+def protocol(job: Job, extractor: Extractor, parts: Parts | None, reference: Reference) -> Entry:
     """All that the scores depend on but the samples themselves."""
-    record = inputs.pack.record
+    settings = job.config.evaluate
+    num = settings.kid_subset_size if parts is None else min(len(parts.a), HELD)
     return {
         "extractor": extractor.name,
         "weights_sha256": extractor.weights_sha256,
-        "reference": {
-            **{key: record[key] for key in ("source", "resolution", "recipe")},
-            "num_images": inputs.reference.num_images,
-            "pack_sha256": inputs.reference.pack_sha256,
-            "flipped": False,
-        },
+        "reference": job.inputs.about,
         "kid_subsets": settings.kid_subsets,
         "kid_subset_size": min(settings.kid_subset_size, num),
         "isc_splits": settings.isc_splits,
@@ -158,19 +135,32 @@ def protocol(inputs: Inputs, extractor: Extractor, settings: Settings, num: int)
     }
 
 
-def evaluate(inputs: Inputs, extractor: Extractor, config: Config) -> Entry:
-    """The scores of the samples with everything they depend on."""
-    sides = measure(inputs, extractor, config)
-    num = len(sides.real_b)
-    classes, why_not = accuracy(inputs, sides)
-    notes = remarks(config.evaluate, extractor, num) + ([why_not] if why_not else [])
-    return {
-        "metrics": all_scores(sides, extractor, config.evaluate, inputs.reference),
-        "class_accuracy": classes,
-        "notes": notes,
-        "protocol": protocol(inputs, extractor, config.evaluate, num),
+def accuracy_entry(accuracy: Accuracy | None) -> Entry | None:
+    """The class accuracy of the samples with that of real images (`floor`)."""
+    if accuracy is None:
+        return None
+    num = int(accuracy.samples.counts[0].sum())
+    return {**accuracy.samples.shares(), "num_images": num, "floor": accuracy.real.shares()}
+
+
+def evaluate(job: Job, extractor: Extractor, group: Ranks) -> tuple[Entry, Neighbours | None]:
+    """The scores of the images with everything they depend on; on other ranks than 0 nothing."""
+    inputs, seed = job.inputs, job.config.evaluate.seed
+    parts = split(len(inputs.images), len(inputs.real), seed) if inputs.real else None
+    why_not = why_no_accuracy(inputs, parts)
+    work = Work(inputs, extractor, job.config, group)
+    measured, accuracy, neighbours = measure(work, parts, not why_not)
+    if not group.first:
+        return {}, None
+    result = {
+        "metrics": all_scores(measured, extractor, job.config.evaluate),
+        "class_accuracy": accuracy_entry(accuracy),
+        "neighbours": neighbours.entry() if neighbours else None,
+        "notes": remarks(job, extractor, parts) + ([why_not] if why_not and job.run else []),
+        "protocol": protocol(job, extractor, parts, measured.reference),
         "sample": inputs.how,
     }
+    return result, neighbours
 
 
 def show(result: Entry) -> None:
@@ -189,25 +179,36 @@ def show(result: Entry) -> None:
         print(f"note: {note}")
 
 
+def write(job: Job, result: Entry, neighbours: Neighbours | None) -> None:
+    """Write the result and, beside it, the picture of the neighbours."""
+    if job.out is None:
+        return
+    if neighbours and job.inputs.real:
+        samples = job.inputs.images.read(neighbours.rows)
+        rows = neighbours.real_rows
+        real = job.inputs.real.read(rows.ravel()).reshape(*rows.shape, *samples.shape[1:])
+        picture = job.out.with_name(f"{job.out.stem}-neighbours.png")
+        save_picture(picture, neighbours, np.asarray(samples), real)
+    if job.run:
+        write_config(job.out.parent, job.config, "evaluate")
+    write_json(job.out, result)
+
+
 def main(argv: list[str]) -> None:
-    """Score one folder of samples; paths not given follow from the config and its first seed."""
+    """Entry point of every rank."""
     start = time.monotonic()
-    config, own = load_step(argv, WORDS)
-    sampler = run_folder(config) / "sample" / sampler_name(config.sample)
-    samples = Path(own.get("samples", sampler / f"seed{config.sample.seeds[0]}"))
-    default_out = run_folder(config) / "metrics" / f"{samples.parent.name}-{samples.name}.json"
-    record = Path(own.get("record", record_file(config)))
-    reference = Path(own.get("reference", reference_file(config)))
-    inputs = read_inputs(config, samples, record, reference)
-    device = pick_device(config.runtime.device, 0)
-    extractor = load_extractor(config.evaluate.extractor, config.evaluate.weights, device)
-    check_weights(inputs.reference, extractor, reference)
-    result = evaluate(inputs, extractor, config)
-    result["seconds"] = round(time.monotonic() - start, 1)
-    out = Path(own.get("out", default_out))
-    write_config(out.parent, config, "evaluate")
-    write_json(out, result)
-    show(result)
+    job = prepare(argv)
+    settings = job.config.evaluate
+    with ranks(job.config.runtime.device) as group:
+        extractor = load_extractor(settings.extractor, settings.weights, group.device)
+        if job.inputs.reference:
+            check_weights(job.inputs.reference, extractor, job.reference)
+        result, neighbours = evaluate(job, extractor, group)
+        if group.first:
+            result["seconds"] = round(time.monotonic() - start, 1)
+            write(job, result, neighbours)
+            show(result)
+        group.barrier()
 
 
 if __name__ == "__main__":

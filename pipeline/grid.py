@@ -117,6 +117,11 @@ def panel_grid(
         panel_line(panels[i : i + PANELS_ABREAST], names, picked, columns, scale)
         for i in range(0, len(panels), PANELS_ABREAST)
     ]
+    return stacked(lines)
+
+
+def stacked(lines: Sequence[Image.Image]) -> Image.Image:
+    """Lines of panels one above the other, with a margin above each and below the last."""
     width = max(line.width for line in lines)
     height = MARGIN + sum(line.height + MARGIN for line in lines)
     canvas = Image.new("RGB", (width, height), "white")
@@ -154,6 +159,10 @@ def save_grid(
     columns: int,
 ) -> None:
     """Write `image_grid` of the arguments to `path` as a PNG, atomically."""
-    picture = image_grid(images, labels, classes, rows, columns)
+    save_picture(path, image_grid(images, labels, classes, rows, columns))
+
+
+def save_picture(path: Path, picture: Image.Image) -> None:
+    """Write a picture to `path` as a PNG, atomically."""
     with atomic(path) as temporary:
         picture.save(temporary, format="PNG")

@@ -1,4 +1,4 @@
-"""What an evaluation compares, opened and checked: samples, the pack, its reference."""
+"""What an evaluation compares, opened and checked: images, real images, their statistics."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,98 +6,173 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data import Pack, open_pack
+from pipeline.data import open_pack
 from pipeline.errors import UserError
-from pipeline.extractors import Extractor
+from pipeline.extractors import KINDS, Extractor
 from pipeline.files import load_npy, read_json
+from pipeline.imagesets import ImageSet, npz_images, of_array, open_images
 from pipeline.keys import Config
 from pipeline.keys import Evaluate as Settings
 from pipeline.layout import pack_folder
-from pipeline.scores import Reference, load_reference
+from pipeline.statistics_files import Reference, load_reference
+
+Entry = dict[str, Any]
+STATISTICS = (".npz", ".pkl")
 
 
 @dataclass(frozen=True)
 class Inputs:
     """What is compared, checked."""
 
-    images: np.ndarray  # samples, uint8 (N,H,W,3)
-    labels: np.ndarray | None  # of the samples, int64 (N,)
-    how: dict[str, Any]  # how the samples were made
-    pack: Pack
-    reference: Reference
+    images: ImageSet
+    labels: np.ndarray | None  # of the images, int64 (N,)
+    how: Entry  # how the images were made
+    real: ImageSet | None  # None: there are only statistics of them
+    real_labels: np.ndarray | None
+    classes: list[str]  # names in label order; empty where they are not known
+    reference: Reference | None  # None: the statistics are those of `real`, still to be made
+    about: Entry  # the reference's part of the protocol
+    notes: list[str]
 
 
-def read_inputs(config: Config, samples: Path, record: Path, reference: Path) -> Inputs:
-    """Open and check everything; raises UserError for the first thing that does not fit."""
+# --- samples of a run against its pack ---------------------------------------------------------
+
+
+def read_inputs(
+    config: Config, samples: Path, record: Path, reference: Path, across: str | None
+) -> Inputs:
+    """Samples, pack and reference; raises UserError for the first thing that does not fit.
+
+    `across` names the pack where it is not the one that the samples' model was trained on.
+    """
     known = read_json(record)
     statistics = load_reference(reference)
     check_reference(statistics, known, config.evaluate.extractor, reference)
-    images = load_npy(samples / "images.npy")
-    size = known["resolution"]
-    if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or len(images) < 2:
-        raise UserError(
-            f"samples {samples} are {images.dtype} {images.shape}, but the pack needs at least two "
-            f"uint8 images of {size} x {size} px: sample again with data.resolution={size}"
-        )
-    labels = read_labels(samples, len(images), len(known["classes"]))
+    images = of_array(f"samples {samples}", load_npy(samples / "images.npy"))
+    check_sizes(images, (known["resolution"],) * 2)
     how = read_json(samples / "sample.json")
-    check_same_data(how.get("data"), known, samples)
+    data = how.get("data")
+    notes = check_same_data(data, named(known), known["sha256"]["images"], samples, across)
+    labels = None
+    if not notes or (data or {}).get("classes") == known["classes"]:
+        labels = read_labels(samples, len(images), len(known["classes"]))
     pack = open_pack(pack_folder(config), known)
     check_numbers(config.evaluate, len(images), len(pack))
-    return Inputs(images, labels, how, pack, statistics)
+    about = {
+        **{key: known[key] for key in ("source", "resolution", "recipe")},
+        **said_of(statistics),
+    }
+    real = of_array("pack", pack.images)
+    notes += unsaid(statistics, reference, config.evaluate.extractor)
+    classes = known["classes"]
+    return Inputs(images, labels, how, real, pack.labels, classes, statistics, about, notes)
 
 
-def check_same_data(trained: dict[str, Any] | None, record: dict[str, Any], samples: Path) -> None:
-    """Raise UserError where the samples' model was trained on another pack than the record's.
+def named(record: Entry) -> str:
+    """`<source>_<res>-<recipe>` of a pack's record."""
+    return f"{record['source']}_{record['resolution']}-{record['recipe']}"
 
-    A distance to images of another recipe would measure the recipes. Samples that do not say what
-    they were trained on (another program's) are taken as they are.
+
+def said_of(reference: Reference) -> Entry:
+    """The protocol's lines on a file of statistics; whether others mirrored images is not known."""
+    flipped = False if reference.pack_sha256 else None
+    about = {"num_images": reference.num_images, "pack_sha256": reference.pack_sha256}
+    return {**about, "flipped": flipped}
+
+
+def unsaid(reference: Reference, path: Path, extractor: str) -> list[str]:
+    """A note where a file of statistics does not say what it is of."""
+    if reference.extractor and reference.pack_sha256:
+        return []
+    return [
+        f"{path.name} does not say of which images and by which network its statistics are: "
+        f"they are taken to be by {extractor}"
+    ]
+
+
+def check_sizes(images: ImageSet, size: tuple[int, ...]) -> None:
+    """Raise UserError unless there are two images or more, of `size` (height, width)."""
+    if len(images) < 2 or images.size != size:
+        raise UserError(
+            f"{images.name} holds {len(images):,} images of {images.size[0]} x {images.size[1]} "
+            f"px, but at least two of {size[0]} x {size[1]} px are needed: give images of the "
+            "reference's resolution"
+        )
+
+
+def check_same_data(
+    trained: Entry | None, pack: str, sha256: str, samples: Path, across: str | None
+) -> list[str]:
+    """Raise UserError where the samples' model was trained on another pack than the reference's.
+
+    `pack` and `sha256` (of its images) are the reference's. A distance to images of another recipe
+    would measure the recipes; where `across` names the pack it is allowed, and a note is returned.
+    Samples that do not say what they were trained on (another program's) are taken as they are.
     """
-    if trained is None or trained["sha256"] == record["sha256"]:
-        return
+    if across not in (None, pack):
+        raise UserError(f"across={across} is not the reference's pack: give across={pack}")
+    if trained is None or (trained["sha256"] or {}).get("images") == sha256:
+        return []
     if trained["sha256"] is None:
         raise UserError(
             f"samples {samples} are of imported weights that do not name their pack: import them "
             "again with data.path=PACK (or record=FILE), and sample again"
         )
-    one, other = (
-        f"{r['source']}_{r['resolution']}-{r['recipe']} ({r['sha256']['images'][:8]}…)"
-        for r in (trained, record)
-    )
-    raise UserError(
-        f"samples {samples} are of a model trained on {one}, the reference is of {other}: "
-        "score them against the pack that the model was trained on"
-    )
-
-
-def check_reference(
-    reference: Reference, record: dict[str, Any], extractor: str, path: Path
-) -> None:
-    """Raise UserError unless the reference is of this pack and by this extractor."""
-    found = (reference.pack_sha256, reference.num_images, reference.extractor)
-    if found != (record["sha256"]["images"], record["num_images"], extractor):
+    one = f"{named(trained)} ({trained['sha256']['images'][:8]}…)"
+    other = f"{pack} ({sha256[:8]}…)"
+    if across is None:
         raise UserError(
-            f"reference {path} is of pack {found[0][:8]}… ({found[1]:,} images) by {found[2]}, not "
-            f"of {record['sha256']['images'][:8]}… ({record['num_images']:,}) by {extractor}: "
-            "make it again with `python -m pipeline.reference`"
+            f"samples {samples} are of a model trained on {one}, the reference is of {other}: "
+            "score them against the pack that the model was trained on, or give "
+            f"across={pack}"
+        )
+    return [
+        f"the model was trained on {one}, the reference is of {other}: the distances measure the "
+        "difference of these image sets too"
+    ]
+
+
+def check_reference(reference: Reference, record: Entry, extractor: str, path: Path) -> None:
+    """Raise UserError where the reference says that it is of another pack or extractor."""
+    check_extractor(reference, extractor, path)
+    known = {"pack_sha256": record["sha256"]["images"], "num_images": record["num_images"]}
+    if any(getattr(reference, k) not in (None, v) for k, v in known.items()):
+        raise UserError(
+            f"reference {path} is of pack {str(reference.pack_sha256)[:8]}… "
+            f"({reference.num_images:,} images), not of {known['pack_sha256'][:8]}… "
+            f"({known['num_images']:,}): make it again with `python -m pipeline.reference`"
+        )
+
+
+def check_extractor(reference: Reference, extractor: str, path: Path) -> None:
+    """Raise UserError where the statistics are not those of `extractor`'s features."""
+    width = KINDS[extractor].width
+    if reference.extractor not in (None, extractor) or len(reference.mu) != width:
+        by = reference.extractor or f"a network with {len(reference.mu):,} features"
+        raise UserError(
+            f"reference {path} is by {by}, not {extractor} ({width:,} features): give the same "
+            "evaluate.extractor, or make it again with `python -m pipeline.reference`"
         )
 
 
 def check_weights(reference: Reference, extractor: Extractor, path: Path) -> None:
-    """Raise UserError unless the reference was made with these weights."""
-    if reference.weights_sha256 != extractor.weights_sha256:
+    """Raise UserError where the reference was made with other weights than these."""
+    if reference.weights_sha256 not in (None, extractor.weights_sha256):
         raise UserError(
-            f"reference {path} was made with weights {reference.weights_sha256[:8]}… of "
+            f"reference {path} was made with weights {str(reference.weights_sha256)[:8]}… of "
             f"{extractor.name}, not {extractor.weights_sha256[:8]}…: give the same "
             "evaluate.weights, or make it again with `python -m pipeline.reference`"
         )
 
 
-def check_numbers(settings: Settings, num_samples: int, num_real: int) -> None:
-    """Raise UserError where there are too few images for a metric that is asked for."""
-    num = min(num_samples, num_real // 2)
+def check_numbers(settings: Settings, num_samples: int, num_real: int | None) -> None:
+    """Raise UserError where there are too few images for a metric that is asked for.
+
+    `num_real` is None where there are only statistics of the real images.
+    """
+    num = num_samples if num_real is None else min(num_samples, num_real // 2)
     neighbours = settings.prc_neighbourhood if "prc" in settings.metrics else 1
-    if num <= neighbours:
+    if num_real is not None and num <= neighbours:
         raise UserError(
             f"{num_samples} samples and {num_real} real images give {num} on each side, but more "
             f"than {neighbours} are needed: use more (or a smaller evaluate.prc_neighbourhood)"
@@ -107,8 +182,6 @@ def check_numbers(settings: Settings, num_samples: int, num_real: int) -> None:
             f"evaluate.isc_splits={settings.isc_splits} is more than the {num_samples} samples: "
             "lower it or sample more"
         )
-    if not 0 <= settings.seed < 2**32:
-        raise UserError(f"evaluate.seed={settings.seed} is not valid: use 0 … 2^32 - 1")
 
 
 def read_labels(samples: Path, num: int, num_classes: int) -> np.ndarray | None:
@@ -125,3 +198,63 @@ def read_labels(samples: Path, num: int, num_classes: int) -> np.ndarray | None:
             "sample again"
         )
     return np.array(labels, np.int64)
+
+
+# --- any images against any reference ----------------------------------------------------------
+
+
+def read_any(config: Config, path: Path, reference: Path, across: str | None) -> Inputs:
+    """Any images against any reference; raises UserError for the first thing that does not fit.
+
+    The reference is a file of statistics, images, or both (ADM's .npz with `arr_0`).
+    """
+    images = open_images(path)
+    statistics, real = open_reference(reference)
+    if statistics:
+        check_extractor(statistics, config.evaluate.extractor, reference)
+    size = real.size if real else images.size
+    if statistics and statistics.resolution:
+        size = (statistics.resolution,) * 2
+    check_sizes(images, size)
+    if real:
+        check_sizes(real, size)
+    how: Entry = {"images": path.name, "num": len(images)}
+    if (path / "sample.json").is_file():
+        how = read_json(path / "sample.json")
+    record = pack_record(reference)
+    sha256 = record["sha256"]["images"] if record else statistics and statistics.pack_sha256
+    name = named(record) if record else (statistics and statistics.data) or reference.name
+    notes = check_same_data(how.get("data") if sha256 else None, name, str(sha256), path, across)
+    notes += unsaid(statistics, reference, config.evaluate.extractor) if statistics else []
+    check_numbers(config.evaluate, len(images), len(real) if real else None)
+    about = {"file": reference.name, "resolution": size[0]}
+    if statistics:
+        about |= said_of(statistics)
+    elif real:
+        about |= {"num_images": len(real), "pack_sha256": sha256, "flipped": False}
+    return Inputs(images, None, how, real, None, [], statistics, about, notes)
+
+
+def open_reference(path: Path) -> tuple[Reference | None, ImageSet | None]:
+    """The statistics and the images that a reference has; raises UserError where it has neither."""
+    if path.is_dir() or path.suffix not in STATISTICS:
+        return None, open_images(path)
+    images = npz_images(path) if path.suffix == ".npz" else None
+    real = None if images is None else of_array(f"reference {path}", images)
+    if real and not has_statistics(path):
+        return None, real
+    return load_reference(path), real
+
+
+def has_statistics(path: Path) -> bool:
+    """Whether an .npz that was opened before holds `mu` too."""
+    with np.load(path, allow_pickle=False) as data:
+        return "mu" in data
+
+
+def pack_record(folder: Path) -> Entry | None:
+    """The record in the manifest of a pack folder; None where `folder` is no pack."""
+    if not (folder / "manifest.json").is_file():
+        return None
+    manifest: Entry = read_json(folder / "manifest.json")
+    return manifest if {"source", "resolution", "recipe", "sha256"} <= manifest.keys() else None

@@ -3,6 +3,7 @@
 The values are in config.yaml; how they are laid over each other is in pipeline/config.py.
 """
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -115,18 +116,68 @@ class Train(Section):
 
 class Sample(Section):
     num: PositiveInt
-    solver: Literal["euler", "midpoint", "heun", "dopri5"]
-    steps: PositiveInt  # of a fixed grid
+    solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
+    steps: PositiveInt  # of the grids uniform and edm
+    grid: Literal["uniform", "edm"] | tuple[Fraction, ...]  # times; not of dopri5
     rtol: Positive  # of dopri5
     atol: Positive
     guidance: Annotated[float, Field(ge=0)]  # 1: the conditional velocity alone
+    guidance_interval: tuple[Fraction, Fraction]  # times between which it is guided
+    guide: str | None  # weights file that guides; None: the network itself without the class
+    classes: Literal["balanced", "histogram"]
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     ema_halflife_images: NotNegative | None  # which average of the weights; None: the first
     precision: Precision
+    runs: tuple[dict[str, Any], ...]  # keys laid over those above, a sampler each; (): one sampler
+
+    @field_validator("grid")
+    @classmethod
+    def _times_increase(cls, value: str | tuple[float, ...]) -> str | tuple[float, ...]:
+        if isinstance(value, str):
+            return value
+        if len(value) < 2 or value[-1] != 1 or any(a >= b for a, b in pairwise(value)):
+            raise ValueError("expected uniform, edm, or increasing times that end at 1")
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _no_seed_twice(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("expected no number twice")
+        return value
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _interval_is_in_order(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] >= value[1]:
+            raise ValueError("expected two times, the smaller one first")
+        return value
+
+    @property
+    def samplers(self) -> tuple["Sample", ...]:
+        """The samplers of an experiment: these keys, or each of `runs` laid over them.
+
+        Raises pydantic's ValidationError where a run is not valid; a Config that was resolved
+        by pipeline/config.py has none such.
+        """
+        return tuple(self.with_run(run) for run in self.runs) or (self,)
+
+    def with_run(self, run: dict[str, Any]) -> "Sample":
+        """These keys with those of one run laid over them, as the only sampler."""
+        return Sample.model_validate(self.model_dump() | {"runs": ()} | run)
 
 
 class Evaluate(Section):
-    extractor: Literal["inception-v3-compat", "efficientnet-lite0"]
+    extractor: Literal[
+        "inception-v3-compat",
+        "efficientnet-lite0",
+        "dinov2-vit-s-14",
+        "dinov2-vit-b-14",
+        "dinov2-vit-l-14",
+        "clip-vit-b-32",
+        "clip-vit-l-14",
+        "vgg16",
+    ]
     metrics: Annotated[tuple[Literal["fid", "kid", "isc", "prc"], ...], Field(min_length=1)]
     kid_subsets: PositiveInt
     kid_subset_size: Annotated[int, Field(ge=2)]
@@ -167,8 +218,24 @@ class Runtime(Section):
     progress_seconds: Annotated[float, Field(ge=0)]
 
 
+class Slurm(Section):
+    partition: str | None
+    account: str | None
+    constraint: str | None
+    minutes: PositiveInt
+    memory_gb: Positive | None
+    signal_seconds: PositiveInt  # before the limit
+
+
 class Launch(Section):
-    launcher: Literal["standalone", "none"]
+    launcher: Literal["standalone", "torchrun", "submitit_local", "submitit_slurm", "none"]
+    nnodes: PositiveInt
+    rdzv_endpoint: str | None  # host:port of the first node
+    rdzv_id: str  # what the nodes of one job have in common
+    join_seconds: PositiveInt  # how long nodes wait for each other
+    interface: str | None  # of the network between the nodes; None: the one that leads there
+    folder: str  # of submitit's jobs
+    slurm: Slurm
     max_restarts: NotNegative
     threads: Literal["auto"] | PositiveInt
 
@@ -202,8 +269,12 @@ DATA_KEYS = ("data.source", "data.resolution", "data.recipe", "downsample.fast")
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "downsample": (*DATA_KEYS, "data.expected_images", "data.expected_classes", "downsample"),
     "train": (*DATA_KEYS, "model", "train"),
-    # which seeds there are is no key of one set of samples
-    "sample": (*DATA_KEYS, *(f"sample.{k}" for k in Sample.model_fields if k != "seeds")),
+    # which seeds and other samplers there are is no key of one set of samples
+    "sample": (
+        *DATA_KEYS,
+        *(f"sample.{k}" for k in Sample.model_fields if k not in ("seeds", "runs")),
+    ),
+    "extractor": ("evaluate.extractor",),
     "reference": (*DATA_KEYS, "evaluate.extractor"),
     "evaluate": (*DATA_KEYS, *(f"evaluate.{k}" for k in Evaluate.model_fields if k != "weights")),
     "report": (*DATA_KEYS, "report"),

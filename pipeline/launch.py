@@ -1,51 +1,72 @@
-"""Start a step with its processes, threads and devices; pass signals on; leave nobody behind.
+"""Start a job with its processes, threads and devices; pass signals on; leave nobody behind.
 
     python -m pipeline.launch --gpus 4 --log LOG -- -m pipeline.train config=… out=…
+    python -m pipeline.launch --gpus 2 [launch.nnodes=2 …] -- -m anybodys.train its own arguments
 
-With several processes the command that runs is `torchrun --standalone --nproc-per-node=N …`.
-What the step prints goes to the terminal and to the log. Exit status: the step's own, or 75 where
-a signal stopped it after it had saved its state.
+With several processes the command that runs is `torchrun --standalone --nproc-per-node=N …`, and
+for another project's module it is torchrun with one process too, its arguments handed on untouched.
+The job's GPUs are leased (pipeline/leases.py). What it prints goes to the terminal and to the log.
+Exit status: the job's own, or 75 where a signal stopped it after it had saved its state.
 """
 
 import argparse
 import importlib
 import os
 import shlex
-import signal
-import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import IO
 
-from pipeline import gpus
+from pipeline import gpus, launchers, slurm
 from pipeline.config import load_step
-from pipeline.errors import EXIT_RESUMABLE, UserError, run_main
-from pipeline.keys import Config
-from pipeline.prctl import die_with_parent
+from pipeline.errors import UserError, run_main
+from pipeline.keys import Config, Launch
+from pipeline.leases import lease
+from pipeline.overrides import parse_overrides
+from pipeline.running import registered
 from pipeline.sharing import processes
+from pipeline.supervise import supervise
 
+NO_DATA = (
+    "data.source=shapes",
+    "data.resolution=64",
+)  # another module's data are no matter of ours
 KNOWN = (*Config.model_fields, "experiments", "config")  # words that are no path of a step
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-SHARED_STEPS = ("pipeline.train", "pipeline.sample")  # steps that run as several ranks
+SHARED_STEPS = (  # steps that run as several ranks
+    "pipeline.train",
+    "pipeline.sample",
+    "pipeline.reference",
+    "pipeline.evaluate",
+)
 
 
-def child_environment(threads: int, count: int, setting: str | int) -> dict[str, str]:
-    """The environment of the step: device order, a store of the ranks' own, threads per process.
+@dataclass(frozen=True)
+class Job:
+    """What is to be started."""
 
-    The engine exports every THREADS variable with the threads of the whole job; ranks that each
-    take that many for one library alone (MKL) ran ten times slower on two cores.
-    """
-    environment = dict(os.environ)
-    environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    # Ranks that start again must not find the addresses of the dead in the agent's store.
-    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    share = max(1, min(threads, gpus.cpu_cores()) // count)
-    for name in THREADS:
-        environment[name] = str(share if setting == "auto" else setting)
-    return environment
+    module: list[str]  # -m MODULE and its arguments
+    settings: list[str]  # words before it, launch.key=value
+    wanted: int  # GPUs
+    threads: int  # CPU threads, all processes together
+
+    @property
+    def name(self) -> str:
+        """The module's name."""
+        return self.module[1]
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is a step of this project, which may also run without a GPU."""
+        return self.name.startswith("pipeline.")
+
+    def config(self) -> Config:
+        """The configuration of one of our steps; of another module, what stands before it."""
+        words = [*(self.module[2:] if self.ours else NO_DATA), *self.settings]
+        parsed = parse_overrides(words).items()
+        own = [k for k, value in parsed if k not in KNOWN and not isinstance(value, dict)]
+        return load_step(words, own if self.ours else ())[0]
 
 
 def check_torch(visible: list[str], device: str) -> None:
@@ -59,102 +80,135 @@ def check_torch(visible: list[str], device: str) -> None:
         )
 
 
-def command(module: list[str], count: int, restarts: int = 0) -> list[str]:
-    """Python itself for one process; torchrun (pipeline.torchrun) for several, or for restarts."""
-    if count == 1 and restarts == 0:
-        return [sys.executable, *module]
-    torchrun = [sys.executable, "-m", "pipeline.torchrun", "--standalone"]
-    torchrun.append("--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
-    # Ranks that were told to stop get all the time that a checkpoint takes.
-    torchrun += ["--shutdown-timeout=3600", f"--max-restarts={restarts}"]
-    return [*torchrun, f"--nproc-per-node={count}", *module]
+def ranks(job: Job, config: Config, visible: list[str]) -> int:
+    """How many processes the job has on a machine; UserError where it cannot have its GPUs."""
+    launch, device = config.launch, config.runtime.device
+    if launch.launcher == "submitit_slurm":
+        visible = [str(i) for i in range(job.wanted)]  # the scheduler finds them
+    elif not job.ours and job.wanted > len(visible):
+        raise UserError(
+            f"{job.wanted} GPUs are asked for but {len(visible)} visible "
+            f"({gpus.said_by()}): pass --gpus {len(visible)} or make more visible"
+        )
+    if not job.ours:
+        return max(1, job.wanted)
+    if job.name not in SHARED_STEPS:
+        return 1
+    count = processes(job.wanted, launch.launcher, device, visible)
+    if launch.launcher != "submitit_slurm":
+        check_torch([] if gpus.declared() else visible, device)
+    nodes = launch.nnodes if launch.launcher in ("torchrun", "submitit_slurm") else 1
+    importlib.import_module(job.name).preflight(job.module[2:], count * nodes)
+    return count
 
 
-def relay(source: IO[bytes], log: IO[bytes] | None) -> None:
-    """Copy what the step prints to our stdout and the log until it has closed its end."""
-    while chunk := os.read(source.fileno(), 65536):
-        if log:
-            log.write(chunk)
-            log.flush()
-        try:
-            sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
-        except BrokenPipeError:  # whoever read our output is gone; what is left of it goes nowhere
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stdout.fileno())
-            os.close(nowhere)
+def devices(job: Job, config: Config, count: int, visible: list[str]) -> int:
+    """How many GPUs the job's lease is for: one a process, or fewer where there are no more."""
+    if job.ours and config.runtime.device == "cpu":
+        return 0
+    return min(job.wanted, count if job.name in SHARED_STEPS else job.wanted, len(visible))
 
 
-def _die_with_us() -> None:
-    """In the child: SIGTERM when this launcher dies in any way, so that ranks save and leave."""
-    die_with_parent(signal.SIGTERM)
+def run(job: Job, log: Path | None) -> int:
+    """Lease, start and watch; returns the exit status."""
+    config = job.config()
+    launch = at_meeting_place(config.launch)
+    if over_nodes(launch):
+        return on_every_node(job, launch, log)
+    visible = gpus.visible()
+    count = ranks(job, config, visible)
+    if launch.launcher == "submitit_slurm":
+        return submitted(job, count, job.wanted, launch, None)
+    announce(job, count, visible)
+    with lease(devices(job, config, count, visible)) as mine:
+        leased = mine.ids if visible else None
+        with registered(job.module, mine.ids, count, log) as sign, slurm.warned(launch):
+            if launch.launcher == "submitit_local":
+                return submitted(job, count, len(mine.ids), launch, leased)
+            more = launchers.environment(leased, job.threads, count, launch)
+            words = launchers.command(job.module, count, launch, job.ours)
+            show(words[: -len(job.module)] + job.module[:2], more)
+            return supervise(words, os.environ | more, log, mine.descriptors, sign)
 
 
-def supervise(words: list[str], environment: Mapping[str, str], log: Path | None) -> int:
-    """Run the command in a session of its own; returns its exit status.
+def at_meeting_place(launch: Launch) -> Launch:
+    """`launch`, with the place that Slurm's nodes have in common where this is one task a node."""
+    named = launch.launcher != "torchrun" or launch.rdzv_endpoint is not None
+    if named or not slurm.one_task_a_node(launch.nnodes):
+        return launch
+    found = {"rdzv_endpoint": slurm.meeting_place(), "rdzv_id": os.environ["SLURM_JOB_ID"]}
+    return launch.model_copy(update=found)
 
-    SIGTERM, SIGINT and SIGUSR1 are passed on as SIGTERM, so that the ranks save and leave; a
-    second one kills. Afterwards whatever is left of the session is killed.
-    """
-    stream = log.open("wb") if log else None
-    child = subprocess.Popen(
-        words,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        preexec_fn=_die_with_us,
-    )
-    signals: list[int] = []
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        signals.append(number)
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGTERM if len(signals) == 1 else signal.SIGKILL)
+def over_nodes(launch: Launch) -> bool:
+    """Whether this process has a Slurm allocation of several nodes to start the job on."""
+    several = launch.launcher == "torchrun" and launch.nnodes > 1
+    return several and launch.rdzv_endpoint is None and slurm.in_allocation()
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, forward)
-    assert child.stdout is not None
-    relay(child.stdout, stream)
-    status = child.wait()
-    with suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    if signals and status != 0:
-        return EXIT_RESUMABLE
-    return status if status >= 0 else 128 - status
+
+def on_every_node(job: Job, launch: Launch, log: Path | None) -> int:
+    """Start this launcher once on each node of the allocation; --gpus counts those of all."""
+    each = ["--gpus", str(job.wanted // launch.nnodes), "--threads", str(job.threads)]
+    again = [sys.executable, "-m", "pipeline.launch", *each, *job.settings, "--", *job.module]
+    words = [*slurm.srun(launch.nnodes, job.threads), *again]
+    print(f"$ {shlex.join(words[:6])} …", flush=True)
+    return supervise(words, os.environ, log)
+
+
+def announce(job: Job, count: int, visible: list[str]) -> None:
+    """Say in one line where there are no GPUs, or only pretended ones."""
+    if gpus.declared():
+        print(f"REHEARSAL: {gpus.said_by()} declares GPUs that are not there; all computes on CPU")
+    elif job.wanted and not visible:
+        how = f"{count} processes (gloo)" if count > 1 else "one process"
+        print(f"no GPU is visible: {job.name} runs on the CPU in {how}", flush=True)
+
+
+def submitted(job: Job, count: int, devices: int, launch: Launch, leased: list[str] | None) -> int:
+    """Run the job through submitit in a new folder of its own; returns the exit status."""
+    from pipeline import submit  # needed by these launchers only
+
+    name = f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    folder = Path(launch.folder).absolute() / name
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"launch.folder={launch.folder} cannot be written to ({error.strerror}): name another"
+        ) from error
+    more = launchers.environment(leased, job.threads, count, launch)
+    show(["submitit", launch.launcher, *job.module[:2]], more)
+    made = submit.executor(folder, count, max(1, job.threads // count), devices, launch)
+    return submit.submit(folder, job.module, more, made)
+
+
+def show(words: Sequence[str], environment: dict[str, str]) -> None:
+    """Print what is started, and the variables that decide how, in one line."""
+    names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    said = " ".join(f"{name}={environment[name]}" for name in names if name in environment)
+    print(f"$ {shlex.join(words)} …  ({said})", flush=True)
 
 
 def main(argv: list[str]) -> None:
     """Entry point; see the module."""
-    parser = argparse.ArgumentParser(prog="pipeline.launch", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="pipeline.launch",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [--gpus N] [--threads N] [--log FILE] [launch.key=value …] -- -m MODULE …",
+    )
     parser.add_argument("--gpus", type=int, default=0, help="GPUs that the job may take")
     parser.add_argument("--threads", type=int, default=gpus.cpu_cores(), help="CPU threads in all")
     parser.add_argument("--log", type=Path, help="file that gets a copy of the output")
-    parser.add_argument("module", nargs="+", help="-- -m MODULE key=value …")
-    options = parser.parse_args(argv)
-    if options.module[0] != "-m" or len(options.module) < 2:
+    parser.add_argument("settings", nargs="*", help="launch.key=value")
+    before, after = argv, []
+    if "--" in argv:
+        before, after = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
+    options = parser.parse_args(before)
+    if len(after) < 2 or after[0] != "-m":
         parser.error("after -- comes what to start: -m MODULE key=value …")
-    name, arguments = options.module[1], options.module[2:]
-    own = [w for a in arguments if "." not in (w := a.partition("=")[0]) and w not in KNOWN]
-    config, _ = load_step(arguments, own)
-    visible = gpus.visible()
-    count, restarts = 1, 0
-    if name in SHARED_STEPS:
-        step = importlib.import_module(name)
-        count = processes(options.gpus, config.launch.launcher, config.runtime.device, visible)
-        restarts = config.launch.max_restarts
-        check_torch(visible, config.runtime.device)
-        step.preflight(arguments, count)
-    if options.gpus and not visible:
-        ranks = f"{count} processes (gloo)" if count > 1 else "one process"
-        print(f"no GPU is visible: {name} runs on the CPU in {ranks}", flush=True)
-    environment = child_environment(options.threads, count, config.launch.threads)
-    words = command(options.module, count, restarts)
-    if options.log:
-        options.log.parent.mkdir(parents=True, exist_ok=True)
-    print(f"$ {shlex.join(words[:6])} …  (OMP_NUM_THREADS={environment['OMP_NUM_THREADS']})")
-    sys.stdout.flush()
-    sys.exit(supervise(words, environment, options.log))
+    job = Job(after, options.settings, options.gpus, options.threads)
+    sys.exit(run(job, options.log))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from pathlib import Path
 from pipeline.config import stage_keys
 from pipeline.errors import UserError
 from pipeline.files import write_json
-from pipeline.keys import MADE_SOURCES, Config, Sample, Train
+from pipeline.keys import MADE_SOURCES, Config, Train
+from pipeline.samplers import sampler_name
 
 RESULTS = Path("results")
 
@@ -73,6 +74,11 @@ def reference_file(config: Config) -> Path:
     return RESULTS / "reference" / f"{data_name(config)}-{config.evaluate.extractor}.npz"
 
 
+def extractor_file(config: Config) -> Path:
+    """Record of the extractor's weights, which lie in the cache: their sha256."""
+    return RESULTS / "extractors" / f"{config.evaluate.extractor}.json"
+
+
 def run_folder(config: Config) -> Path:
     """`results/<experiment>/<data>`: one folder a stage inside."""
     return RESULTS / config.experiment / data_name(config)
@@ -100,13 +106,14 @@ def weights_file(config: Config) -> Path:
     return run_folder(config) / "train" / names[wanted]
 
 
-def sampler_name(sample: Sample) -> str:
-    """Name of the sampler's folder: heun-18, dopri5-1e-05-g1.2, heun-18-ema500000, ..."""
-    fixed = sample.solver != "dopri5"
-    name = f"{sample.solver}-{sample.steps if fixed else f'{sample.rtol:g}'}"
-    name = name if sample.guidance == 1 else f"{name}-g{sample.guidance:g}"
-    halflife = sample.ema_halflife_images
-    return name if halflife is None else f"{name}-ema{halflife}"
+def samples_folder(config: Config, seed: int) -> Path:
+    """One set of samples by `config.sample` without its runs: `.../sample/<sampler>/seed<k>`."""
+    return run_folder(config) / "sample" / sampler_name(config.sample) / f"seed{seed}"
+
+
+def metrics_file(config: Config, seed: int) -> Path:
+    """The scores of one set of samples: `.../metrics/<sampler>-seed<k>.json`."""
+    return run_folder(config) / "metrics" / f"{sampler_name(config.sample)}-seed{seed}.json"
 
 
 def write_config(folder: Path, config: Config, stage: str) -> None:

@@ -62,8 +62,13 @@ def wait_until_free(folder: Path, every: float = 2.0, remind: float = 60.0) -> b
 
 def is_held(folder: Path) -> bool:
     """Whether another process holds the folder's lock now."""
+    return is_locked(folder / "lock")
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock of a file."""
     try:
-        with (folder / "lock").open("r+") as file:
+        with path.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return False
     except FileNotFoundError:

@@ -9,12 +9,14 @@ below a percent of a training step of the reference network.
 """
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # Streams: what a number is used for.
-ORDER, FLIP, TIME, TRAIN_NOISE, LABEL_DROPOUT, SAMPLE_NOISE = range(6)
+ORDER, FLIP, TIME, TRAIN_NOISE, LABEL_DROPOUT, SAMPLE_NOISE, SAMPLE_CLASS = range(7)
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -60,6 +62,17 @@ def _unit(word: Tensor) -> Tensor:
 def uniform(seed: int, stream: int, index: Tensor) -> Tensor:
     """(B,) float32 uniforms in (0, 1), one per index (int64, not negative)."""
     return _unit(words(seed, stream, index, 1)[:, 0, 0])
+
+
+def category(seed: int, stream: int, index: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """(B,) int64: for each index (int64) a category, drawn as often as `counts` are large.
+
+    The inverse of the cumulative distribution at `uniform`, on the CPU and in float64, where sums
+    of counts are exact: a category of count 0 never comes. Shares are exact to 2^-23.
+    """
+    edges = np.cumsum(counts)
+    share = uniform(seed, stream, torch.from_numpy(index)).numpy().astype(np.float64)
+    return np.searchsorted(edges, share * edges[-1], side="right").astype(np.int64)
 
 
 def normal(seed: int, stream: int, index: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -8,6 +8,15 @@ import yaml
 
 from pipeline.errors import UserError
 
+# Other spellings of keys: `launcher`, and those of the Large Concept Model's trainer.
+ALIASES = {
+    "launcher": "launch.launcher",
+    "trainer.output_dir": "out",
+    "trainer.experiment_name": "experiment",
+    "trainer.use_submitit": "launch.launcher",
+}
+USE_SUBMITIT = {True: "submitit_slurm", False: "standalone"}
+
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` laid over `base`, section by section; lists are replaced whole."""
@@ -35,7 +44,8 @@ def lookup(tree: Any, dotted: str) -> Any:
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     """Nested values of `key=value`, `+key=value` or `++key=value` arguments; values are YAML.
 
-    Raises UserError where an argument has no `=` or its value is no YAML.
+    Keys of ALIASES are replaced by what they mean. Raises UserError where an argument has no `=`
+    or its value is no YAML.
     """
     result: dict[str, Any] = {}
     for argument in arguments:
@@ -44,7 +54,10 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
         if not equals or not key:
             raise UserError(f"argument {argument!r} is not of the form key=value")
         try:
-            result = merge(result, nested(key, yaml.safe_load(text)))
+            value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UserError(f"the value in {argument!r} is no YAML") from error
+        if key == "trainer.use_submitit":
+            value = USE_SUBMITIT.get(value, value)
+        result = merge(result, nested(ALIASES.get(key, key), value))
     return result

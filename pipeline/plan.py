@@ -21,8 +21,9 @@ from pipeline import gpus, layout, sharing
 from pipeline.calibration import Calibration, calibrate
 from pipeline.config import DEFAULT_FILE, load_yaml, resolve
 from pipeline.errors import UserError, run_main
-from pipeline.keys import MADE_SOURCES, Config
+from pipeline.keys import MADE_SOURCES, Config, Sample
 from pipeline.overrides import merge, parse_overrides
+from pipeline.samplers import sampler_name
 from pipeline.shapes import CLASSES
 from pipeline.unet import UNet
 
@@ -128,7 +129,8 @@ def facts(config: Config) -> str:
         net = UNet(config.model, num_classes(config))
     weights = 4 * sum(p.numel() for p in net.parameters())
     pack = num * (res * res * 3 + 8) if num else 0
-    samples = config.sample.num * (res * res * 3 + 8) * len(config.sample.seeds)
+    samplers = config.sample.samplers
+    samples = sum(one.num * len(one.seeds) for one in samplers) * (res * res * 3 + 8)
     averages = len(train.ema_halflife_images)
     saved = (3 + averages) * weights  # the weights, the averages and two moments of AdamW
     every, steps = config.runtime.milestone_images, math.ceil(train.images / train.batch)
@@ -138,14 +140,21 @@ def facts(config: Config) -> str:
     lines = {
         "network": f"{weights / 4e6:.1f} M parameters",
         "training": f"{steps:,} steps of {train.batch:,} = {train.images:,} images, {epochs}",
-        "samples": f"{config.sample.num:,} images for each of {len(config.sample.seeds)} seed(s)",
         "pack": size(pack) if num else "not known yet",
         "checkpoints": f"{size(saved)} each, {kept:,} kept",
         "weights": f"{size(weights)} for each of {averages} average(s)",
         "sample files": size(samples),
         "disk": f"{size(total)} in all{'' if num else ', and the pack'}",
     }
-    return "\n".join(f"  {name:<13} {text}" for name, text in lines.items())
+    made = [("sampler", sampler_line(one)) for one in samplers]
+    return "\n".join(f"  {name:<13} {text}" for name, text in [*lines.items(), *made])
+
+
+def sampler_line(sample: Sample) -> str:
+    """What one sampler makes: its name, images, seeds."""
+    seeds = ", ".join(map(str, sample.seeds))
+    word = "seed" if len(sample.seeds) == 1 else "each of the seeds"
+    return f"{sampler_name(sample)}: {sample.num:,} images with {word} {seeds}"
 
 
 def ranks(config: Config, most: int) -> int:

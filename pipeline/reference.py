@@ -1,63 +1,127 @@
 """Statistics of the features of a whole pack, which every evaluation on it compares with.
 
     python -m pipeline.reference config=... record=RECORD.json out=FILE.npz
+    python -m pipeline.reference reference=FILE export=FILE.npz
 
-Streams the pack once, never mirrored, and checks on the way that it is the pack of the record.
+The first form streams the pack once, never mirrored, and checks on the way that it is the pack of
+the record; under torchrun several processes share it, with the same result. The second writes mu
+and sigma alone, as the evaluators of ADM, EDM and EDM2 read them.
 """
 
-import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from pipeline.config import load_step
 from pipeline.data import Pack, open_pack
-from pipeline.distributed import pick_device
+from pipeline.distributed import Ranks, ranks
 from pipeline.errors import UserError, run_main
-from pipeline.extractors import Extractor, batches, load_extractor
-from pipeline.files import read_json
-from pipeline.keys import Runtime
+from pipeline.extractor_weights import find_weights
+from pipeline.extractors import Extractor, load_extractor
+from pipeline.files import read_json, sha256_npy
+from pipeline.inputs import named
+from pipeline.keys import Config, Runtime
 from pipeline.layout import pack_folder, record_file, reference_file
-from pipeline.scores import Moments, Reference, save_reference
+from pipeline.statistics_files import (
+    Reference,
+    export_reference,
+    load_reference,
+    save_reference,
+)
+from pipeline.streaming import Moments, stream
 
-WORDS = ("record", "out")
-
-
-def measure(pack: Pack, extractor: Extractor, runtime: Runtime) -> Reference:
-    """Moments of the features of all images, and what they depend on.
-
-    Raises UserError where the images are not those of the pack's record.
-    """
-    moments = Moments(extractor.width, extractor.device)
-    digest = hashlib.sha256()
-    size, seconds = runtime.feature_batch, runtime.progress_seconds
-    for part in batches(len(pack), size, "reference", seconds):
-        images = np.ascontiguousarray(pack.images[part])
-        digest.update(images.data)
-        moments.update(extractor.features(images)[0])
-    expected = pack.record["sha256"]["images"]
-    if digest.hexdigest() != expected:
-        raise UserError(
-            f"the pack's images have sha256 {digest.hexdigest()[:8]}…, its record says "
-            f"{expected[:8]}…: run `make data` to build the pack again"
-        )
-    return Reference(
-        moments.mu, moments.sigma, moments.num, expected, extractor.name, extractor.weights_sha256
-    )
+WORDS = ("record", "out", "reference", "export")
 
 
-def main(argv: list[str]) -> None:
-    """Make the reference of the pack that `config` names."""
+@dataclass(frozen=True)
+class Job:
+    """All that is known before the first image."""
+
+    config: Config
+    pack: Pack
+    out: Path
+
+
+def prepare(argv: list[str]) -> Job:
+    """Read and check what the words name; raises UserError for the first that does not do."""
     config, own = load_step(argv, WORDS)
     record = read_json(Path(own.get("record", record_file(config))))
-    out = Path(own.get("out", reference_file(config)))
+    find_weights(config.evaluate.extractor, config.evaluate.weights)
     pack = open_pack(pack_folder(config), record)
     if len(pack) < 2:
         raise UserError("the pack holds one image, and a covariance needs two: use a larger pack")
-    device = pick_device(config.runtime.device, 0)
-    extractor = load_extractor(config.evaluate.extractor, config.evaluate.weights, device)
-    save_reference(out, measure(pack, extractor, config.runtime))
-    print(f"reference of {len(pack):,} images by {extractor.title}: {out}", flush=True)
+    return Job(config, pack, Path(own.get("out", reference_file(config))))
+
+
+def preflight(argv: list[str], world: int) -> None:
+    """What the launcher runs before any rank: all checks that need no network."""
+    if not exported(argv):
+        prepare(argv)
+
+
+def measure(
+    pack: Pack, images: Path, extractor: Extractor, runtime: Runtime, group: Ranks
+) -> Reference:
+    """Moments of the features of all images, and what they depend on; whole on every rank.
+
+    Raises UserError where the file `images` of the pack is not that of its record: rank 0 hashes
+    it while the features are made.
+    """
+    moments = Moments(extractor.width, extractor.device)
+    rows = np.arange(len(pack))
+    with ThreadPoolExecutor(1) as thread:
+        hashing = thread.submit(sha256_npy, images) if group.first else None
+        stream(
+            extractor, runtime, group, "reference", rows, lambda some: pack.images[some], [moments]
+        )
+        found = hashing.result() if hashing else ""
+    record, expected = pack.record, pack.record["sha256"]["images"]
+    if not int(group.sum(torch.tensor(int(found == expected)))):
+        raise UserError(
+            f"the pack's images have sha256 {found[:8]}…, its record says {expected[:8]}…: "
+            "run `make data` to build the pack again"
+        )
+    return Reference(
+        moments.mu,
+        moments.sigma,
+        moments.num,
+        expected,
+        extractor.name,
+        extractor.weights_sha256,
+        named(record),
+        record["resolution"],
+    )
+
+
+def exported(argv: list[str]) -> bool:
+    """Do what `export=FILE` asks for; False where it is not there."""
+    _, own = load_step(argv, WORDS)
+    if ("export" in own) != ("reference" in own):
+        raise UserError("an export needs both reference=FILE and export=FILE.npz: give both")
+    if "export" not in own:
+        return False
+    export_reference(Path(own["export"]), load_reference(Path(own["reference"])))
+    print(f"mu and sigma of {own['reference']}: {own['export']}", flush=True)
+    return True
+
+
+def main(argv: list[str]) -> None:
+    """Make the reference of the pack that `config` names, or export one."""
+    if exported(argv):
+        return
+    job = prepare(argv)
+    settings, runtime = job.config.evaluate, job.config.runtime
+    with ranks(runtime.device) as group:
+        extractor = load_extractor(settings.extractor, settings.weights, group.device)
+        images = pack_folder(job.config) / "images.npy"
+        reference = measure(job.pack, images, extractor, runtime, group)
+        if group.first:
+            save_reference(job.out, reference)
+            print(f"reference of {len(job.pack):,} images by {extractor.title}: {job.out}")
+        group.barrier()
 
 
 if __name__ == "__main__":

@@ -12,55 +12,44 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.charts import curve_chart, distance_chart
+from pipeline.charts import curve_chart, distance_chart, nfe_chart
+from pipeline.checked import Entry, checked, read_evaluation
 from pipeline.config import load_step
 from pipeline.errors import UserError, run_main
 from pipeline.files import atomic_stream, load_npy, read_json
 from pipeline.grid import Panel, panel_grid
 from pipeline.keys import Config
 from pipeline.layout import pack_folder, write_config
-from pipeline.tables import Entry, page, summary, table_rows
+from pipeline.pages import report_page
+from pipeline.tables import (
+    frechet_rows,
+    numbered,
+    protocol_texts,
+    short_hashes,
+    summary,
+    table_rows,
+)
 
 WORDS = ("curve", "record", "samples", "metrics", "out")
 
-# What must stand in the files, and its type; float also takes whole numbers.
-KEYS: dict[str, dict[str, type]] = {
-    "curve": dict.fromkeys(("loss", "grad_norm", "images_per_s", "seconds"), float)
-    | {"step": int, "images": int},
-    "record": {"source": str, "resolution": int, "recipe": str, "num_images": int, "classes": list},
-    "sample": {"sampler": str, "seed": int, "num": int, "nfe_mean": float, "seconds": float}
-    | {"device": str, "world_size": int, "precision": str, "guidance": float},
-    "evaluation": {"metrics": list, "notes": list, "protocol": dict, "sample": dict},
-    "metric": {"name": str, "label": str, "value": float, "num_images": int, "better": str},
-    "accuracy": {"overall": float, "per_class": list, "floor": dict},
-    "real accuracy": {"overall": float},
-    "bracket": {"num_images": int, "floor": float, "value": float, "ceiling": float},
-}
+PANELS = 4  # samplers in the picture beside real images
 
 
 # --- reading -----------------------------------------------------------------------------------
 
 
 class Inputs(NamedTuple):
-    """All that the report shows. The first panel holds the real images."""
+    """All that the report shows."""
 
     record: Entry
     curve: list[Entry]
     evaluations: list[Entry]
-    panels: list[Panel]
-
-
-def checked(kind: str, value: Any, where: object) -> Entry:
-    """`value`, a mapping with the KEYS of its kind; raises UserError naming the first at fault."""
-    entries = value if isinstance(value, dict) else {}
-    for key, wanted in KEYS[kind].items():
-        if not isinstance(entries.get(key), (int, float) if wanted is float else wanted):
-            raise UserError(f"{where} has no valid {key!r}: run the step that makes it again")
-    return entries
+    real: Panel
+    samples: list[tuple[str, Panel]]  # sampler and images, in the order of the command line
 
 
 def read_curve(path: Path) -> list[Entry]:
@@ -96,25 +85,19 @@ def read_panel(title: str, folder: Path, record: Entry) -> Panel:
     return Panel(title, images, labels)
 
 
-def read_samples(folder: Path, record: Entry) -> Panel:
-    """One folder of samples, titled by its sampler and seed."""
+def read_samples(folder: Path, record: Entry) -> tuple[str, Panel]:
+    """The sampler of one folder of samples, and its panel, titled by sampler and seed."""
     about = checked("sample", read_json(folder / "sample.json"), folder / "sample.json")
-    return read_panel(f"samples: {about['sampler']}, seed {about['seed']}", folder, record)
+    title = f"{about['sampler']}, seed {about['seed']}"
+    return about["sampler"], read_panel(title, folder, record)
 
 
-def read_evaluation(path: Path, record: Entry) -> Entry:
+def read_scores(path: Path, record: Entry) -> Entry:
     """One metrics file; raises UserError where it is damaged or of other classes."""
-    result = checked("evaluation", read_json(path), path)
-    checked("sample", result["sample"], f"`sample` of {path}")
-    for place, metric in enumerate(result["metrics"]):
-        checked("metric", metric, f"metric {place} of {path}")
-        if metric.get("bracket"):
-            checked("bracket", metric["bracket"], f"the bracket of {metric['name']} in {path}")
-    if result.get("class_accuracy"):
-        shares = checked("accuracy", result["class_accuracy"], f"`class_accuracy` of {path}")
-        checked("real accuracy", shares["floor"], f"`class_accuracy.floor` of {path}")
-        if len(shares["per_class"]) != len(record["classes"]):
-            raise UserError(f"{path} and the record differ in classes: evaluate again")
+    result = read_evaluation(path)
+    shares = result.get("class_accuracy")
+    if shares and len(shares["per_class"]) != len(record["classes"]):
+        raise UserError(f"{path} and the record differ in classes: evaluate again")
     return result
 
 
@@ -134,20 +117,48 @@ def read_inputs(config: Config, words: Mapping[str, str]) -> Inputs:
     return Inputs(
         record,
         read_curve(Path(words["curve"])),
-        [read_evaluation(Path(p), record) for p in words["metrics"].split(",")],
-        [real, *(read_samples(Path(p), record) for p in words["samples"].split(","))],
+        [read_scores(Path(p), record) for p in words["metrics"].split(",")],
+        real,
+        [read_samples(Path(p), record) for p in words["samples"].split(",")],
     )
 
 
 # --- writing -----------------------------------------------------------------------------------
 
 
+def first_seeds(samples: list[tuple[str, Panel]]) -> dict[str, Panel]:
+    """The first panel of each sampler, in order."""
+    panels: dict[str, Panel] = {}
+    for sampler, panel in samples:
+        panels.setdefault(sampler, panel)
+    return panels
+
+
+def left_out(inputs: Inputs) -> list[str]:
+    """One sentence about the samplers that the picture leaves out, where there are too many."""
+    rest = list(first_seeds(inputs.samples))[PANELS:]
+    few = f"Note: samples_vs_real.png shows the first {PANELS} samplers, not {', '.join(rest)}"
+    return [few] if rest else []
+
+
 def samples_picture(inputs: Inputs, rows: int, columns: int) -> bytes:
-    """PNG of real images beside each set of samples."""
+    """PNG of real images beside the first seed of the first samplers."""
     stream = io.BytesIO()
-    picture = panel_grid(inputs.panels, inputs.record["classes"], rows, columns, None)
+    panels = [inputs.real, *list(first_seeds(inputs.samples).values())[:PANELS]]
+    picture = panel_grid(panels, inputs.record["classes"], rows, columns, None)
     picture.save(stream, format="PNG")
     return stream.getvalue()
+
+
+def class_counts(inputs: Inputs) -> dict[str, list[int]]:
+    """Images of each class among the real ones and in each set of samples that has classes."""
+    num = len(inputs.record["classes"])
+    panels = [inputs.real, *(panel for _, panel in inputs.samples)]
+    return {
+        panel.title: np.bincount(panel.labels, minlength=num).tolist()
+        for panel in panels
+        if (panel.labels >= 0).all()
+    }
 
 
 def main(argv: list[str]) -> None:
@@ -157,12 +168,17 @@ def main(argv: list[str]) -> None:
     record, evaluations = inputs.record, inputs.evaluations
     title = f"{record['source']}_{record['resolution']}-{record['recipe']}"
     full = f"{title}: {record['num_images']:,} images of {len(record['classes']):,} classes"
-    shown = summary(full, inputs.curve, evaluations)
+    notes, counts, rows = left_out(inputs), class_counts(inputs), table_rows(evaluations)
+    protocols = [short_hashes(line) for line in numbered(protocol_texts(evaluations))]
+    shown = summary(full, inputs.curve, evaluations, notes)
     outputs = {
         "curve.png": curve_chart(title, inputs.curve, record["num_images"]),
         "samples_vs_real.png": samples_picture(inputs, *config.report.model_dump().values()),
-        "distance.png": distance_chart(title, table_rows(evaluations)),
-        "table.html": page(full, inputs.curve, evaluations, record["classes"]).encode(),
+        "distance.png": distance_chart(title, rows),
+        "nfe.png": nfe_chart(title, frechet_rows(rows), protocols),
+        "table.html": report_page(
+            full, inputs.curve, evaluations, record["classes"], counts, notes
+        ).encode(),
         "summary.txt": shown.encode(),
     }
     for name, content in outputs.items():

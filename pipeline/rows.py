@@ -17,7 +17,7 @@ def write_rows(path: Path, first: int, pixels: np.ndarray) -> bytes:
     Several processes may write rows of one file at the same time. Returns the rows' digests, and
     leaves fsync to the caller. Raises UserError where the disk is full.
     """
-    data = memoryview(pixels.reshape(-1))
+    data = pixels.reshape(-1).data
     offset = HEADER + first * pixels[0].nbytes
     try:
         file = os.open(path, os.O_WRONLY)

@@ -1,10 +1,11 @@
-"""Sample images: weights.safetensors -> images.npy, labels.npy, grid.png, sample.json.
+"""Sample images: weights.safetensors -> images.npy, labels.npy, grid.png, strip.png, sample.json.
 
     torchrun --standalone --nproc-per-node=4 -m pipeline.sample weights=W.safetensors seed=0
 
 Image k is a function of (weights, sampler, seed, k): its noise comes from (seed, k) and its class
-is k modulo the number of classes, whatever the batch size and the number of ranks. Finished
-batches are kept in `shards/` until all are there, so an interrupted run goes on.
+is k modulo the number of classes or comes from (seed, k) too, whatever the batch size and the
+number of ranks. Finished batches are kept in `shards/` until all are there, so an interrupted run
+goes on.
 """
 
 import math
@@ -12,91 +13,32 @@ import os
 import shutil
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipeline import checkpoint, execution, flow, locks, noise, solver
-from pipeline.config import load_step, stage_keys
+from pipeline import execution, grids, locks, noise, solver, strip
+from pipeline.config import stage_keys
 from pipeline.data import to_uint8
 from pipeline.distributed import Ranks, StopFlag, ranks
-from pipeline.errors import Stopped, UserError, run_main
-from pipeline.files import (
-    atomic_stream,
-    save_npy,
-    sha256_file,
-    sha256_json,
-    write_json,
-)
+from pipeline.errors import Stopped, run_main
+from pipeline.files import atomic_stream, load_npy, save_npy, sha256_json, write_json
 from pipeline.grid import save_grid
-from pipeline.keys import Config, Model
-from pipeline.layout import run_folder, sampler_name, weights_file, write_config
+from pipeline.guidance import Field
+from pipeline.keys import Model
+from pipeline.layout import write_config
 from pipeline.metering import Progress
+from pipeline.sample_job import Job, Weights, prepare
+from pipeline.samplers import sampler_name
 from pipeline.unet import UNet
 
-WORDS = ("weights", "seed", "out")
 GRID_ROWS, GRID_COLUMNS = 10, 10  # classes and samples of a class in grid.png
 
 
-@dataclass(frozen=True)
-class Job:
-    """All that is known before the first image."""
-
-    config: Config
-    weights: dict[str, Tensor]
-    about: dict[str, Any]  # the weights' metadata: training keys and data
-    weights_sha256: str
-    seed: int
-    out: Path
-
-    @property
-    def classes(self) -> list[str]:
-        """Class names in label order."""
-        names: list[str] = self.about["record"]["classes"]
-        return names
-
-    @property
-    def conditional(self) -> bool:
-        """Whether the network knows classes."""
-        return bool(self.about["config"]["model"]["class_conditional"])
-
-    @property
-    def guided(self) -> bool:
-        """Whether every evaluation needs the network with and without the class."""
-        return self.conditional and self.config.sample.guidance != 1
-
-    def labels(self, index: np.ndarray) -> np.ndarray:
-        """Class of each image index (int64): balanced over the classes, -1 where there are none."""
-        return index % len(self.classes) if self.conditional else np.full_like(index, -1)
-
-
-def prepare(argv: list[str]) -> Job:
-    """Read the configuration and the weights; raises UserError about the first problem."""
-    config, own = load_step(argv, WORDS)
-    try:
-        seed = int(own.get("seed", config.sample.seeds[0]))
-    except ValueError as error:
-        raise UserError(f"seed={own['seed']} is not a whole number") from error
-    path = Path(own["weights"]) if "weights" in own else weights_file(config)
-    weights, about = checkpoint.load_weights(path)
-    check_halflife(config.sample.ema_halflife_images, about, path)
-    folder = run_folder(config) / "sample" / sampler_name(config.sample) / f"seed{seed}"
-    out = Path(own.get("out", folder))
-    return Job(config, weights, about, sha256_file(path), seed, out)
-
-
-def check_halflife(wanted: int | None, about: dict[str, Any], path: Path) -> None:
-    """Raise UserError where the weights are averaged with another half-life than `wanted`."""
-    there = about.get("ema_halflife_images")
-    if wanted is not None and wanted != there:
-        raise UserError(
-            f"weights {path} are averaged with a half-life of {there} images, "
-            f"not sample.ema_halflife_images={wanted}: give another file, or null"
-        )
+Networks = tuple[nn.Module, nn.Module | None]  # the one that is sampled, and its guide
 
 
 def preflight(argv: list[str], world: int) -> None:
@@ -104,47 +46,80 @@ def preflight(argv: list[str], world: int) -> None:
     locks.wait_until_free(prepare(argv).out)
 
 
-def build_net(job: Job, group: Ranks) -> torch.nn.Module:
-    """The network with its averaged weights, ready to evaluate."""
+def build(job: Job, group: Ranks) -> Networks:
+    """The network and its guide, ready to evaluate."""
     execution.set_float32(job.config.sample.precision, group.device)
-    net = UNet(Model.model_validate(job.about["config"]["model"]), len(job.classes))
-    net.load_state_dict(job.weights)
+    guide = None if job.guide is None else build_net(job, job.guide, group)
+    return build_net(job, job.weights, group), guide
+
+
+def build_net(job: Job, weights: Weights, group: Ranks) -> nn.Module:
+    """One network with its averaged weights."""
+    model = Model.model_validate(weights.about["config"]["model"])
+    net = UNet(model, len(weights.record["classes"]))
+    net.load_state_dict(weights.state)
     net.eval().requires_grad_(False)
     return execution.prepare(net, group.device, job.config.runtime.compile, group.first)
 
 
-def velocity_field(job: Job, net: torch.nn.Module, labels: Tensor) -> solver.Velocity:
-    """The (guided) velocity of images with classes `labels` (B,); both branches in one call."""
-    sample, none = job.config.sample, len(job.classes)
+def begin(
+    job: Job, networks: Networks, index: np.ndarray, device: torch.device
+) -> tuple[Field, Tensor]:
+    """The velocity field of the images with the given indices, and their first state (B,3,H,W)."""
+    sample, record = job.config.sample, job.weights.record
+    shape, no_class = (3, record["resolution"], record["resolution"]), len(record["classes"])
+    x0 = noise.normal(job.seed, noise.SAMPLE_NOISE, torch.from_numpy(index).to(device), shape)
+    x0 = x0.contiguous(memory_format=execution.memory_format(device))
+    classes = torch.from_numpy(job.labels(index)).to(device)
+    labels = torch.where(classes < 0, no_class, classes)
+    net, guide = networks
+    field = Field(sample, net, labels, None if job.weights.classes is None else no_class, guide)
+    return field, grids.start_state(x0, grids.times(sample))
 
-    def velocity(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
-        t, known = t.to(x.dtype), labels[rows]
-        with execution.autocast(sample.precision, x.device):
-            if not job.guided:
-                return net(x, t, known).to(x.dtype)
-            both = torch.cat([known, torch.full_like(known, none)])
-            pair = net(torch.cat([x, x]), torch.cat([t, t]), both).to(x.dtype)
-        conditional, unconditional = pair.chunk(2)
-        return flow.guided(conditional, unconditional, sample.guidance)
 
-    return velocity
+def pixels(x: Tensor) -> np.ndarray:
+    """States (B,3,H,W) in [-1,1] as images uint8 (B,H,W,3) in host memory."""
+    return to_uint8(x).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 @torch.inference_mode()
 def sample_images(
-    job: Job, net: torch.nn.Module, index: np.ndarray, device: torch.device
+    job: Job, networks: Networks, index: np.ndarray, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (B,H,W,3) with the given indices, and the network evaluations (B,) of each."""
-    keys, size = job.config.sample, job.about["record"]["resolution"]
-    place = torch.from_numpy(index).to(device)
-    x0 = noise.normal(job.seed, noise.SAMPLE_NOISE, place, (3, size, size))
-    labels = torch.from_numpy(job.labels(index)).to(device)
-    labels = torch.where(labels < 0, len(job.classes), labels)
-    field = velocity_field(job, net, labels)
-    x0 = x0.contiguous(memory_format=execution.memory_format(device))
-    result = solver.solve(keys.solver, field, x0, keys.steps, keys.rtol, keys.atol)
-    images = to_uint8(result.x).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    return images, result.evaluations.cpu().numpy() * (2 if job.guided else 1)
+    sample = job.config.sample
+    field, x = begin(job, networks, index, device)
+    grid = grids.times(sample)
+    x = solver.solve(sample.solver, field, x, grid, sample.rtol, sample.atol).x
+    return pixels(x), field.evaluations.cpu().numpy()
+
+
+@torch.inference_mode()
+def states(
+    job: Job, networks: Networks, index: np.ndarray, device: torch.device
+) -> tuple[list[float], np.ndarray]:
+    """Times (T,) on the way to the images with the given indices, and states uint8 (T,B,H,W,3)."""
+    field, x = begin(job, networks, index, device)
+    times, columns = zip(*strip.states(job.config.sample, field, x), strict=True)
+    return list(times), np.stack([pixels(column) for column in columns])
+
+
+def save_strip(job: Job, networks: Networks, device: torch.device) -> None:
+    """Write strip.png: how the first images come out of their noise."""
+    index = np.arange(min(strip.ROWS, job.config.sample.num), dtype=np.int64)
+    size = job.config.runtime.sample_batch
+    parts = [states(job, networks, index[k : k + size], device) for k in index[::size]]
+    images = np.concatenate([part for _, part in parts], axis=1)
+    names = strip.row_names(job.labels(index), job.weights.classes)
+    strip.save_strip(job.out / "strip.png", parts[0][0], images, names)
+
+
+def shard_folder(job: Job) -> Path:
+    """Where finished batches wait: named by all that their content depends on."""
+    keys = stage_keys(job.config, "sample")["sample"]
+    work: dict[str, Any] = {"weights": job.weights.sha256, "guide": job.guide_sha256, "keys": keys}
+    work |= {"seed": job.seed, "batch": job.config.runtime.sample_batch}
+    return job.out / "shards" / sha256_json(work)[:12]
 
 
 def shard_file(shards: Path, start: int) -> Path:
@@ -152,10 +127,9 @@ def shard_file(shards: Path, start: int) -> Path:
     return shards / f"{start:08d}.npz"
 
 
-def sample_shards(job: Job, group: Ranks, shards: Path) -> float:
+def sample_shards(job: Job, networks: Networks, group: Ranks, shards: Path) -> float:
     """Sample every batch that is not in `shards` yet, this rank's share; returns images/s."""
     stop = StopFlag(group)
-    net = build_net(job, group)
     num, size = job.config.sample.num, job.config.runtime.sample_batch
     starts = list(range(0, num, size))[group.rank :: group.world]
     rounds = math.ceil(num / (size * group.world))  # the same on all ranks, for the stop flag
@@ -166,7 +140,7 @@ def sample_shards(job: Job, group: Ranks, shards: Path) -> float:
             index = np.arange(starts[number], min(starts[number] + size, num), dtype=np.int64)
             path = shard_file(shards, starts[number])
             if not path.exists():
-                images, evaluations = sample_images(job, net, index, group.device)
+                images, evaluations = sample_images(job, networks, index, group.device)
                 with atomic_stream(path) as stream:
                     np.savez(stream, images=images, evaluations=evaluations)
                 made += len(index)
@@ -177,65 +151,78 @@ def sample_shards(job: Job, group: Ranks, shards: Path) -> float:
     return made / (time.monotonic() - progress.began)
 
 
-def collect(
-    job: Job, shards: Path, speed: float | None, seconds: float, world: int, device: str
-) -> None:
-    """Join the shards into the declared outputs and remove them (rank 0)."""
+def join_images(job: Job, shards: Path) -> np.ndarray:
+    """Stream the shards into images.npy; returns the network evaluations of each image (N,)."""
     num, batch = job.config.sample.num, job.config.runtime.sample_batch
-    size = job.about["record"]["resolution"]
-    images = np.empty((num, size, size, 3), dtype=np.uint8)
-    evaluations = np.empty(num, dtype=np.int64)
-    for start in range(0, num, batch):
-        with np.load(shard_file(shards, start), allow_pickle=False) as part:
-            images[start : start + batch] = part["images"]
-            evaluations[start : start + batch] = part["evaluations"]
-    labels = job.labels(np.arange(num, dtype=np.int64))
-    save_npy(job.out / "images.npy", images)
+    size = job.weights.record["resolution"]
+    header = {"descr": "|u1", "fortran_order": False, "shape": (num, size, size, 3)}
+    evaluations = []
+    with atomic_stream(job.out / "images.npy") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for start in range(0, num, batch):
+            with np.load(shard_file(shards, start), allow_pickle=False) as part:
+                stream.write(np.ascontiguousarray(part["images"]).data)
+                evaluations.append(part["evaluations"])
+    return np.concatenate(evaluations)
+
+
+def collect(job: Job, shards: Path) -> np.ndarray:
+    """Write images, labels and grid from the shards (rank 0); returns the evaluations (N,)."""
+    evaluations = join_images(job, shards)
+    labels = job.labels(np.arange(job.config.sample.num, dtype=np.int64))
     save_npy(job.out / "labels.npy", labels)
-    save_grid(job.out / "grid.png", images, labels, job.classes, GRID_ROWS, GRID_COLUMNS)
-    keys = job.config.sample
-    about = {
+    images, classes = load_npy(job.out / "images.npy"), job.weights.record["classes"]
+    save_grid(job.out / "grid.png", images, labels, classes, GRID_ROWS, GRID_COLUMNS)
+    return evaluations
+
+
+def describe(job: Job, evaluations: np.ndarray, run: dict[str, Any]) -> dict[str, Any]:
+    """The content of sample.json; `run` is what depends on the machine."""
+    keys, weights = job.config.sample, job.weights
+    return run | {
         "sampler": sampler_name(keys),
         "config": stage_keys(job.config, "sample"),
         "seed": job.seed,
-        "num": num,
+        "num": keys.num,
         "guidance": keys.guidance,
         "precision": keys.precision,
         "nfe_mean": float(evaluations.mean()),
         "nfe_max": int(evaluations.max()),
-        "images_per_s": speed,
-        "seconds": seconds,
-        "world_size": world,
-        "device": device,
-        "weights_sha256": job.weights_sha256,
-        "train": {k: job.about[k] for k in ("images", "gpu_hours", "config", "torch")},
-        "data": job.about["record"],
+        "weights_sha256": weights.sha256,
+        "guide_sha256": job.guide_sha256,
+        "train": {k: weights.about[k] for k in ("images", "gpu_hours", "config", "torch")},
+        "data": weights.record,
     }
+
+
+def finish(job: Job, networks: Networks, group: Ranks, shards: Path, run: dict[str, Any]) -> None:
+    """Write the declared outputs, sample.json the last, and remove the shards (rank 0)."""
+    evaluations = collect(job, shards)
+    save_strip(job, networks, group.device)
+    name = torch.cuda.get_device_name() if group.device.type == "cuda" else "CPU"
+    run = run | {"world_size": group.world, "device": name}
     write_config(job.out, job.config, "sample")
-    write_json(job.out / "sample.json", about)
+    write_json(job.out / "sample.json", describe(job, evaluations, run))
     shutil.rmtree(shards.parent)
+    print(f"sample: {job.config.sample.num:,} images in {run['seconds']:.0f} s, {job.out}")
 
 
 def main(argv: list[str]) -> None:
     """Entry point of every rank."""
     began = time.monotonic()
     job = prepare(argv)
-    runtime = job.config.runtime
-    work = {"weights": job.weights_sha256, "keys": stage_keys(job.config, "sample")["sample"]}
-    work |= {"seed": job.seed, "batch": runtime.sample_batch}
-    shards = job.out / "shards" / sha256_json(work)[:12]
-    first = os.environ.get("RANK", "0") == "0"
-    lock = locks.locked(job.out) if first else nullcontext()
+    runtime, shards = job.config.runtime, shard_folder(job)
+    lock = locks.locked(job.out) if os.environ.get("RANK", "0") == "0" else nullcontext()
     with lock, ranks(runtime.device) as group:
-        with execution.enough_memory(runtime.sample_batch, "runtime.sample_batch", group.device):
-            mine = sample_shards(job, group, shards)
+        at_once = runtime.sample_batch
+        with execution.enough_memory(at_once, "runtime.sample_batch", group.device):
+            networks = build(job, group)
+            mine = sample_shards(job, networks, group, shards)
         speed = float(group.mean(torch.tensor(mine, device=group.device))) * group.world
         group.barrier()
-        if first:
-            seconds = time.monotonic() - began
-            name = torch.cuda.get_device_name() if group.device.type == "cuda" else "CPU"
-            collect(job, shards, speed or None, seconds, group.world, name)
-            print(f"sample: {job.config.sample.num:,} images in {seconds:.0f} s, {job.out}")
+        if group.first:
+            run = {"images_per_s": speed or None, "seconds": time.monotonic() - began}
+            finish(job, networks, group, shards, run)
         group.barrier()
 
 

@@ -1,7 +1,5 @@
 """How the work of a step is shared out: processes for the devices, images for the processes."""
 
-import os
-
 from pipeline import gpus
 from pipeline.errors import UserError
 from pipeline.keys import Config
@@ -24,7 +22,7 @@ def processes(wanted: int, launcher: str, device: str, visible: list[str]) -> in
         if wanted > len(visible):
             raise UserError(
                 f"{wanted} GPUs are asked for but {len(visible)} visible "
-                f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}): "
+                f"({gpus.said_by()}): "
                 f"pass --resources gpu={len(visible)} or make more devices visible"
             )
         return max(1, wanted)

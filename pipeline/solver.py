@@ -1,4 +1,4 @@
-"""ODE integrators: pure functions that carry x from time 0 (noise) to time 1 (data).
+"""ODE integrators: pure functions that carry x along time, from 0 (noise) to 1 (data).
 
 A velocity is called as `velocity(x, t, rows)` with the state x (B, C, H, W), the times t (B,) in
 x's dtype and `rows` (B,) int64, the batch rows that are being evaluated, by which the caller picks
@@ -80,11 +80,38 @@ def heun(velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
     return Solution(x, torch.full_like(rows, 2 * (len(grid) - 1)))
 
 
-def dopri5(
-    velocity: Velocity, x: Tensor, rtol: float, atol: float, rows: Tensor | None = None
-) -> Solution:
-    """Dormand-Prince 5(4) (J. Comp. Appl. Math. 6, 1980) from 0 to 1, steps chosen per sample.
+def rk4(velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
+    """The classical Runge-Kutta method of Kutta 1901 (order 4).
 
+    `times` (N+1,) is the increasing grid, best in float64; four evaluations a step.
+    """
+    grid, rows = times.tolist(), _all_rows(x)
+    for t, t_next in pairwise(grid):
+        h, middle = t_next - t, _filled(x, (t + t_next) / 2)
+        slope = velocity(x, _filled(x, t), rows)
+        second = velocity(x + h / 2 * slope, middle, rows)
+        third = velocity(x + h / 2 * second, middle, rows)
+        end_slope = velocity(x + h * third, _filled(x, t_next), rows)
+        x = x + h / 6 * (slope + 2 * (second + third) + end_slope)
+    return Solution(x, torch.full_like(rows, 4 * (len(grid) - 1)))
+
+
+FIXED_GRID = {"euler": euler, "midpoint": midpoint, "heun": heun, "rk4": rk4}
+
+
+def dopri5(
+    velocity: Velocity,
+    x: Tensor,
+    rtol: float,
+    atol: float,
+    rows: Tensor | None = None,
+    *,
+    start: float = 0.0,
+    stop: float = 1.0,
+) -> Solution:
+    """Dormand-Prince 5(4) (J. Comp. Appl. Math. 6, 1980), steps chosen per sample.
+
+    Goes from time `start` to the later time `stop`.
     A step is accepted where the RMS over the sample's elements of
     error / (atol + rtol max(|x|, |x_new|)) is at most 1. Two evaluations choose the first step and
     each attempt takes six; a step does not grow right after a rejection (Hairer, Norsett & Wanner
@@ -94,24 +121,25 @@ def dopri5(
     """
     rows = _all_rows(x) if rows is None else rows
     final, evaluations = torch.empty_like(x), torch.full_like(rows, 2)
-    t = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    t = torch.full((len(x),), start, dtype=torch.float64, device=x.device)
     slope = velocity(x, t.to(x.dtype), rows)
-    step = _first_step(velocity, x, slope, rows, rtol, atol)
+    step = _first_step(velocity, x, slope, rows, (rtol, atol), (start, stop))
     place = _all_rows(x)  # of the live samples in the batch
     smooth = torch.ones_like(place, dtype=torch.bool)  # their last attempt was not rejected
     while len(place):
         _check_step(step, rows[place])
-        h = torch.minimum(step, 1 - t)
+        last = step >= stop - t
+        h = torch.minimum(step, stop - t)
         new_x, new_slope, error = dopri5_step(velocity, x, t, h, slope, rows[place])
         evaluations[place] += len(STAGES)
         norm = _rms(error / (atol + rtol * torch.maximum(x.abs(), new_x.abs())))
         accepted = norm <= 1
         x = torch.where(_wide(accepted, x), new_x, x)
         slope = torch.where(_wide(accepted, x), new_slope, slope)
-        t = torch.where(accepted, t + h, t)
+        t = torch.where(accepted, torch.where(last, stop, t + h), t)
         factor = t.new_tensor([step_factor(value) for value in norm.tolist()])
         step = h * torch.where(smooth, factor, factor.clamp(max=1))
-        live = t < 1  # t + (1 - t) is exactly 1 in IEEE arithmetic
+        live = t < stop
         final[place[~live]] = x[~live]
         x, slope, t, step = x[live], slope[live], t[live], step[live]
         place, smooth = place[live], accepted[live]
@@ -146,39 +174,47 @@ def step_factor(error: float) -> float:
 
 
 def solve(
-    name: str, velocity: Velocity, x: Tensor, steps: int, rtol: float, atol: float
+    name: str, velocity: Velocity, x: Tensor, times: Tensor, rtol: float, atol: float
 ) -> Solution:
-    """Carry x (B, C, H, W) from 0 to 1 with the integrator `name` of sample.solver.
+    """Carry x (B, C, H, W) from times[0] to times[-1] with the integrator `name` of sample.solver.
 
-    `steps` equal steps for euler, midpoint and heun; `rtol` and `atol` are for dopri5 alone.
+    `times` (N+1,) float64 increase; dopri5 takes no more than the ends of them. `rtol` and `atol`
+    are for dopri5 alone. Over slices of a grid, one after the other, a fixed-grid method does the
+    same arithmetic as over the whole.
     Raises KeyError for another name, ArithmeticError where a step of dopri5 underflows.
     """
     if name == "dopri5":
-        return dopri5(velocity, x, rtol, atol)
-    fixed_grid = {"euler": euler, "midpoint": midpoint, "heun": heun}[name]
-    return fixed_grid(velocity, x, torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+        return dopri5(velocity, x, rtol, atol, start=float(times[0]), stop=float(times[-1]))
+    return FIXED_GRID[name](velocity, x, times)
 
 
 def _first_step(
-    velocity: Velocity, x: Tensor, slope: Tensor, rows: Tensor, rtol: float, atol: float
+    velocity: Velocity,
+    x: Tensor,
+    slope: Tensor,
+    rows: Tensor,
+    tolerances: tuple[float, float],
+    interval: tuple[float, float],
 ) -> Tensor:
     """First step of each sample (B,) float64; Hairer, Norsett & Wanner 1993, II.4, one evaluation.
 
-    The trial step stays within the interval, since a velocity need not exist beyond it.
+    `tolerances` are rtol and atol, `interval` the first and last time. The trial step stays within
+    the interval, since a velocity need not exist beyond it.
     """
+    (rtol, atol), (start, stop) = tolerances, interval
     scale = atol + rtol * x.abs()
     size, speed = _rms(x / scale).tolist(), _rms(slope / scale).tolist()
-    trials = [_trial_step(*norms) for norms in zip(size, speed, strict=True)]
+    trials = [min(stop - start, _trial_step(*norms)) for norms in zip(size, speed, strict=True)]
     trial = torch.tensor(trials, dtype=torch.float64, device=x.device)
     end = x + _wide(trial.to(x.dtype), x) * slope
-    change = _rms((velocity(end, trial.to(x.dtype), rows) - slope) / scale).tolist()
+    change = _rms((velocity(end, (start + trial).to(x.dtype), rows) - slope) / scale).tolist()
     steps = [_grown_step(*norms) for norms in zip(trials, speed, change, strict=True)]
     return torch.tensor(steps, dtype=torch.float64, device=x.device)
 
 
 def _trial_step(size: float, speed: float) -> float:
     """A step that changes a state of norm `size` by a hundredth; steps a) and b) of II.4."""
-    return 1e-6 if size < 1e-5 or speed < 1e-5 else min(1.0, 0.01 * size / speed)
+    return 1e-6 if size < 1e-5 or speed < 1e-5 else 0.01 * size / speed
 
 
 def _grown_step(trial: float, speed: float, change: float) -> float:

@@ -1,20 +1,19 @@
-"""The tables of the report: rows of metrics as plain text and as a page of HTML."""
+"""The tables of the report: rows of scores, over samplers and seeds, and as plain text."""
 
-import html
 import json
 import math
 import re
-import string
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from pipeline.checked import Entry
 from pipeline.metering import clock
+from pipeline.samplers import family
 from pipeline.text import number, shorten
 
-Entry = dict[str, Any]  # one object of the metrics file or the curve
 WIDTH = 110  # columns of the plain text, at most
 LONG_HASH = re.compile(
     r"\b([0-9a-f]{12})[0-9a-f]{52}\b"
@@ -25,38 +24,59 @@ COLUMNS = {
     "label": "metric", "sampler": "sampler", "seed": "seed", "value": "value", "std": "±",
     "better": "better", "num_images": "N", "floor": "floor", "at": "at n", "ceiling": "ceiling",
     "num_bracket": "n", "real": "real", "nfe_mean": "NFE", "images_per_s": "images/s",
-    "seconds": "seconds",
+    "seconds": "seconds", "protocol": "protocol",
 }  # fmt: skip
 HTML_ONLY = {"label", "nfe_mean", "images_per_s", "seconds"}
 TEXT_COLUMNS = {"name": "metric"} | {k: v for k, v in COLUMNS.items() if k not in HTML_ONLY}
 TEXT_COLUMNS |= {"better": ""}
+SEED_COLUMNS = {
+    "label": "metric", "sampler": "sampler", "nfe_mean": "NFE", "num_images": "N",
+    "seeds": "seeds", "values": "value of each seed", "mean": "mean", "std": "±", "min": "min",
+    "protocol": "protocol",
+}  # fmt: skip
+TEXT_SEED_COLUMNS = {"name": "metric"} | {k: v for k, v in SEED_COLUMNS.items() if k != "label"}
 SAMPLE_COLUMNS = {
     "sampler": "sampler", "seed": "seed", "num": "N", "nfe_mean": "NFE", "nfe_max": "NFE max",
     "images_per_s": "images/s", "seconds": "seconds", "device": "device", "world_size": "ranks",
     "precision": "precision", "guidance": "guidance",
 }  # fmt: skip
-NAMES = {"name", "label", "sampler", "device", "precision", "class"}  # columns of words
+NAMES = {  # columns of words
+    "name", "label", "sampler", "device", "precision", "class", "seeds", "values", "experiment",
+    "data", "extractor", "weights",
+}  # fmt: skip
 ARROWS = {"lower": "↓", "higher": "↑"}
 LEGEND = (
     "↓ lower is better, ↑ higher is better. N: samples in the value. Floor, at n, ceiling: other "
     "real images, the samples, and uniform noise, each against the same n real images. Real: class "
     "accuracy of other real images. NFE: network evaluations an image. Seconds: wall time of "
-    "sampling."
+    "sampling. Over seeds, ± is the standard deviation of their values."
 )
+
+
+# --- rows ----------------------------------------------------------------------------------------
+
+
+def protocol_texts(evaluations: Sequence[Entry]) -> list[str]:
+    """The protocol of each evaluation as one line of text."""
+    return [json.dumps(e["protocol"], sort_keys=True).replace('"', "")[1:-1] for e in evaluations]
 
 
 def table_rows(evaluations: Sequence[Entry]) -> list[Entry]:
     """One row a metric and set of samples, keyed as COLUMNS, grouped by metric.
 
-    `evaluations`: the checked contents of metrics files.
+    `evaluations`: the checked contents of metrics files. `protocol` is its number below the table,
+    None where there is only one.
     """
-    rows = []
-    for evaluation in evaluations:
+    rows, texts = [], protocol_texts(evaluations)
+    distinct = list(dict.fromkeys(texts))
+    for evaluation, text in zip(evaluations, texts, strict=True):
+        sample = {"protocol": distinct.index(text) + 1 if len(distinct) > 1 else None}
+        sample |= {"family": family(evaluation["sample"])} | evaluation["sample"]
         for metric in evaluation["metrics"] + accuracy_metric(evaluation):
             near = metric.get("bracket") or {}
             row = {"floor": near.get("floor"), "at": near.get("value")}
             row |= {"ceiling": near.get("ceiling"), "num_bracket": near.get("num_images")}
-            rows.append(evaluation["sample"] | row | metric)
+            rows.append(sample | row | metric)
     order = list(dict.fromkeys(row["name"] for row in rows))
     return sorted(rows, key=lambda row: order.index(row["name"]))
 
@@ -69,6 +89,44 @@ def accuracy_metric(evaluation: Entry) -> list[Entry]:
     metric = {"name": "class_accuracy", "label": "Class accuracy", "better": "higher"}
     num, real = evaluation["sample"]["num"], shares["floor"]["overall"]
     return [metric | {"value": shares["overall"], "num_images": num, "real": real}]
+
+
+def frechet_rows(rows: Sequence[Entry]) -> list[Entry]:
+    """Those of `table_rows` that are FID, or the Fréchet distance in other features."""
+    return [row for row in rows if row["name"].startswith(("fid", "frechet"))]
+
+
+def seed_rows(rows: Sequence[Entry]) -> list[Entry]:
+    """FID over seeds: one row a sampler, keyed as SEED_COLUMNS, from `frechet_rows`."""
+    groups: dict[tuple[Any, ...], list[Entry]] = {}
+    for row in rows:
+        key = (row["name"], row["sampler"], row["num_images"], row["protocol"])
+        groups.setdefault(key, []).append(row)
+    return [group[0] | over_seeds(group) for group in groups.values()]
+
+
+def seeds_title(rows: Sequence[Entry]) -> str:
+    """Heading of `seed_rows`: FID is the name in the features of its own network alone."""
+    named = all(row["name"] == "fid" for row in rows)
+    return f"{'FID' if named else 'Fréchet distance'} over seeds"
+
+
+def over_seeds(group: Sequence[Entry]) -> Entry:
+    """Mean, extremes and standard deviation of the values of rows that differ in their seed."""
+    values = [row["value"] for row in group]
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {
+        "seeds": ", ".join(str(row["seed"]) for row in group),
+        "values": ", ".join(map(number, values)),
+        "mean": float(np.mean(values)),
+        "min": min(values),
+        "max": max(values),
+        "std": spread,
+        "nfe_mean": float(np.mean([row["nfe_mean"] for row in group])),
+    }
+
+
+# --- plain text ----------------------------------------------------------------------------------
 
 
 def cell_text(key: str, value: Any) -> str:
@@ -98,11 +156,18 @@ def text_table(rows: Sequence[Entry], columns: Mapping[str, str]) -> list[str]:
     ]
 
 
+def numbered(protocols: Sequence[str], always: bool = False) -> list[str]:
+    """`Protocol: …` of each different text, with its number where there are several, or always."""
+    distinct = list(dict.fromkeys(protocols))
+    if len(distinct) == 1 and not always:
+        return [f"Protocol: {distinct[0]}"]
+    return [f"Protocol {number}: {text}" for number, text in enumerate(distinct, 1)]
+
+
 def remarks(evaluations: Sequence[Entry]) -> list[str]:
     """Notes, legend and protocols, each once."""
     notes = [f"Note: {note}" for evaluation in evaluations for note in evaluation["notes"]]
-    texts = (json.dumps(e["protocol"], sort_keys=True).replace('"', "") for e in evaluations)
-    return list(dict.fromkeys([*notes, LEGEND, *(f"Protocol: {text[1:-1]}" for text in texts)]))
+    return [*dict.fromkeys(notes), LEGEND, *numbered(protocol_texts(evaluations))]
 
 
 def training(curve: Sequence[Entry]) -> str:
@@ -116,101 +181,26 @@ def training(curve: Sequence[Entry]) -> str:
     )
 
 
-def summary(title: str, curve: Sequence[Entry], evaluations: Sequence[Entry]) -> str:
+def wrapped(line: str) -> list[str]:
+    """`line` as lines of at most WIDTH columns, long hashes cut to 12 digits."""
+    return textwrap.wrap(short_hashes(line), WIDTH, break_on_hyphens=False)
+
+
+def short_hashes(line: str) -> str:
+    """`line` with every sha256 cut to 12 digits."""
+    return LONG_HASH.sub(r"\1", line)
+
+
+def summary(
+    title: str, curve: Sequence[Entry], evaluations: Sequence[Entry], notes: Sequence[str] = ()
+) -> str:
     """The report as plain text of at most WIDTH columns, long hashes cut to 12 digits."""
     rows, samples = table_rows(evaluations), [e["sample"] for e in evaluations]
     lines = [title, *textwrap.wrap(training(curve), WIDTH), ""]
-    lines += [*text_table(rows, TEXT_COLUMNS), "", *text_table(samples, SAMPLE_COLUMNS), ""]
-    for line in remarks(evaluations):
-        lines += textwrap.wrap(LONG_HASH.sub(r"\1", line), WIDTH, break_on_hyphens=False)
+    if over := seed_rows(frechet_rows(rows)):
+        lines += [seeds_title(over), *text_table(over, TEXT_SEED_COLUMNS), ""]
+    lines += [*text_table(rows, TEXT_COLUMNS), ""]
+    lines += [*text_table(samples, SAMPLE_COLUMNS), ""]
+    for line in [*notes, *remarks(evaluations)]:
+        lines += wrapped(line)
     return "\n".join(lines) + "\n"
-
-
-# --- page --------------------------------------------------------------------------------------
-
-PAGE = string.Template("""<!DOCTYPE html>
-<html lang="en">
-<head><meta charset="utf-8"><title>$title</title>
-<style>
-body { font: 13px/1.4 system-ui, sans-serif; margin: 2em; color: #222; background: #fff }
-table { border-collapse: collapse; margin: 1em 0 }
-th, td { padding: .3em .6em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
-th { border-bottom: 2px solid #1f4e79 }
-.name { text-align: left }
-td:first-child { white-space: normal; min-width: 15em }
-button { all: unset; cursor: pointer; font-weight: bold }
-button:focus-visible { outline: 2px solid #1f4e79 }
-[aria-sort=ascending] button::after { content: " ▲" }
-[aria-sort=descending] button::after { content: " ▼" }
-tbody tr:hover { background: #eef3f8 }
-p { max-width: 60em; overflow-wrap: anywhere }
-</style></head>
-<body>
-<h1>$title</h1>
-<p>$training</p>
-$table
-$text
-$classes
-<script>
-for (const button of document.querySelectorAll("th button")) button.onclick = () => {
-  const head = button.parentNode, body = head.closest("table").tBodies[0];
-  const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
-  const key = row => row.cells[head.cellIndex].dataset.sort;
-  const order = (a, b) => a === "" ? 1 : b === "" ? -1
-    : sign * (isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b);
-  body.append(...[...body.rows].sort((a, b) => order(key(a), key(b))));
-  for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
-  head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
-};
-</script>
-</body>
-</html>
-""")
-
-
-def html_table(rows: Sequence[Entry], columns: Mapping[str, str]) -> str:
-    """A table whose headings sort it; `columns`: key of a row -> heading."""
-    buttons = {key: f"<button>{html.escape(name)}</button>" for key, name in columns.items()}
-    heads = (html_cell("th", key, button) for key, button in buttons.items())
-    lines = []
-    for row in rows:
-        inner = {key: html.escape(cell_text(key, row.get(key))) for key in columns}
-        exact = {key: "" if row.get(key) is None else row[key] for key in columns}
-        lines.append("".join(html_cell("td", key, inner[key], exact[key]) for key in columns))
-    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    return f"<table><thead><tr>{''.join(heads)}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
-
-
-def html_cell(tag: str, key: str, inner: str, exact: object = "") -> str:
-    """One cell with the HTML `inner`; it sorts by `exact`."""
-    side = ' class="name"' if key in NAMES else ""
-    return f'<{tag}{side} data-sort="{html.escape(str(exact))}">{inner}</{tag}>'
-
-
-def class_table(evaluations: Sequence[Entry], classes: Sequence[str]) -> str:
-    """The accuracy of each class by each set of samples, folded; empty where none is known."""
-    shares = {
-        f"{e['sample']['sampler']}, seed {e['sample']['seed']}": e["class_accuracy"]["per_class"]
-        for e in evaluations
-        if e.get("class_accuracy")
-    }
-    rows = [
-        {"class": name} | {title: values[label] for title, values in shares.items()}
-        for label, name in enumerate(classes)
-    ]
-    table = html_table(rows, {key: key for key in ("class", *shares)})
-    folded = f"<details><summary>Accuracy of each class</summary>\n{table}\n</details>"
-    return folded if shares else ""
-
-
-def page(
-    title: str, curve: Sequence[Entry], evaluations: Sequence[Entry], classes: Sequence[str]
-) -> str:
-    """The tables as one HTML file that needs nothing else; `classes`: names in label order."""
-    return PAGE.substitute(
-        title=html.escape(title),
-        training=html.escape(training(curve)),
-        table=html_table(table_rows(evaluations), COLUMNS),
-        text="\n".join(f"<p>{html.escape(line)}</p>" for line in remarks(evaluations)),
-        classes=class_table(evaluations, classes),
-    )

@@ -21,6 +21,7 @@ from pipeline.data import open_pack
 from pipeline.distributed import StopFlag, ranks
 from pipeline.errors import Stopped, UserError, run_main
 from pipeline.files import read_json, sha256_json
+from pipeline.handover import hand_over
 from pipeline.keys import Config
 from pipeline.layout import pack_folder, run_folder, weights_files, write_config
 from pipeline.metering import Mark, Metrics, Progress, read_rows, write_rows
@@ -30,6 +31,8 @@ from pipeline.sharing import micro_batch
 from pipeline.trainer import Job, Trainer
 
 WORDS = ("record", "out", "checkpoints")  # paths on the command line
+# What the weights' file says of the pack.
+RECORD_KEYS = ("source", "resolution", "recipe", "classes", "per_class", "sha256")
 
 
 def prepare(argv: list[str], world: int) -> Job:
@@ -120,9 +123,7 @@ def finish(trainer: Trainer, averages: list[dict[str, torch.Tensor]]) -> None:
     job = trainer.job
     about = {
         "config": stage_keys(job.config, "train"),
-        "record": {
-            k: job.pack.record[k] for k in ("source", "resolution", "recipe", "classes", "sha256")
-        },
+        "record": {k: job.pack.record[k] for k in RECORD_KEYS if k in job.pack.record},
         "images": trainer.images,
         "gpu_hours": trainer.device_seconds / 3600,
         "torch": str(torch.__version__),
@@ -140,6 +141,7 @@ def finish(trainer: Trainer, averages: list[dict[str, torch.Tensor]]) -> None:
 
 def main(argv: list[str]) -> None:
     """Entry point of every rank."""
+    hand_over("pipeline.train", argv, WORDS)
     job = prepare(argv, int(os.environ.get("WORLD_SIZE", 1)))
     first = os.environ.get("RANK", "0") == "0"
     if first:

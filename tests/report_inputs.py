@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.config import stage_keys
+from tests.conftest import resolved
+
 CLASSES = ["n00000001_circle", "n00000002_square", "n00000003_ring"]
 SIZE = 16  # px
 SHA256 = "0123456789abcdef" * 4
@@ -34,6 +37,19 @@ def sample(seed: int) -> dict[str, Any]:
     how = {"sampler": "heun-18", "seed": seed, "num": 12, "nfe_mean": 36.0, "nfe_max": 36}
     how |= {"images_per_s": 77.5, "seconds": 1.5, "world_size": 2, "device": "CPU"}
     return how | {"precision": "fp32", "guidance": 1.0}
+
+
+def of_sampler(seed: int, solver: str, steps: int, value: float) -> dict[str, Any]:
+    """`evaluation` of a sampler `<solver>-<steps>` whose distance is `value`, by our own keys."""
+    words = (f"sample.solver={solver}", f"sample.steps={steps}", "sample.guidance=1")
+    result = evaluation(seed)
+    result["sample"] |= {
+        "sampler": f"{solver}-{steps}",
+        "nfe_mean": steps * (1 + (solver == "heun")),
+    }
+    result["sample"]["config"] = stage_keys(resolved("experiment=smoke", *words), "sample")
+    result["metrics"][0]["value"] = value
+    return result
 
 
 def evaluation(seed: int) -> dict[str, Any]:

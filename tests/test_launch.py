@@ -1,19 +1,18 @@
 """Processes, threads and devices of a step; signals; nobody left behind."""
 
+import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
 
-from pipeline import dag, execution, gpus, launch, sharing
-from pipeline.errors import EXIT_RESUMABLE, UserError
+from pipeline import dag, execution, gpus, handover, launch, launchers, sharing
+from pipeline.errors import UserError
+from pipeline.overrides import parse_overrides
 from tests.conftest import ROOT, resolved
 
 
@@ -95,95 +94,76 @@ def test_without_a_compiler_compile_is_off_in_one_line(
     assert capsys.readouterr().out == ""
 
 
+def threads(total: int, count: int, *words: str) -> dict[str, str]:
+    """The variables of a job of `count` ranks on one machine."""
+    return launchers.environment(None, total, count, resolved(*words).launch)
+
+
 def test_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "cpu_cores", lambda: 16)
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
-    assert launch.child_environment(16, 4, "auto")["OMP_NUM_THREADS"] == "4"
-    assert launch.child_environment(64, 4, "auto")["OMP_NUM_THREADS"] == "4"
+    assert threads(16, 4)["OMP_NUM_THREADS"] == "4"
+    assert threads(64, 4)["OMP_NUM_THREADS"] == "4"
     monkeypatch.setenv("MKL_NUM_THREADS", "16")  # as the engine exports it
-    assert launch.child_environment(16, 4, "auto")["MKL_NUM_THREADS"] == "4"
-    assert launch.child_environment(2, 4, "auto")["OMP_NUM_THREADS"] == "1"
-    assert launch.child_environment(2, 4, 7)["OMP_NUM_THREADS"] == "7"
-    assert launch.child_environment(2, 1, "auto")["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert threads(16, 4)["MKL_NUM_THREADS"] == "4"
+    assert threads(2, 4)["OMP_NUM_THREADS"] == "1"
+    assert threads(2, 4, "launch.threads=7")["OMP_NUM_THREADS"] == "7"
+
+
+def test_a_lease_is_in_the_order_of_the_bus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    assert threads(2, 1)["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
+    leased = launchers.environment(["2", "0"], 2, 2, resolved().launch)
+    assert leased["CUDA_VISIBLE_DEVICES"] == "2,0" and leased["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    monkeypatch.delenv("CUDA_DEVICE_ORDER")
+    assert threads(2, 1)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
 def test_torchrun_for_several_python_for_one() -> None:
-    assert launch.command(["-m", "x"], 1) == [sys.executable, "-m", "x"]
-    words = launch.command(["-m", "x"], 3)
+    launch = resolved().launch
+    assert launchers.command(["-m", "x"], 1, launch) == [sys.executable, "-m", "x"]
+    words = launchers.command(["-m", "x"], 3, launch)
     assert words[-3:] == ["--nproc-per-node=3", "-m", "x"] and "--standalone" in words
+    assert "--standalone" in launchers.command(["-m", "x"], 1, launch, ours=False)
 
 
-CHILD = """
-import os, pathlib, signal, sys, time
-def leave(*_):
-    pathlib.Path(sys.argv[1], "saved").touch()
-    sys.exit(75)
-signal.signal(signal.SIGTERM, leave)
-print("started", flush=True)
-pathlib.Path(sys.argv[1], "pid").write_text(str(os.getpid()))
-time.sleep(60)
-"""
-PARENT = """
-import os, sys
-from pathlib import Path
-from types import SimpleNamespace
-from pipeline import launch
-sys.exit(launch.supervise([sys.executable, *sys.argv[2:]], os.environ, Path(sys.argv[1], "log")))
-"""
+# --- several nodes ------------------------------------------------------------------------------
 
 
-def start(tmp_path: Path) -> tuple[subprocess.Popen, int]:
-    """A launcher that supervises a child which saves when told to stop; and the child's pid."""
-    command = [sys.executable, "-c", PARENT, str(tmp_path), "-c", CHILD, str(tmp_path)]
-    parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
-    pid = tmp_path / "pid"
-    for _ in range(1000):
-        if pid.exists() and pid.read_text():
-            return parent, int(pid.read_text())
-        time.sleep(0.01)
-    raise AssertionError("the child did not start")
+def test_nodes_meet_at_the_endpoint_by_addresses() -> None:
+    node = resolved(
+        "launch.launcher=torchrun", "launch.nnodes=2", "launch.rdzv_endpoint=192.0.2.1:29500"
+    ).launch
+    words = launchers.command(["-m", "x"], 4, node)
+    assert {"--nnodes=2", "--rdzv-backend=c10d", "--nproc-per-node=4"} <= set(words)
+    assert "--rdzv-conf=is_host=0,join_timeout=120" in words and "--standalone" not in words
+    mine = next(word for word in words if word.startswith("--local-addr="))
+    assert mine.partition("=")[2] in launchers.addresses()
 
 
-def gone(pid: int) -> bool:
-    """Whether a process is dead within 5 s."""
-    for _ in range(500):
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.01)
-    return False
+def test_the_first_node_knows_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launchers, "addresses", lambda: {"127.0.0.1": "lo", "192.0.2.1": "ib0"})
+    assert launchers.local_address("192.0.2.1", 29500) == ("192.0.2.1", True)
+    words = ("launch.launcher=torchrun", "launch.nnodes=2", "launch.rdzv_endpoint=192.0.2.1:29500")
+    assert launchers.network(resolved(*words).launch, {}) == {
+        "GLOO_SOCKET_IFNAME": "ib0",
+        "NCCL_SOCKET_IFNAME": "ib0",
+    }
+    assert launchers.network(resolved().launch, {}) == {"GLOO_SOCKET_IFNAME": "lo"}
+    assert launchers.network(resolved().launch, {"GLOO_SOCKET_IFNAME": "eth7"}) == {}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_lets_the_step_save(tmp_path: Path, number: signal.Signals) -> None:
-    parent, child = start(tmp_path)
-    parent.send_signal(number)
-    assert parent.wait(20) == EXIT_RESUMABLE
-    assert (tmp_path / "saved").exists() and gone(child)
-    assert (tmp_path / "log").read_text() == "started\n"
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [("null", "needs launch.rdzv_endpoint=HOST:PORT"), ("no.such.host.invalid:1", "no address")],
+)
+def test_nodes_that_cannot_meet_are_told_why(given: str, says: str) -> None:
+    words = ("launch.launcher=torchrun", "launch.nnodes=2", f"launch.rdzv_endpoint={given}")
+    with pytest.raises(UserError, match=says):
+        launchers.command(["-m", "x"], 1, resolved(*words).launch)
 
 
-def test_a_killed_launcher_stops_the_step(tmp_path: Path) -> None:
-    parent, child = start(tmp_path)
-    parent.kill()
-    parent.wait()
-    assert gone(child) and (tmp_path / "saved").exists()
-
-
-def test_the_step_outlives_whoever_read_its_output(tmp_path: Path) -> None:
-    code = "import time\nfor i in range(40): print('x' * 4000, flush=True); time.sleep(0.01)"
-    command = [sys.executable, "-c", PARENT, str(tmp_path), "-c", code]
-    parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
-    assert parent.stdout is not None
-    parent.stdout.close()
-    assert parent.wait(30) == 0
-    assert (tmp_path / "log").stat().st_size == 40 * 4001
-
-
-def test_the_status_of_the_step_is_ours(tmp_path: Path) -> None:
-    for status in (0, 2, 17):
-        words = [sys.executable, "-c", f"raise SystemExit({status})"]
-        command = [sys.executable, "-c", PARENT, str(tmp_path), *words[1:]]
-        assert subprocess.run(command, cwd=ROOT).returncode == status
+# --- who prints what ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -226,3 +206,100 @@ def test_bad_words_end_before_any_rank(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 2
     assert done.stderr.strip() == "error: unknown key train.lrr; did you mean train.lr?"
+
+
+# --- another project's module -------------------------------------------------------------------
+
+LCM = """
+import json, os, sys
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
+print(json.dumps([sys.argv[1:], {name: os.environ[name] for name in names}]) + chr(10), end="")
+"""
+WORDS = (
+    "launcher=standalone",
+    "+pretrain=mse",
+    "++trainer.output_dir=checkpoints/mse_lcm",
+    "++trainer.experiment_name=training_mse_lcm",
+    "+trainer.use_submitit=false",
+)
+
+
+def test_anybodys_module_starts_as_by_its_own_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lcm").mkdir()
+    (tmp_path / "lcm/__init__.py").touch()
+    (tmp_path / "lcm/train.py").write_text(LCM)
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path}")
+    monkeypatch.setenv("PIPELINE_GPU_IDS", "4,5,6,7")
+    monkeypatch.setenv("PIPELINE_LEASE_DIR", str(tmp_path / "leases"))
+    command = [sys.executable, "-m", "pipeline.launch", "--gpus", "2", "--", "-m", "lcm.train"]
+    done = subprocess.run([*command, *WORDS], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loud, started, *ranks = done.stdout.splitlines()
+    assert loud.startswith("REHEARSAL: PIPELINE_GPU_IDS=4,5,6,7")
+    assert "--standalone --nnodes=1 " in started and "--nproc-per-node=2 -m lcm.train" in started
+    found = sorted((json.loads(line) for line in ranks), key=lambda pair: pair[1]["RANK"])
+    for rank, (arguments, environment) in enumerate(found):
+        assert arguments == list(WORDS)
+        assert environment == {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "CUDA_VISIBLE_DEVICES": "4,5",
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        }
+
+
+def test_anybodys_module_needs_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIPELINE_GPU_IDS", "0")
+    command = [sys.executable, "-m", "pipeline.launch", "--gpus", "2", "--", "-m", "lcm.train"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "2 GPUs are asked for but 1 visible" in done.stderr and "--gpus 1" in done.stderr
+
+
+# --- a step by hand -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "launched"),
+    [
+        ([], False),
+        (["launcher=none"], False),
+        (["launcher=standalone"], True),
+        (["+trainer.use_submitit=true"], True),
+        (["++trainer.use_submitit=false"], True),
+    ],
+)
+def test_a_step_that_names_a_launcher_is_launched_by_it(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], launched: bool
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, command: started.append(command))
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(gpus, "default_processes", lambda: 4)
+    argv = ["experiment=tiny", *words]
+    handover.hand_over("pipeline.train", argv, ())
+    assert bool(started) == launched
+    if launched:
+        assert started[0][1:5] == ["-m", "pipeline.launch", "--gpus", "2"]
+        assert started[0][5:] == ["--", "-m", "pipeline.train", *argv]
+
+
+@pytest.mark.parametrize("variable", ["RANK", launchers.LAUNCHED])
+def test_what_a_launcher_has_started_starts_nothing_more(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "0")
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("launched again"))
+    handover.hand_over("pipeline.train", ["launcher=standalone"], ())
+
+
+def test_the_words_of_the_large_concept_model_mean_ours() -> None:
+    words = ["launcher=standalone", "++trainer.output_dir=out/x", "+trainer.experiment_name=smoke"]
+    assert parse_overrides([*words, "+trainer.use_submitit=true"]) == {
+        "launch": {"launcher": "submitit_slurm"},
+        "out": "out/x",
+        "experiment": "smoke",
+    }

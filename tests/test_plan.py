@@ -47,7 +47,17 @@ def test_sizes_of_the_reference_experiment() -> None:
     assert "563,013 steps of 2,048 = 1,153,050,300 images, 900.0 epochs of 1,281,167" in text
     assert "15.8 GB" in text  # 1,281,167 x (64 x 64 x 3 + 8) bytes
     assert "5.9 GB each, 2 kept" in text  # weights, two averages, two moments: 4 bytes each
-    assert "30.6 GB in all" in text  # 15.75 + 2 x 5.92 + 2 x 1.18 + 0.61
+    assert "1.8 GB" in text  # three seeds of 50,000 images
+    assert "31.8 GB in all" in text  # 15.75 + 2 x 5.92 + 2 x 1.18 + 3 x 0.61
+    assert "dopri5-1e-05-g1.2-ema0: 50,000 images with each of the seeds 0, 1, 2" in text
+
+
+def test_every_sampler_has_a_row_and_counts() -> None:
+    runs = "[{solver: heun, steps: 9}, {solver: rk4, num: 1000, seeds: [7]}]"
+    text = plan.facts(resolved("sample.ema_halflife_images=null", f"sample.runs={runs}"))
+    assert "heun-9-g1.2: 50,000 images with each of the seeds 0, 1, 2" in text
+    assert "rk4-32-g1.2: 1,000 images with seed 7" in text
+    assert "sample files  1.9 GB" in text  # 151,000 x (64 x 64 x 3 + 8) bytes
 
 
 def test_milestones_are_counted_as_kept() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from pipeline import grid, report, tables
 from pipeline.errors import UserError
+from tests.conftest import ROOT
 from tests.report_inputs import SIZE, build, curve_row, evaluation, noise, write_images
 
 OUTPUTS = {
@@ -20,6 +22,7 @@ OUTPUTS = {
     "table.html",
     "summary.txt",
     "distance.png",
+    "nfe.png",
     "config.json",
 }
 
@@ -58,6 +61,30 @@ def test_picture_has_real_images_left_and_samples_right(tmp_path: Path) -> None:
             made = pixels[y : y + size : 4, right + x : right + x + size : 4]
             np.testing.assert_array_equal(real, noise(12, 99)[4 * row + column])
             np.testing.assert_array_equal(made, noise(12, 0)[row + 3 * column])
+
+
+def test_the_picture_shows_four_samplers_and_names_the_others(tmp_path: Path) -> None:
+    words = build(tmp_path, seeds=tuple(range(6)))
+    for seed in range(6):  # two seeds of the first sampler, then four more samplers
+        path = tmp_path / "sample" / f"seed{seed}" / "sample.json"
+        about = json.loads(path.read_text()) | {"sampler": f"heun-{max(seed, 1)}"}
+        path.write_text(json.dumps(about))
+    report.main(words)
+    text = " ".join((tmp_path / "out" / "summary.txt").read_text().split())
+    assert "samples_vs_real.png shows the first 4 samplers, not heun-5" in text
+    height = Image.open(tmp_path / "out" / "samples_vs_real.png").height
+    line = 3 * (4 * SIZE + grid.GAP) - grid.GAP + grid.TITLE_HEIGHT + grid.MARGIN
+    assert height == 3 * line + grid.MARGIN  # five panels, two abreast
+
+
+def test_the_page_counts_the_images_of_each_class(words: list[str], tmp_path: Path) -> None:
+    np.save(tmp_path / "sample" / "seed1" / "labels.npy", np.repeat([0, 0, 1], 4))
+    report.main(words)
+    text = (tmp_path / "out" / "table.html").read_text()
+    last = text[text.index("Images of each class") :]
+    cells = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in last.split("<tr>")]
+    assert ["n00000001_circle", "4", "4", "8"] in cells
+    assert ["n00000003_ring", "4", "4", "0"] in cells
 
 
 def test_samples_without_classes(tmp_path: Path) -> None:
@@ -166,6 +193,6 @@ def test_command_line_needs_no_torch_and_gives_equal_bytes(
 
 def test_captions_hold_a_few_lines() -> None:
     captions = sorted((Path(report.__file__).parent / "captions").glob("*.rst"))
-    names = ["curve", "distance", "grid", "samples", "table", "workflow"]
-    assert [path.stem for path in captions] == names
+    snakefile = (ROOT / "Snakefile").read_text()
+    assert {path.stem for path in captions} == set(re.findall(r"captions/(\w+)\.rst", snakefile))
     assert all(2 <= len(path.read_text().splitlines()) <= 4 for path in captions)

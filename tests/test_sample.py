@@ -1,65 +1,32 @@
 """Sampling: an image depends on its index alone; interrupted runs go on."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from PIL import Image
 
-from pipeline import checkpoint, locks, sample
-from pipeline.config import stage_keys
+from pipeline import files, locks, sample, sample_job
 from pipeline.errors import UserError
-from pipeline.unet import UNet
-from tests.conftest import ROOT, resolved
+from tests.conftest import ROOT
+from tests.networks import COUNTS, save_network
 
 TINY = ["experiment=tiny", "sample.num=24", "runtime.progress_seconds=1000"]
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network with random weights everywhere, as a training run would leave it."""
-    config = resolved("experiment=tiny")
-    torch.manual_seed(0)
-    net = UNet(config.model, 10)
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
-    torch.nn.init.normal_(net.label_embedding.weight, std=2.0)  # the class matters
-    about = {
-        "config": stage_keys(config, "train"),
-        "record": {"resolution": 8, "classes": [f"class{k}" for k in range(10)]},
-        "images": 1,
-        "gpu_hours": 0.0,
-        "torch": torch.__version__,
-    }
-    path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
-    checkpoint.save_weights(path, net.state_dict(), about)
-    return path
+    return save_network(tmp_path_factory.mktemp("weights") / "weights.safetensors")
 
 
 def run(weights: Path, out: Path, *more: str) -> tuple[np.ndarray, dict]:
     sample.main([*TINY, f"weights={weights}", f"out={out}", *more])
     return np.load(out / "images.npy"), json.loads((out / "sample.json").read_text())
-
-
-@pytest.mark.parametrize("batch", [1, 7])
-def test_the_batch_size_changes_nothing(weights: Path, tmp_path: Path, batch: int) -> None:
-    whole, _ = run(weights, tmp_path / "a")
-    parts, _ = run(weights, tmp_path / "b", f"runtime.sample_batch={batch}")
-    levels = np.abs(whole.astype(int) - parts.astype(int))
-    assert levels.max() <= 1 and (levels == 0).mean() >= 0.999
-
-
-def test_the_number_of_ranks_changes_nothing(weights: Path, tmp_path: Path) -> None:
-    whole, _ = run(weights, tmp_path / "a", "runtime.sample_batch=5")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node=2", "-m", "pipeline.sample", *TINY, "runtime.sample_batch=5"]
-    command += [f"weights={weights}", f"out={tmp_path / 'b'}"]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=200, capture_output=True)
-    assert np.array_equal(whole, np.load(tmp_path / "b" / "images.npy"))
-    assert json.loads((tmp_path / "b" / "sample.json").read_text())["world_size"] == 2
 
 
 def test_seeds_differ_and_classes_are_balanced(weights: Path, tmp_path: Path) -> None:
@@ -76,6 +43,10 @@ def test_seeds_differ_and_classes_are_balanced(weights: Path, tmp_path: Path) ->
         (["sample.solver=euler", "sample.guidance=1.5"], 8),
         (["sample.solver=midpoint", "sample.guidance=1"], 8),
         (["sample.solver=heun", "sample.guidance=1.5"], 16),
+        (["sample.solver=rk4", "sample.guidance=1"], 16),
+        (["sample.solver=euler", "sample.grid=edm", "sample.steps=1"], 2),
+        (["sample.solver=euler", "sample.guidance_interval=[0.2,0.6]"], 6),  # at .25 and .5
+        (["sample.solver=midpoint", "sample.grid=[0.1,0.3,1]", "sample.guidance=1"], 4),
     ],
 )
 def test_evaluations_are_counted(
@@ -86,10 +57,11 @@ def test_evaluations_are_counted(
 
 
 def test_solvers_agree_where_steps_are_many(weights: Path, tmp_path: Path) -> None:
-    exact, about = run(weights, tmp_path / "d", "sample.solver=dopri5")
+    exact, about = run(weights, tmp_path / "d", "sample.solver=dopri5", "sample.num=6")
     assert about["nfe_max"] >= about["nfe_mean"] > 10
-    for solver in ("midpoint", "heun"):
-        fine, _ = run(weights, tmp_path / solver, f"sample.solver={solver}", "sample.steps=60")
+    for solver, steps in (("midpoint", 32), ("heun", 32), ("rk4", 8)):
+        words = [f"sample.solver={solver}", f"sample.steps={steps}", "sample.num=6"]
+        fine, _ = run(weights, tmp_path / solver, *words)
         assert np.abs(exact.astype(int) - fine.astype(int)).max() <= 1
 
 
@@ -125,6 +97,123 @@ def test_finished_batches_are_kept(
 def test_a_second_sampler_waits_or_is_refused(weights: Path, tmp_path: Path) -> None:
     with locks.locked(tmp_path), pytest.raises(UserError, match="is in use by process"):
         run(weights, tmp_path)
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(weights: Path, tmp_path: Path) -> None:
+    words = ["sample.num=45", "sample.steps=16", "runtime.sample_batch=3"]
+    run(weights, tmp_path / "a", *words)
+    command = [sys.executable, "-m", "pipeline.sample", *TINY, *words]
+    command += [f"weights={weights}", f"out={tmp_path / 'b'}"]
+    killed = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    while len(list((tmp_path / "b").glob("shards/*/*.npz"))) < 3:
+        assert killed.poll() is None
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL and not (tmp_path / "b" / "images.npy").exists()
+    run(weights, tmp_path / "b", *words)
+    for name in ("images.npy", "labels.npy", "grid.png", "strip.png"):
+        assert files.sha256_file(tmp_path / "a" / name) == files.sha256_file(tmp_path / "b" / name)
+    assert not list((tmp_path / "b").glob("shards*")) and not list((tmp_path / "b").glob(".*"))
+
+
+def test_images_are_a_plain_npy(weights: Path, tmp_path: Path) -> None:
+    images, _ = run(weights, tmp_path, "runtime.sample_batch=7")
+    np.save(tmp_path / "again.npy", images)
+    assert files.sha256_file(tmp_path / "images.npy") == files.sha256_file(tmp_path / "again.npy")
+    assert images.shape == (24, 8, 8, 3) and images.dtype == np.uint8
+
+
+def test_labels_are_drawn_as_often_as_in_the_data(weights: Path, tmp_path: Path) -> None:
+    words = [*TINY, f"weights={weights}", "sample.classes=histogram", "seed=3"]
+    job = sample_job.prepare([*words, "sample.num=20000"])
+    labels = job.labels(np.arange(20000, dtype=np.int64))
+    share, found = np.array(COUNTS) / sum(COUNTS), np.bincount(labels, minlength=10) / 20000
+    deviation = np.sqrt(share * (1 - share) / 20000)
+    assert (np.abs(found - share) <= 4 * deviation).all() and found[COUNTS.index(0)] == 0
+    order = np.random.default_rng(0).permutation(20000)
+    assert np.array_equal(job.labels(order), labels[order])
+    assert np.array_equal(job.labels(order[:3]), labels[order[:3]])
+    run(weights, tmp_path, "sample.classes=histogram", "seed=3", "runtime.sample_batch=5")
+    assert np.array_equal(np.load(tmp_path / "labels.npy"), labels[:24])
+
+
+def test_a_histogram_needs_counts(tmp_path: Path) -> None:
+    bare = save_network(tmp_path / "bare.safetensors", per_class=None)
+    with pytest.raises(UserError, match="do not say how many images each class had"):
+        sample.prepare([*TINY, f"weights={bare}", "sample.classes=histogram"])
+    run(bare, tmp_path / "out")
+
+
+def test_a_guide_moves_the_samples_and_is_named(weights: Path, tmp_path: Path) -> None:
+    guide = save_network(tmp_path / "guide.safetensors", seed=1, channels=64)
+    words = ["sample.guidance=2", f"sample.guide={guide}"]
+    guided, about = run(weights, tmp_path / "a", *words)
+    plain, other = run(weights, tmp_path / "b", "sample.guidance=2")
+    assert (guided != plain).mean() > 0.2 and about["nfe_mean"] == 8
+    assert about["guide_sha256"] == files.sha256_file(guide) and other["guide_sha256"] is None
+    itself, _ = run(weights, tmp_path / "c", "sample.guidance=2", f"sample.guide={weights}")
+    unguided, about = run(weights, tmp_path / "d", "sample.guidance=1", f"sample.guide={guide}")
+    assert np.abs(itself.astype(int) - unguided.astype(int)).max() <= 1
+    assert about["guide_sha256"] is None and about["nfe_mean"] == 4
+
+
+def test_shards_of_another_guide_are_not_taken(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide, words = tmp_path / "guide.safetensors", ["sample.guidance=2", "runtime.sample_batch=12"]
+    words.append(f"sample.guide={guide}")
+    save_network(guide, seed=2)
+    expected, _ = run(weights, tmp_path / "a", *words)
+    save_network(guide, seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(sample, "collect", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(weights, tmp_path / "b", *words)
+    save_network(guide, seed=2)
+    found, _ = run(weights, tmp_path / "b", *words)
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"resolution": 16}, "images of 16 px in 10 classes"),
+        ({"classes": 5}, "images of 8 px in 5 classes"),
+        ({"class_conditional": False}, "images of 8 px without classes"),
+    ],
+)
+def test_a_guide_of_other_images_is_refused(
+    weights: Path, tmp_path: Path, changes: dict, sentence: str
+) -> None:
+    guide = save_network(tmp_path / "guide.safetensors", **changes)
+    with pytest.raises(UserError, match=sentence):
+        sample.prepare([*TINY, f"weights={weights}", "sample.guidance=2", f"sample.guide={guide}"])
+
+
+def test_a_network_without_classes_is_guided_by_a_guide_alone(tmp_path: Path) -> None:
+    net = save_network(tmp_path / "net.safetensors", class_conditional=False)
+    guide = save_network(tmp_path / "guide.safetensors", seed=1, class_conditional=False)
+    plain, about = run(net, tmp_path / "a", "sample.guidance=2")
+    guided, other = run(net, tmp_path / "b", "sample.guidance=2", f"sample.guide={guide}")
+    assert about["nfe_mean"] == 4 and other["nfe_mean"] == 8 and (plain != guided).mean() > 0.2
+    assert (np.load(tmp_path / "b" / "labels.npy") == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("solver", "num", "batch"), [("heun", 3, 256), ("heun", 11, 3), ("dopri5", 4, 256)]
+)
+def test_the_strip_ends_in_the_samples(
+    weights: Path, tmp_path: Path, solver: str, num: int, batch: int
+) -> None:
+    words = [f"sample.solver={solver}", f"sample.num={num}", f"runtime.sample_batch={batch}"]
+    images, _ = run(weights, tmp_path, *words)
+    with Image.open(tmp_path / "strip.png") as picture:
+        pixels = np.asarray(picture).astype(int)
+    rows, cell = min(num, 8), 64  # px: 8 times 8
+    shown = [
+        pixels[-(12 + 68 * (rows - k)) + 4 :, -(12 + cell) : -12][:cell:8, ::8] for k in range(rows)
+    ]
+    assert np.abs(np.stack(shown) - images[:rows].astype(int)).max() <= 1
 
 
 def test_missing_weights_get_one_sentence(tmp_path: Path) -> None:

@@ -9,35 +9,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageFilter
 from scipy.linalg import sqrtm
 from torch.utils.data import Dataset
 
 from pipeline import scores
-from pipeline.evaluate import noise_images
-from pipeline.extractors import load_extractor
-from pipeline.scores import Moments, frechet, moments_of
+from pipeline.extractors import LOGITS, load_extractor
+from pipeline.measure import noise_images
+from pipeline.scores import frechet
+from pipeline.streaming import Batch, InceptionScore, Moments, moments_of
 from pipeline.torchvision_cpu import torch_fidelity
+from tests.drawings import drawn
 from tests.test_extractors import save_random_inception
 
 CPU = torch.device("cpu")
-CLASSES = 3
-
-
-def drawn(num: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coloured discs, squares and triangles on plain ground: images and their classes."""
-    rng = np.random.default_rng(seed)
-    images, labels = [], np.sort(np.arange(num) % CLASSES)
-    for label in labels:
-        picture = Image.new("RGB", (size, size), tuple(rng.integers(0, 90, 3)))
-        x, y, r = (*rng.uniform(0.35, 0.65, 2) * size, rng.uniform(0.2, 0.3) * size)
-        sides = ((x - r, y - r), (x + r, y + r))
-        corners = ((x, y - r), (x - r, y + r), (x + r, y + r))
-        pen, colour = ImageDraw.Draw(picture), tuple(rng.integers(150, 256, 3))
-        shapes = (pen.ellipse, pen.rectangle, pen.polygon)
-        shapes[label](corners if label == 2 else sides, fill=colour)
-        images.append(np.asarray(picture))
-    return np.stack(images), labels.astype(np.int64)
 
 
 @settings(deadline=None, max_examples=60)
@@ -112,11 +97,12 @@ def test_scores_equal_torch_fidelity(tmp_path: Path) -> None:
     features, logits = extractor.features(made)
     other, _ = extractor.features(real)
     one, two = moments_of(features), moments_of(other)
-    assert logits is not None
+    inception = InceptionScore(len(made), LOGITS, 3, 7, CPU)
+    inception.add(Batch(np.arange(len(made)), features, logits))
     found = [
         frechet(one.mu, one.sigma, two.mu, two.sigma),
         *scores.kernel_distance(features, other, 4, 5, 7),
-        *scores.inception_score(logits, 3, 7),
+        *inception.score(),
         *scores.precision_recall(features, other, 3),
     ]
     keys = (
@@ -142,21 +128,12 @@ def test_precision_is_of_the_made_images_and_recall_of_the_real_ones() -> None:
     assert scores.precision_recall(made, real, 3) == pytest.approx((1.0, 0.5), abs=0.15)
 
 
-def test_class_accuracy_by_hand() -> None:
-    real = torch.tensor([[0.0, 0], [2, 0], [10, 0], [12, 0], [0, 30.0]])
-    real_labels = torch.tensor([0, 0, 1, 1, 2])  # means (1,0), (11,0), (0,30)
-    features = torch.tensor([[5.0, 0], [7, 0], [11, 1], [0, 29]])
-    labels = torch.tensor([0, 0, 1, 1])
-    found = scores.class_accuracy(real, real_labels, features, labels, 3)
-    assert found == {"overall": 0.5, "per_class": [0.5, 0.5, None]}
-
-
 def test_distances_order_as_the_eye_does() -> None:
     images, _ = drawn(180, 32, 5)
     order = np.random.default_rng(0).permutation(180)
     half, rest = images[order[:90]], images[order[90:]]
     blurred = [Image.fromarray(x).filter(ImageFilter.GaussianBlur(1)) for x in half]
-    noise = noise_images(slice(0, 90), 32, 0)
+    noise = noise_images(np.arange(90), (32, 32), 0)
     extractor = load_extractor("efficientnet-lite0", None, CPU)
 
     def features(images: Any) -> torch.Tensor:

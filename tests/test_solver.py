@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,11 +12,21 @@ from hypothesis import strategies as st
 from scipy.integrate import RK45, solve_ivp
 from torch import Tensor, nn
 from torchdiffeq import odeint
+from torchdiffeq._impl.rk_common import rk4_step_func
 
 from pipeline import solver
-from pipeline.solver import Solution, Velocity, dopri5, euler, heun, midpoint, solve
+from pipeline.solver import (
+    FIXED_GRID,
+    Solution,
+    Velocity,
+    dopri5,
+    euler,
+    heun,
+    midpoint,
+    rk4,
+    solve,
+)
 
-FIXED_GRID = {"euler": euler, "midpoint": midpoint, "heun": heun}
 IN_TORCHDIFFEQ = {"euler": "euler", "midpoint": "midpoint", "heun": "heun2"}
 
 
@@ -94,14 +105,25 @@ def noise(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(7), dtype=dtype)
 
 
+def peer_solution(name: str, field: Callable[..., Tensor], x: Tensor, times: Tensor) -> Tensor:
+    """By torchdiffeq, whose method "rk4" is the 3/8 rule: of the classical one it has the step."""
+    if name != "rk4":
+        return odeint(field, x, times, method=IN_TORCHDIFFEQ[name])[-1]
+    for t, t_next in pairwise(times):
+        x = x + rk4_step_func(field, t, t_next - t, t_next, x)
+    return x
+
+
 @pytest.mark.parametrize("name", FIXED_GRID)
 @torch.no_grad()
 def test_fixed_grid_agrees_with_torchdiffeq(name: str) -> None:
     network, x, rows = Network(), noise(3, 3, 6, 6), torch.arange(3)
     times = torch.tensor([0, 0.05, 0.2, 0.45, 0.7, 0.9, 1.0], dtype=torch.float64)
-    peer = odeint(
-        lambda t, x: network(x, t.expand(3).float(), rows), x, times, method=IN_TORCHDIFFEQ[name]
-    )[-1]
+
+    def field(t: Tensor, x: Tensor, perturb: object = None) -> Tensor:
+        return network(x, t.expand(3).float(), rows)
+
+    peer = peer_solution(name, field, x, times)
     ours = FIXED_GRID[name](network, x, times).x
     assert (ours - x).abs().max() > 0.5  # the field moves the samples
     torch.testing.assert_close(ours, peer.float(), atol=1e-5, rtol=1e-5)
@@ -128,18 +150,21 @@ def test_dopri5_takes_the_steps_of_torchdiffeq_on_one_sample(tolerance: float) -
 
 @pytest.mark.parametrize(("rtol", "atol"), [(1e-3, 1e-6), (1e-6, 1e-3), (1e-5, 1e-5), (1e-8, 1e-8)])
 @pytest.mark.parametrize("velocity", [wave, bump, growth, still])
-def test_dopri5_takes_the_steps_of_scipy(velocity: Velocity, rtol: float, atol: float) -> None:
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (0.55, 0.7)])
+def test_dopri5_takes_the_steps_of_scipy(
+    velocity: Velocity, rtol: float, atol: float, ends: tuple[float, float]
+) -> None:
     x, rows = noise(5, 1, 2, 3, dtype=torch.float64), torch.arange(5)
     x[3] = 0  # the case of II.4 where the state gives no scale
     x[4] *= 1e-3
-    ours = dopri5(velocity, x, rtol, atol)
+    ours = dopri5(velocity, x, rtol, atol, start=ends[0], stop=ends[1])
     for row in rows:
 
         def flat(t: float, y: np.ndarray, row: Tensor = row) -> np.ndarray:
             state, time = torch.from_numpy(y).view(1, 1, 2, 3), torch.from_numpy(np.array([t]))
             return velocity(state, time, row[None]).numpy().ravel()
 
-        peer = solve_ivp(flat, (0, 1), x[row].numpy().ravel(), method="RK45", rtol=rtol, atol=atol)
+        peer = solve_ivp(flat, ends, x[row].numpy().ravel(), method="RK45", rtol=rtol, atol=atol)
         np.testing.assert_allclose(ours.x[row].numpy().ravel(), peer.y[:, -1], rtol=1e-8, atol=1e-9)
         assert ours.evaluations[row] == peer.nfev
 
@@ -163,7 +188,7 @@ def dopri5_fixed(velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
 
 
 @pytest.mark.parametrize(
-    ("method", "order"), [(euler, 1), (midpoint, 2), (heun, 2), (dopri5_fixed, 5)]
+    ("method", "order"), [(euler, 1), (midpoint, 2), (heun, 2), (rk4, 4), (dopri5_fixed, 5)]
 )
 def test_convergence_order(method: Callable[..., Solution], order: int) -> None:
     x = torch.tensor([[[[0.5, 0.7, 0.8]]]], dtype=torch.float64)
@@ -220,23 +245,56 @@ def test_dopri5_of_seven_large_samples_of_odd_size() -> None:
         assert torch.equal(together.x[row], alone.x[0])
 
 
-@pytest.mark.parametrize(("name", "per_step"), [("euler", 1), ("midpoint", 2), ("heun", 2)])
-def test_solve_takes_equal_steps_and_counts_evaluations(name: str, per_step: int) -> None:
+EVALUATIONS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
+
+
+@pytest.mark.parametrize("name", FIXED_GRID)
+def test_solve_follows_the_grid_and_counts_evaluations(name: str) -> None:
     x, field = noise(3, 3, 4, 4), Counting(wave, 3)
-    solution = solve(name, field, x, 5, 1e-3, 1e-3)
-    grid = torch.linspace(0, 1, 6, dtype=torch.float64)
+    grid = torch.tensor([0.1, 0.2, 0.5, 0.8, 0.85, 1.0], dtype=torch.float64)
+    solution = solve(name, field, x, grid, 1e-3, 1e-3)
     assert torch.equal(solution.x, FIXED_GRID[name](wave, x, grid).x)
-    assert solution.evaluations.tolist() == field.counts.tolist() == [5 * per_step] * 3
+    assert solution.evaluations.tolist() == field.counts.tolist() == [5 * EVALUATIONS[name]] * 3
     assert solution.evaluations.dtype == torch.int64
+    assert min(field.times) == pytest.approx(0.1) and max(field.times) <= 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(sorted(FIXED_GRID)), st.integers(0, 7))
+def test_slices_of_a_grid_give_the_states_of_the_whole(name: str, cut: int) -> None:
+    x, grid = noise(2, 3, 4, 4), torch.linspace(0, 1, 8, dtype=torch.float64) ** 2
+    half = solve(name, wave, x, grid[: cut + 1], 1, 1).x
+    assert torch.equal(
+        solve(name, wave, half, grid[cut:], 1, 1).x, solve(name, wave, x, grid, 1, 1).x
+    )
 
 
 def test_dopri5_counts_evaluations_and_stays_within_the_interval() -> None:
     x, field = noise(5, 3, 4, 4), Counting(wave, 5)
-    solution = solve("dopri5", field, x, 1, 1e-5, 1e-5)
-    assert torch.equal(solution.x, dopri5(wave, x, 1e-5, 1e-5).x)
+    solution = solve("dopri5", field, x, torch.tensor([0.25, 0.5, 0.7]), 1e-5, 1e-5)
+    assert torch.equal(
+        solution.x, dopri5(wave, x, 1e-5, 1e-5, start=0.25, stop=float(torch.tensor(0.7))).x
+    )
     assert torch.equal(solution.evaluations, field.counts)
     assert ((solution.evaluations - 2) % 6 == 0).all()
-    assert min(field.times) >= 0 and max(field.times) == 1
+    assert min(field.times) == 0.25 and max(field.times) == pytest.approx(0.7)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+@settings(max_examples=50, deadline=None)
+def test_dopri5_ends_where_it_is_told(one: float, other: float) -> None:
+    start, stop = min(one, other), max(one, other) + 1e-3
+    x, field = noise(1, 1, 1, 2, dtype=torch.float64), Counting(wave, 1)
+    dopri5(field, x, 1e-3, 1e-3, start=start, stop=stop)
+    assert min(field.times) == start and max(field.times) == pytest.approx(stop, abs=1e-15)
+
+
+def test_dopri5_in_two_parts_is_within_its_tolerance_of_the_whole() -> None:
+    x = noise(3, 3, 4, 4, dtype=torch.float64)
+    whole = dopri5(wave, x, 1e-6, 1e-6).x
+    half = dopri5(wave, x, 1e-6, 1e-6, stop=0.4).x
+    parts = dopri5(wave, half, 1e-6, 1e-6, start=0.4).x
+    assert 0 < (parts - whole).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("speed", [0.0, 1e-7, 1e-3])
@@ -300,5 +358,6 @@ def test_dtype_and_shape_are_those_of_the_noise() -> None:
     for dtype in (torch.float32, torch.float64):
         x = noise(2, 3, 4, 5, dtype=dtype)
         for name in (*FIXED_GRID, "dopri5"):
-            solution = solve(name, wave, x, 3, 1e-2, 1e-2).x
+            grid = torch.linspace(0, 1, 4, dtype=torch.float64)
+            solution = solve(name, wave, x, grid, 1e-2, 1e-2).x
             assert (solution.dtype, solution.shape) == (x.dtype, x.shape)

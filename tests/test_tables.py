@@ -2,8 +2,10 @@
 
 from html.parser import HTMLParser
 
-from pipeline import tables
-from tests.report_inputs import CLASSES, SHA256, curve_row, evaluation
+import numpy as np
+
+from pipeline import pages, tables
+from tests.report_inputs import CLASSES, SHA256, curve_row, evaluation, of_sampler
 
 CURVE = [curve_row(step) for step in range(1, 31)]
 EVALUATIONS = [evaluation(seed) for seed in (0, 1)]
@@ -17,11 +19,41 @@ def test_summary_holds_the_numbers() -> None:
     assert ["recall", "heun-18", "1", "0.625", "0.0125", "↑", "9"] in rows
     assert ["class_accuracy", "heun-18", "0", "0.875", "↑", "12", "0.9375"] in rows
     assert ["heun-18", "1", "12", "36", "36", "77.5", "1.5", "CPU", "2", "fp32", "1"] in rows
+    assert lines.index("FID over seeds") < lines.index(next(x for x in lines if x[:4] == "fid "))
     assert lines[1].startswith("Training: 960 images in 30 steps, wall time 0:03, loss 0.06782 ")
     assert lines.count("Note: few images") == 1
     short = SHA256[:12]  # one line, digits and all
     assert lines[-1] == f"Protocol: extractor: inception-v3-compat, reference: {{pack: {short}}}"
     assert max(map(len, lines)) <= tables.WIDTH
+
+
+def test_distances_over_seeds() -> None:
+    runs = [of_sampler(seed, "heun", 18, 4.0 + seed) for seed in (0, 1, 2)]
+    rows = tables.table_rows([*runs, of_sampler(0, "heun", 9, 7.0)])
+    many, one = tables.seed_rows(tables.frechet_rows(rows))
+    values = np.array([4.0, 5.0, 6.0])
+    assert (many["mean"], many["min"], many["std"]) == (values.mean(), 4.0, values.std(ddof=1))
+    assert (many["seeds"], many["values"]) == ("0, 1, 2", "4, 5, 6")
+    assert (one["sampler"], one["mean"], one["min"], one["std"]) == ("heun-9", 7.0, 7.0, None)
+    text = tables.summary("title", CURVE, runs)
+    assert "FID over seeds" in text and "4, 5, 6" in text
+
+
+def test_only_fid_is_called_fid() -> None:
+    other = evaluation(0)
+    other["metrics"][0]["name"] = "frechet_efflite0_96"
+    assert "Fréchet distance over seeds" in tables.summary("title", CURVE, [other])
+
+
+def test_numbers_name_their_protocol_where_there_are_two() -> None:
+    other = evaluation(1) | {"protocol": {"extractor": "vgg16"}}
+    rows = tables.table_rows([evaluation(0), other])
+    assert [row["protocol"] for row in rows if row["name"] == "fid"] == [1, 2]
+    lines = tables.summary("title", CURVE, [evaluation(0), other]).splitlines()
+    assert lines[-1] == "Protocol 2: extractor: vgg16"
+    assert next(line for line in lines if line.startswith("fid ")).endswith(" 1")
+    alone = tables.table_rows(EVALUATIONS)
+    assert {row["protocol"] for row in alone} == {None}
 
 
 def test_accuracy_of_real_images_is_no_floor() -> None:
@@ -41,7 +73,8 @@ def test_notes_alone_make_a_summary() -> None:
     empty = evaluation(0) | {"metrics": [], "class_accuracy": None, "notes": ["left out: labels"]}
     text = tables.summary("title", CURVE, [empty])
     assert "Note: left out: labels" in text and "class_accuracy" not in text
-    assert "Accuracy of each class" not in tables.page("title", CURVE, [empty], CLASSES)
+    page = pages.report_page("title", CURVE, [empty], CLASSES, {})
+    assert "each class" not in page and "over seeds" not in page
 
 
 class Cells(HTMLParser):
@@ -69,7 +102,8 @@ class Cells(HTMLParser):
 
 
 def test_page_is_whole_html_without_network() -> None:
-    text = tables.page("a < b", CURVE, EVALUATIONS, CLASSES)
+    counts = {"real": [4, 4, 4], "heun-18, seed 0": [5, 3, 4]}
+    text = pages.report_page("a < b", CURVE, EVALUATIONS, CLASSES, counts, ["left < out"])
     page = Cells()
     page.feed(text)
     page.close()
@@ -78,4 +112,7 @@ def test_page_is_whole_html_without_network() -> None:
     first = ["FID <of all>", "heun-18", "0", "34.5", "↓", "12", "12.25", "54.5", "4,321", "9"]
     assert [*first, "36", "77.5", "1.5"] in page.rows
     assert [CLASSES[1], "0.5", "0.5"] in page.rows and [CLASSES[2]] in page.rows
+    assert [CLASSES[0], "4", "5"] in page.rows and "left &lt; out" in text
+    over = ["FID <of all>", "heun-18", "36", "12", "0, 1", "34.5, 35.5", "35", "0.7071", "34.5"]
+    assert over in page.rows
     assert "inception-v3-compat" in text and SHA256 in text

@@ -3,6 +3,7 @@
 One real run of the `tiny` experiment serves all tests; those that change files work on a copy.
 """
 
+import json
 import os
 import re
 import shutil
@@ -49,7 +50,7 @@ class Project:
 
     def command(self, *flags: str, set: str = "") -> list[str]:
         words = f"{SET} {set}".strip()
-        return [*ENGINE, "--config", "experiment=tiny", f"set={words}", *flags]
+        return [*ENGINE, "--config", "experiment=tiny", f"set={json.dumps([words])}", *flags]
 
     def snakemake(self, *flags: str, set: str = "") -> subprocess.CompletedProcess:
         return self.run(self.command(*flags, set=set))
@@ -84,7 +85,7 @@ def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
     done = project.snakemake()
     assert done.returncode == 0, done.stdout + done.stderr
     assert rules(done.stdout + done.stderr) == sorted(
-        ["downsample", "reference", "train", "sample", "evaluate", "report"]
+        ["downsample", "extractor", "reference", "train", "sample", "evaluate", "report"]
     )
     project.output = done.stdout + done.stderr  # type: ignore[attr-defined]
     return project
@@ -113,6 +114,7 @@ EVERYTHING = ["downsample", "evaluate", "reference", "report", "sample", "train"
 def test_every_artefact_is_there(finished: Project, photos: Path) -> None:
     for name in (
         "results/data/train_8-box.json",
+        "results/extractors/efficientnet-lite0.json",
         "results/reference/train_8-box-efficientnet-lite0.npz",
         RUN / "train/weights.safetensors",
         RUN / "train/curve.jsonl",
@@ -120,12 +122,16 @@ def test_every_artefact_is_there(finished: Project, photos: Path) -> None:
         RUN / "train/benchmark.tsv",
         RUN / "sample/euler-4-g2/seed0/images.npy",
         RUN / "sample/euler-4-g2/seed0/grid.png",
+        RUN / "sample/euler-4-g2/seed0/strip.png",
         RUN / "sample/euler-4-g2/seed0/config.json",
         RUN / "metrics/euler-4-g2-seed0.json",
+        RUN / "metrics/euler-4-g2-seed0-neighbours.png",
         RUN / "metrics/config.json",
         RUN / "report/summary.txt",
+        RUN / "report/nfe.png",
         RUN / "report/config.json",
         "results/report.html",
+        "results/experiments.html",
     ):
         assert (finished.folder / name).stat().st_size > 0, name
     assert (photos / "train_8/box/manifest.json").exists()
@@ -136,6 +142,7 @@ def test_the_run_says_what_it_does(finished: Project) -> None:
     output = finished.output  # type: ignore[attr-defined]
     assert "experiment tiny, data train_8-box (resolution 8 from the configuration)" in output
     assert "frechet_efflite0_96" in output and "report: results/report.html" in output
+    assert re.search(r"all experiments \(\d+ scores\): results/experiments.html", output)
     if not shutil.which("nvidia-smi"):
         assert "no GPU is visible" in output
 
@@ -156,7 +163,10 @@ def test_nothing_changed_nothing_runs_quickly(finished: Project) -> None:
         ("sample.guidance=3", ["evaluate", "report", "sample"]),
         ("sample.rtol=1e-3", ["evaluate", "report", "sample"]),
         ("evaluate.seed=1", ["evaluate", "report"]),
-        ("evaluate.extractor=inception-v3-compat", ["evaluate", "reference", "report"]),
+        (
+            "evaluate.extractor=inception-v3-compat",
+            ["evaluate", "extractor", "reference", "report"],
+        ),
         ("report.grid_columns=3", ["report"]),
         ("train.lr=2e-4", FROM_TRAIN),
         ("model.dropout=0.5", FROM_TRAIN),
@@ -172,8 +182,54 @@ def test_a_key_runs_exactly_the_stages_that_read_it(
     assert finished.jobs(set=change) == expected
 
 
-def test_a_new_seed_runs_beside_the_old(finished: Project) -> None:
-    assert finished.jobs(set="sample.seeds=[0,1]") == ["evaluate", "report", "sample"]
+@pytest.mark.parametrize(
+    ("change", "new"),
+    [
+        ("sample.seeds=[0,1]", 1),
+        ("sample.runs=[{}]", 0),
+        ("sample.runs=[{}, {solver: heun, steps: 2}]", 1),
+        ("sample.runs=[{}, {solver: heun, steps: 2, seeds: [3, 4]}, {steps: 2}]", 3),
+    ],
+)
+def test_new_samplers_and_seeds_run_beside_the_old(
+    finished: Project, change: str, new: int
+) -> None:
+    expected = [*["evaluate"] * new, *["report"] * bool(new), *["sample"] * new]
+    assert finished.jobs(set=change) == expected
+
+
+def test_samplers_by_the_engines_own_config(finished: Project) -> None:
+    runs = "sample={runs: [{}, {solver: heun, steps: 2}]}"
+    done = finished.snakemake(runs, "--dry-run")
+    assert rules(done.stdout + done.stderr) == ["evaluate", "report", "sample"], done.stderr
+    assert "heun-2-g2" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "runs", ["[{solver: heun}, {solver: rk4}]", '[{"solver":"heun"},{"solver":"rk4"}]']
+)
+def test_samplers_by_make(fresh: Project, runs: str) -> None:
+    (fresh.folder / ".venv").mkdir()
+    (fresh.folder / ".venv" / "installed").touch()
+    words = ["EXPERIMENT=tiny", "GPUS=1", "CORES=2", f"SET=data.dir='/it''s'  sample.runs={runs}"]
+    done = fresh.run(["make", "plan", *words])
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^sample \((\S+) seed=0\)", done.stdout, re.M) == ["heun-4-g2", "rk4-4-g2"]
+
+
+def test_a_guide_is_an_input_and_must_exist(finished: Project) -> None:
+    (finished.folder / "weak.safetensors").write_bytes(b"w")
+    guided = "sample.runs=[{}, {guide: weak.safetensors}]"
+    assert finished.jobs(set=guided) == ["evaluate", "report", "sample"]
+    (finished.folder / "weak.safetensors").unlink()
+    assert_stopped(finished.snakemake("--dry-run", set=guided), "weak.safetensors is not a file")
+
+
+def test_unknown_keys_of_a_run_stop_the_engine(finished: Project) -> None:
+    done = finished.snakemake("--dry-run", set="sample.runs=[{}, {stpes: 9}]")
+    assert_stopped(done, "sample.runs[1]: unknown key stpes; did you mean steps?")
+    done = finished.snakemake("--dry-run", set="sample.runs=[{}, {num: 9}]")
+    assert_stopped(done, "sample.runs[0] and sample.runs[1] have one name, euler-4-g2")
 
 
 @pytest.mark.parametrize("flags", [["--cores", "1"], ["--resources", "gpu=7"], ["--cores", "8"]])
@@ -359,6 +415,8 @@ def test_the_plan_reads_the_snakefile(fresh: Project) -> None:
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
     assert lines["train"].split()[1] == "4"
+    assert lines["reference"].split()[1] == "4" and lines["extractor"].split()[1] == "-"
+    assert sum(line.startswith("sample (dopri5") for line in done.stdout.splitlines()) == 3
     assert "IMAGENET_DIR=(NOT SET)" in lines["downsample"]
     assert "563,013 steps of 2,048" in done.stdout
     assert not (fresh.folder / "results").exists()

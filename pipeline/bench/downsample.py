@@ -1,7 +1,8 @@
 """Downsampling: images/s against a pool of processes that write one PNG a file, and memory.
 
 The photographs are crops of 500 x 375 px, as ImageNet's files are on average, linked under many
-x sides use the same number of processes.
+names, so that what starting takes weighs little, as in a run over ImageNet. Both sides use the
+same number of processes.
 """
 
 import os

@@ -1,0 +1,247 @@
+"""Sampling: evaluations that the solvers need, and images/s of guided sampling.
+
+The network is the smoke run's, trained for a minute. Evaluations: dopri5 with one step size for
+the whole batch (torchdiffeq) against ours with one for each sample, at equal tolerances, with the
+distance of each sample from the solution that it has alone. Guidance: one batched evaluation of
+both branches against two. Precision: bf16, on a GPU compiled too, against eager float32.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline import noise, sample, solver
+from pipeline.bench import record
+from pipeline.distributed import Ranks, pick_device
+from pipeline.files import read_json
+from pipeline.guidance import Field
+from pipeline.keys import Sample
+from pipeline.sample_job import Job, prepare
+
+TRAINED = 25_600  # images
+SOLVED, TIMED = 24, 64  # images of the comparison of solvers, and of speeds
+TOLERANCES = (1e-5, 1e-3)
+EXACT = 1e-7  # tolerance of the solutions that count as exact
+STEPS = 8
+
+
+def trained(folder: Path) -> list[str]:
+    """Train the smoke network on its own images; words that name its weights."""
+    pack = [f"data.pack_dir={folder}", "experiment=smoke"]
+    for step in (
+        ["downsample", *pack, f"out={folder}/record.json"],
+        ["train", *pack, f"record={folder}/record.json", f"out={folder}/train"],
+    ):
+        words = [*step[1:], f"train.images={TRAINED}"]
+        command = [sys.executable, "-m", f"pipeline.{step[0]}", *words]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return [*pack, f"weights={folder}/train/weights.safetensors"]
+
+
+class Bench:
+    """A trained network on a device, and what is asked of it."""
+
+    def __init__(self, words: list[str], device: torch.device) -> None:
+        self.words, self.device = words, device
+        self.nets: dict[bool, nn.Module] = {}
+
+    def job(self, *more: str) -> Job:
+        """The sampling that further words ask for."""
+        return prepare([*self.words, *more])
+
+    def networks(self, job: Job) -> tuple[nn.Module, None]:
+        """The network, compiled where the job's runtime says so; made once."""
+        compiled = job.config.runtime.compile is True
+        if compiled not in self.nets:
+            self.nets[compiled] = sample.build(job, Ranks(0, 1, self.device))[0]
+        return self.nets[compiled], None
+
+    def field(self, job: Job, count: int) -> tuple[Field, Tensor]:
+        """Velocity field and first state of images 0 … count-1."""
+        index = np.arange(count, dtype=np.int64)
+        return sample.begin(job, self.networks(job), index, self.device)
+
+    def rate(self, job: Job, repeats: int = 3) -> float:
+        """Images/s of sampling TIMED images, after one that is not timed."""
+        index = np.arange(TIMED, dtype=np.int64)
+        networks = self.networks(job)
+        sample.sample_images(job, networks, index, self.device)
+        began = time.monotonic()
+        for _ in range(repeats):
+            sample.sample_images(job, networks, index, self.device)
+        return repeats * TIMED / (time.monotonic() - began)
+
+
+# --- evaluations ---------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def batch_wide(field: Field, x: Tensor, tolerance: float) -> tuple[Tensor, float]:
+    """torchdiffeq's dopri5, which has one error norm for the batch; state and evaluations."""
+    from torchdiffeq import odeint
+
+    rows = torch.arange(len(x), device=x.device)
+
+    def velocity(t: Tensor, state: Tensor) -> Tensor:
+        return field(state, t.to(state.dtype).expand(len(state)), rows)
+
+    times = torch.tensor([0.0, 1.0], device=x.device)
+    path = odeint(velocity, x, times, rtol=tolerance, atol=tolerance, method="dopri5")
+    return path[-1], float(field.evaluations.double().mean())
+
+
+@torch.inference_mode()
+def per_sample(field: Field, x: Tensor, tolerance: float) -> tuple[Tensor, float]:
+    """Our dopri5; state and mean evaluations."""
+    done = solver.dopri5(field, x, tolerance, tolerance)
+    return done.x, float(field.evaluations.double().mean())
+
+
+def alone(bench: Bench, job: Job, solve: Any, tolerance: float) -> Tensor:
+    """Each image solved in a batch of its own."""
+    states = []
+    for k in range(SOLVED):
+        index = np.array([k], dtype=np.int64)
+        field, x = sample.begin(job, bench.networks(job), index, bench.device)
+        states.append(solve(field, x, tolerance)[0])
+    return torch.cat(states)
+
+
+def furthest(one: Tensor, other: Tensor) -> float:
+    """Largest difference of a value of any sample."""
+    return float((one - other).abs().max())
+
+
+def evaluations(bench: Bench) -> dict[str, Any]:
+    """For each tolerance: mean evaluations of both, their ratio, and distances of samples."""
+    job = bench.job("sample.solver=dopri5", "sample.guidance=1")
+    exact, _ = per_sample(*bench.field(job, SOLVED), EXACT)
+    found = {}
+    for tolerance in TOLERANCES:
+        kinds = {"ours": per_sample, "torchdiffeq": batch_wide}
+        entry: dict[str, Any] = {}
+        for name, solve in kinds.items():
+            x, count = solve(*bench.field(job, SOLVED), tolerance)
+            entry[name] = {
+                "nfe_mean": count,
+                "furthest_from_alone": furthest(x, alone(bench, job, solve, tolerance)),
+                "furthest_from_exact": furthest(x, exact),
+            }
+        entry["nfe_ratio"] = entry["ours"]["nfe_mean"] / entry["torchdiffeq"]["nfe_mean"]
+        found[f"{tolerance:g}"] = entry
+    return found
+
+
+# --- speed ---------------------------------------------------------------------------------------
+
+
+class TwoCalls(Field):
+    """Guidance by one call with the class and one without: what one batched call replaces."""
+
+    def branches(
+        self, x: Tensor, t: Tensor, known: Tensor, chosen: slice | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As in Field, by two calls."""
+        assert self.no_class is not None
+        none = torch.full_like(known[chosen], self.no_class)
+        strong = self.evaluate(self.net, x, t, known)
+        return strong, self.evaluate(self.net, x[chosen], t[chosen], none)
+
+
+@torch.inference_mode()
+def two_calls(bench: Bench, job: Job, repeats: int = 3) -> float:
+    """Images/s as Bench.rate, with two calls an evaluation."""
+    field, x = bench.field(job, TIMED)
+    keys: Sample = job.config.sample
+    twice = TwoCalls(keys, field.net, field.labels, field.no_class)
+    times = torch.linspace(0, 1, keys.steps + 1, dtype=torch.float64)
+
+    def once() -> None:
+        noise.normal(job.seed, noise.SAMPLE_NOISE, torch.arange(TIMED), tuple(x.shape[1:]))
+        sample.pixels(solver.solve(keys.solver, twice, x, times, keys.rtol, keys.atol).x)
+
+    once()
+    began = time.monotonic()
+    for _ in range(repeats):
+        once()
+    return repeats * TIMED / (time.monotonic() - began)
+
+
+def grey_levels(bench: Bench, one: Job, other: Job) -> float:
+    """Mean difference of the images of two jobs, in grey levels."""
+    index = np.arange(TIMED, dtype=np.int64)
+    images = [
+        sample.sample_images(job, bench.networks(job), index, bench.device)[0].astype(np.float64)
+        for job in (one, other)
+    ]
+    return float(np.abs(images[0] - images[1]).mean())
+
+
+def run(rounds: int = 5) -> dict[str, Any]:
+    """Rates in images/s and their ratios, medians over interleaved rounds; evaluations."""
+    device = pick_device("auto", 0)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(trained(Path(folder)), device)
+        common = ("sample.solver=euler", f"sample.steps={STEPS}", "sample.guidance=2")
+        plain = bench.job(*common, "sample.precision=fp32", "runtime.compile=false")
+        fast = bench.job(*common, "sample.precision=bf16", f"runtime.compile={on(device)}")
+        cases = {
+            "two calls": lambda: two_calls(bench, plain),
+            "one batched call": lambda: bench.rate(plain),
+            "one batched call, bf16": lambda: bench.rate(fast),
+        }
+        result = record.summary(
+            f"guided sampling of {TIMED} images by {STEPS} steps, network of the smoke run",
+            "images/s",
+            record.interleaved(cases, rounds),
+            baseline="two calls",
+        )
+        solved = evaluations(bench)
+        differ = grey_levels(bench, plain, fast)
+        trained_images = read_json(Path(folder) / "record.json")["num_images"]
+    extra = {"evaluations": solved, "bf16_grey_levels": differ, "trained_on": trained_images}
+    return result | extra | {"bars": bars(result, solved, device), "notes": notes(solved, differ)}
+
+
+def on(device: torch.device) -> str:
+    """Whether the fast case compiles: where sampling does, on a GPU."""
+    return "true" if device.type == "cuda" else "false"
+
+
+def bars(result: dict[str, Any], solved: dict[str, Any], device: torch.device) -> list[Any]:
+    """What was promised, what was measured, and whether it holds."""
+    found = []
+    for tolerance, entry in solved.items():
+        what = f"evaluations at {tolerance}, ours / torchdiffeq"
+        found.append(record.bar(what, entry["nfe_ratio"], at_most=1.05))
+        apart = entry["ours"]["furthest_from_alone"]
+        what = f"furthest from its own solution at {tolerance}"
+        found.append(record.bar(what, apart, at_most=float(tolerance)))
+    if device.type == "cuda":
+        middle = result["median"]
+        ratio = middle["one batched call, bf16"] / middle["one batched call"]
+        found.append(record.bar("compiled bf16 / eager float32", ratio, at_least=2.0))
+    return found
+
+
+def notes(solved: dict[str, Any], differ: float) -> list[str]:
+    """What the figures beside the bars are."""
+    lines = [f"bf16 moves the images by {differ:.3f} grey levels on average"]
+    for tolerance, entry in solved.items():
+        for name in ("ours", "torchdiffeq"):
+            one = entry[name]
+            lines.append(
+                f"dopri5 at {tolerance}, {name}: {one['nfe_mean']:.1f} evaluations, at most "
+                f"{one['furthest_from_alone']:.2g} from the solution alone and "
+                f"{one['furthest_from_exact']:.2g} from that at {EXACT:g}"
+            )
+    if not torch.cuda.is_available():
+        lines.append("on a GPU (compiled bf16 at 2 x eager float32): unmeasured, there is none")
+    return lines

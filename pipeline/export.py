@@ -1,0 +1,135 @@
+"""Samples as files that other programs read: a folder of PNGs, or the .npz of ADM's evaluator.
+
+    python -m pipeline.export samples=FOLDER png=OUTFOLDER npz=FILE.npz
+
+`png` gets 000000.png … in the order of the samples and, where they have classes, labels.csv
+(file, label, class). `npz` holds arr_0, images uint8 (N,H,W,3), and arr_1, labels int64 (N,) where
+there are classes. Neither may exist before.
+"""
+
+import csv
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from pipeline.config import load_step
+from pipeline.errors import UserError, run_main
+from pipeline.files import atomic_stream, disk_error, load_npy, read_json
+from pipeline.metering import Progress
+
+WORDS = ("samples", "png", "npz")
+
+
+class Samples(NamedTuple):
+    """A folder of samples, memory-mapped."""
+
+    images: np.ndarray  # uint8 (N,H,W,3)
+    labels: np.ndarray | None  # int64 (N,); None: no classes
+    classes: list[str]  # names in label order
+
+
+def read_samples(folder: Path) -> Samples:
+    """The samples in a folder; raises UserError where something is missing or damaged."""
+    images = load_npy(folder / "images.npy")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise UserError(
+            f"{folder / 'images.npy'} holds {images.dtype} {images.shape}, not uint8 (N,H,W,3): "
+            "sample again"
+        )
+    try:
+        classes = read_json(folder / "sample.json")["data"]["classes"]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / 'sample.json'} does not name the classes: sample again"
+        ) from error
+    return Samples(images, read_labels(folder / "labels.npy", len(images), len(classes)), classes)
+
+
+def read_labels(path: Path, num: int, num_classes: int) -> np.ndarray | None:
+    """Labels int64 (N,) of `num` images; None where all are -1 (no classes).
+
+    Raises UserError where they are no such labels.
+    """
+    labels = load_npy(path)
+    if labels.shape == (num,) and (labels == -1).all():
+        return None
+    fits = labels.shape == (num,) and labels.dtype == np.int64
+    if not fits or labels.min() < 0 or labels.max() >= num_classes:
+        raise UserError(f"{path} does not hold {num} labels of {num_classes} classes: sample again")
+    return labels
+
+
+def check_targets(targets: list[Path]) -> None:
+    """Raise UserError where there is nothing to write, or something of that name exists."""
+    if not targets:
+        raise UserError("nothing to export: give png=FOLDER or npz=FILE, or both")
+    for target in targets:
+        if target.exists():
+            raise UserError(f"{target} exists: give another name or remove it first")
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`; on success rename it to `path`, else remove it.
+
+    Raises UserError where the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.sync()  # once, in place of an fsync of each file
+        temporary.rename(path)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_png(target: Path, samples: Samples, progress_seconds: float) -> None:
+    """Write the folder of PNGs and labels.csv."""
+    names = [f"{k:06d}.png" for k in range(len(samples.images))]
+    progress = Progress("export", len(names), progress_seconds)
+    with atomic_folder(target) as folder:
+        for k, name in enumerate(names):
+            Image.fromarray(np.ascontiguousarray(samples.images[k])).save(folder / name)
+            if progress.due():
+                progress.show(k + 1)
+        if samples.labels is not None:
+            labels = samples.labels.tolist()
+            rows = [(n, lb, samples.classes[lb]) for n, lb in zip(names, labels, strict=True)]
+            with (folder / "labels.csv").open("w", newline="") as stream:
+                csv.writer(stream).writerows([("file", "label", "class"), *rows])
+
+
+def write_npz(target: Path, samples: Samples) -> None:
+    """Write arr_0 and arr_1; the images are copied from their file a part at a time."""
+    arrays = [samples.images] if samples.labels is None else [samples.images, samples.labels]
+    with atomic_stream(target) as stream:
+        np.savez(stream, *arrays)
+
+
+def main(argv: list[str]) -> None:
+    """Write what the words ask for."""
+    config, own = load_step(argv, WORDS)
+    if "samples" not in own:
+        raise UserError("samples=FOLDER is missing: give the folder that holds images.npy")
+    targets = {name: Path(own[name]) for name in ("png", "npz") if name in own}
+    check_targets(list(targets.values()))
+    samples = read_samples(Path(own["samples"]))
+    if "png" in targets:
+        write_png(targets["png"], samples, config.runtime.progress_seconds)
+    if "npz" in targets:
+        write_npz(targets["npz"], samples)
+    where = " and ".join(map(str, targets.values()))
+    print(f"export: {len(samples.images):,} images, {where}", flush=True)
+
+
+if __name__ == "__main__":
+    run_main(main)

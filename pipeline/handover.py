@@ -1,0 +1,30 @@
+"""A step that was started by hand and names a launcher is started again by that launcher."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from pipeline import gpus
+from pipeline.config import load_step
+from pipeline.launchers import LAUNCHED
+from pipeline.overrides import parse_overrides
+
+
+def hand_over(module: str, argv: Sequence[str], words: Sequence[str]) -> None:
+    """Become `python -m pipeline.launch … -- -m pipeline.STEP …` where the words ask for it.
+
+    Returns where it names no launcher, or `none`, or where a launcher has started this process:
+    torchrun, srun through submitit, or the project's own. `words` are the step's own words. The job
+    gets the step's runtime.gpus, as far as there are that many.
+    """
+    if "RANK" in os.environ or LAUNCHED in os.environ:
+        return
+    named = parse_overrides(argv).get("launch", {}).get("launcher", "none")
+    if named == "none":
+        return
+    config, _ = load_step(list(argv), words)
+    wanted = int(getattr(config.runtime.gpus, module.rpartition(".")[2]))
+    if named != "submitit_slurm":
+        wanted = min(wanted, gpus.default_processes())
+    command = [sys.executable, "-m", "pipeline.launch", "--gpus", str(wanted), "--", "-m", module]
+    os.execv(sys.executable, [*command, *argv])

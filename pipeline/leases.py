@@ -1,0 +1,131 @@
+"""Leases of GPUs: jobs that run beside each other on one machine never share a device.
+
+The engine counts GPUs and hands out no ids; this does, by one file lock a device. A lease ends
+with the last process that holds its descriptors, however that ends, and it holds between any
+workflows of any users, who all lock the same files in FOLDER (PIPELINE_LEASE_DIR names another).
+A waiter first takes the queue locks of all devices that it could use, in a fixed order, so that
+one job at a time collects among them and a large one is not starved by small ones; jobs whose
+devices are others do not wait for each other.
+"""
+
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import gpus
+from pipeline.errors import UserError
+
+FOLDER = Path("/tmp/pipeline-gpu-leases")  # of the machine: a folder for each user would not do
+POLL = 0.1  # seconds between two looks at busy devices
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Devices of this job alone, and the descriptors whose life is the lease's."""
+
+    ids: list[str]  # as CUDA_VISIBLE_DEVICES takes them
+    descriptors: tuple[int, ...]
+
+
+@contextmanager
+def lease(count: int, environment: Mapping[str, str] = os.environ) -> Iterator[Lease]:
+    """`count` of the devices that this run may use, as soon as they are free.
+
+    Inside a Slurm allocation they are the scheduler's, taken as they are. Raises UserError where
+    the run may use fewer than `count`, or names one twice.
+    """
+    ids = gpus.visible(environment)
+    if count > len(ids):
+        raise UserError(
+            f"{count} GPUs are asked for but {len(ids)} visible "
+            f"({gpus.said_by(environment)}): pass --resources gpu={len(ids)} or make more visible"
+        )
+    if not count or "SLURM_JOB_ID" in environment:
+        yield Lease(ids[:count], ())
+        return
+    names = gpus.lock_names(ids)
+    if len(set(names.values())) < len(ids):
+        raise UserError(f"{gpus.said_by(environment)} names a GPU twice: name each once")
+    folder = shared_folder(Path(environment.get("PIPELINE_LEASE_DIR", FOLDER)))
+    with ExitStack() as held:
+        with ExitStack() as queue:
+            for name in sorted(set(names.values())):
+                queue.enter_context(locked(folder / f"{name}.queue", wait=True))
+            mine = collect(count, names, folder, held)
+        yield Lease(sorted(mine, key=ids.index), tuple(mine.values()))
+
+
+def collect(count: int, names: Mapping[str, str], folder: Path, held: ExitStack) -> dict[str, int]:
+    """{device: descriptor} of `count` locked devices, waiting for those that are busy."""
+    mine: dict[str, int] = {}
+    told = False
+    while True:
+        for device, name in names.items():
+            if device not in mine and len(mine) < count:
+                descriptor = held.enter_context(locked(folder / name))
+                if descriptor is not None:
+                    mine[device] = descriptor
+        if len(mine) == count:
+            return mine
+        if not told:
+            busy = ",".join(device for device in names if device not in mine)
+            print(f"waiting for {count - len(mine)} more GPUs: {busy} are in use", flush=True)
+            told = True
+        time.sleep(POLL)
+
+
+@contextmanager
+def locked(path: Path, wait: bool = False) -> Iterator[int | None]:
+    """A descriptor that holds the lock of a file, or None where another process holds it.
+
+    A lock needs no right to write, so that users share files that each other made.
+    """
+    descriptor = open_shared(path)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield None
+            return
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def open_shared(path: Path) -> int:
+    """A descriptor of a file that is there, or made now and readable for everybody."""
+    while True:
+        try:
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            try:
+                made = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+            except FileExistsError:
+                continue
+            os.fchmod(made, 0o444)  # whatever the umask
+            return made
+
+
+def shared_folder(folder: Path) -> Path:
+    """`folder`, made where it is absent, in which every user of the machine may make files.
+
+    Raises UserError where it is none.
+    """
+    try:
+        folder.mkdir()
+        folder.chmod(0o1777)
+    except FileExistsError:
+        pass
+    kind = folder.lstat()
+    writable = os.access(folder, os.W_OK | os.X_OK)
+    if not stat.S_ISDIR(kind.st_mode) or not writable:
+        raise UserError(
+            f"{folder} is no folder that this user may write to, and GPUs are leased there: "
+            "have it deleted or given mode 1777, or name another in PIPELINE_LEASE_DIR"
+        )
+    return folder

@@ -1,0 +1,88 @@
+"""The samplers of an experiment: their names, and that no two have the same."""
+
+import re
+from collections.abc import Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.errors import UserError
+from pipeline.files import sha256_json
+from pipeline.keys import Sample
+
+
+def sampler_name(sample: Sample) -> str:
+    """Name of the sampler's folder: heun-18-edm, dopri5-1e-05-g1.2, heun-18-ema500000, ...
+
+    Each key that differs from the plainest sampler adds a part; `num` and `precision` add none.
+    """
+    return "-".join([sample.solver, *_length(sample), *_kind(sample)])
+
+
+def family(about: Mapping[str, Any]) -> str:
+    """The sampler's name without its steps or tolerances: those that a curve over NFE joins.
+
+    `about`: a sample.json; one without our keys (another program's) is a family of its own.
+    """
+    try:
+        sample = Sample.model_validate({"seeds": [0], "runs": []} | about["config"]["sample"])
+    except (KeyError, TypeError, ValidationError):
+        return str(about["sampler"])
+    return "-".join([sample.solver, *_kind(sample)])
+
+
+def _length(sample: Sample) -> list[str]:
+    """Tolerances of dopri5, one where they are equal; steps of the others."""
+    if sample.solver == "dopri5":
+        return [f"{tolerance:g}" for tolerance in dict.fromkeys((sample.rtol, sample.atol))]
+    return [str(len(sample.grid) - 1 if isinstance(sample.grid, tuple) else sample.steps)]
+
+
+def _kind(sample: Sample) -> list[str]:
+    """A part for each other key that differs from the plainest sampler."""
+    parts = [] if sample.solver == "dopri5" else _grid(sample)
+    if sample.guidance != 1:
+        parts.append(f"g{sample.guidance:g}")
+        if sample.guidance_interval != (0, 1):
+            parts.append("from{:g}to{:g}".format(*sample.guidance_interval))
+        if sample.guide is not None:
+            stem = re.sub(r"[^A-Za-z0-9_.]", "_", Path(sample.guide).stem)
+            parts.append(f"by-{stem}-{sha256_json(sample.guide)[:6]}")
+    if sample.classes != "balanced":
+        parts.append(sample.classes)
+    if sample.ema_halflife_images is not None:
+        parts.append(f"ema{sample.ema_halflife_images}")
+    return parts
+
+
+def _grid(sample: Sample) -> list[str]:
+    """Which grid of times it is; the uniform one needs no part."""
+    if isinstance(sample.grid, tuple):
+        return [f"grid{sha256_json(sample.grid)[:6]}"]
+    return [] if sample.grid == "uniform" else [sample.grid]
+
+
+def check_names(sample: Sample) -> None:
+    """Raise UserError where two samplers have one name: they would write the same files."""
+    named = [(place, one, sampler_name(one)) for place, one in enumerate(sample.samplers)]
+    for (a, one, name), (b, other, again) in combinations(named, 2):
+        if name == again:
+            raise UserError(
+                f"sample.runs[{a}] and sample.runs[{b}] have one name, {name}, and so one folder: "
+                + _remedy(one, other)
+            )
+
+
+def _remedy(one: Sample, other: Sample) -> str:
+    """What to do about two samplers of one name."""
+    keys = [k for k in Sample.model_fields if getattr(one, k) != getattr(other, k)]
+    if not keys:
+        return "they are equal, so leave one out"
+    if keys == ["seeds"]:
+        return "they differ in their seeds alone, so put all seeds into one of them"
+    return (
+        f"no name shows {', '.join(f'sample.{key}' for key in keys)}, in which they differ, "
+        "so make an experiment of its own for one (under `experiments:` in config.yaml)"
+    )

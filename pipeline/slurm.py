@@ -1,0 +1,95 @@
+"""What a job inside a Slurm allocation knows: its nodes, where they meet, the time it has left."""
+
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from pipeline.errors import UserError
+from pipeline.keys import Launch
+
+FIRST_PORT, PORTS = 20000, 20000  # a job's port follows from its number
+
+
+def in_allocation(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process belongs to a Slurm job."""
+    return "SLURM_JOB_ID" in environment
+
+
+def one_task_a_node(nodes: int, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is one of `nodes` tasks of a step, each on a node of its own."""
+    counts = [environment.get(f"SLURM_STEP_NUM_{what}") for what in ("NODES", "TASKS")]
+    return counts == [str(nodes)] * 2
+
+
+def srun(nodes: int, threads: int) -> list[str]:
+    """Words that start what follows once on each of the job's nodes, with all its GPUs there."""
+    words = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+    return [*words, f"--cpus-per-task={threads}", "--kill-on-bad-exit=1"]
+
+
+def meeting_place(environment: Mapping[str, str] = os.environ) -> str:
+    """host:port of this step's first node, with a port of this job's own.
+
+    Raises UserError where Slurm cannot say the nodes' names.
+    """
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]
+    try:
+        done = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], check=True, capture_output=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(
+            f"the names of the nodes {nodes} cannot be had from scontrol ({error}): "
+            "give launch.rdzv_endpoint=HOST:PORT"
+        ) from error
+    port = FIRST_PORT + int(environment["SLURM_JOB_ID"]) % PORTS
+    return f"{done.stdout.split()[0]}:{port}"
+
+
+def seconds_left(environment: Mapping[str, str] = os.environ) -> float | None:
+    """Seconds until the job's time limit; None where there is none, or none that is known."""
+    if end := environment.get("SLURM_JOB_END_TIME"):
+        return float(end) - time.time()
+    words = ["squeue", "-h", "-j", environment["SLURM_JOB_ID"], "-o", "%L"]
+    try:
+        said = subprocess.run(words, capture_output=True, text=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return in_seconds(said)
+
+
+def in_seconds(said: str) -> float | None:
+    """Slurm's [[days-]hours:]minutes:seconds in seconds; None for anything else."""
+    if not re.fullmatch(r"(\d+-)?(\d+:){0,2}\d+", said):
+        return None
+    days, _, clock = said.rpartition("-")
+    parts = [0, 0, *map(int, clock.split(":"))][-3:]
+    return float(86400 * int(days or 0) + 3600 * parts[0] + 60 * parts[1] + parts[2])
+
+
+@contextmanager
+def warned(launch: Launch) -> Iterator[None]:
+    """Send this process SIGUSR1 some time before the limit of its Slurm job.
+
+    The warning that Slurm itself can send does not reach a job through the engine: `--signal`
+    goes to the processes of the step, of which the engine's own ends at it and takes the ranks
+    along. launch.slurm.signal_seconds before the end, or half of the time where it is short.
+    """
+    left = seconds_left() if in_allocation() else None
+    if left is None:
+        yield
+        return
+    wait = max(left - launch.slurm.signal_seconds, left / 2)
+    print(f"Slurm gives this job {left:.0f} s: it saves and leaves after {wait:.0f} s", flush=True)
+    timer = threading.Timer(wait, os.kill, (os.getpid(), signal.SIGUSR1))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

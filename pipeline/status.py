@@ -1,0 +1,77 @@
+"""What runs where, from the files in results/ alone: `python -m pipeline.status` or `make status`.
+
+It needs no GPU and no process of the job, so it works over ssh and on a login node that sees the
+same folder.
+"""
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline import running
+from pipeline.errors import run_main
+from pipeline.metering import clock, read_rows
+from pipeline.tables import text_table
+
+TAIL = 8192  # bytes of a log that are looked at
+PROGRESS = re.compile(r"^[\w ,]+: .*(images/s|left)")
+COLUMNS = {
+    "host": "host",
+    "step": "step",
+    "out": "making",
+    "gpus": "GPUs",
+    "processes": "ranks",
+    "running": "running",
+    "progress": "progress",
+    "use": "GPU use",
+    "memory": "memory",
+}
+
+
+def progress(log: Path | None) -> str:
+    """The last progress line of a log, without the step's name; empty where there is none."""
+    if log is None or not log.is_file():
+        return ""
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - TAIL))
+        lines = stream.read().decode(errors="replace").splitlines()
+    found = [line.partition(": ")[2] for line in lines if PROGRESS.match(line)]
+    return " ".join(found[-1].split()) if found else ""
+
+
+def hardware(out: Path) -> dict[str, str]:
+    """GPU utilisation and peak memory of a training, from the last row of its newest metrics."""
+    files = sorted(out.glob("checkpoints/*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
+    rows: list[dict[str, Any]] = read_rows(files[-1]) if files else []
+    use = [r["gpu_utilisation"] for r in rows if r.get("gpu_utilisation") is not None]
+    peak = [r["peak_memory_gb"] for r in rows if r.get("peak_memory_gb") is not None]
+    found = {"use": f"{use[-1]:.0%}"} if use else {}
+    return found | ({"memory": f"{peak[-1]:.1f} GB"} if peak else {})
+
+
+def row(entry: running.Entry) -> dict[str, Any]:
+    """One job as a row of COLUMNS."""
+    said = progress(Path(entry.log) if entry.log else None)
+    if not entry.is_here() and not entry.is_alive():
+        said = f"SILENT for {clock(entry.silent_seconds())}: look at {entry.host}"
+    return {
+        "host": entry.host,
+        "step": entry.module.removeprefix("pipeline."),
+        "out": entry.out,
+        "gpus": ",".join(entry.gpus) or "-",
+        "processes": entry.processes,
+        "running": clock(time.time() - entry.started),
+        "progress": said or "starting",
+        **hardware(Path(entry.out)),
+    }
+
+
+def main(argv: list[str]) -> None:
+    """Print one line a job."""
+    rows = [row(entry) for entry in running.entries()]
+    print("\n".join(text_table(rows, COLUMNS)) if rows else "nothing runs in this folder")
+
+
+if __name__ == "__main__":
+    run_main(main)

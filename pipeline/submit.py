@@ -1,0 +1,161 @@
+"""Ranks through submitit: on this machine (its local executor) or as one Slurm job.
+
+submitit starts one task a rank and tells it rank and addresses; each task runs the step as a
+process of its own, so that it is the same command as under torchrun. Before a time limit or a
+preemption submitit warns the tasks: the ranks save, and the job is queued again. SIGTERM and Ctrl-C
+to the launcher let the ranks save and end the job.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+import submitit
+from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
+
+from pipeline.errors import EXIT_RESUMABLE
+from pipeline.keys import Launch
+from pipeline.prctl import die_with_parent
+from pipeline.supervise import HANDLED, show
+
+POLL = 0.5  # seconds between two looks at a job
+UNLIMITED = 60 * 24 * 30  # minutes, for the local executor
+
+
+class Task:
+    """One rank: what submitit pickles, starts, and asks for a continuation when time is up."""
+
+    def __init__(
+        self, module: Sequence[str], environment: Mapping[str, str], launcher: int | None = None
+    ) -> None:
+        """`launcher`: the process whose end ends this one, since it holds the lease of the GPUs."""
+        self.module, self.environment = list(module), dict(environment)
+        self.launcher = launcher
+
+    def __call__(self) -> int:
+        """Run the step as the rank that submitit says; returns its exit status."""
+        TorchDistributedEnvironment().export(overwrite=True, set_cuda_visible_devices=False)
+        self.child = subprocess.Popen(
+            [sys.executable, *self.module],
+            env=os.environ | self.environment,
+            preexec_fn=lambda: die_with_parent(signal.SIGTERM),
+        )
+        signal.signal(signal.SIGTERM, self._pass_on)
+        if self.launcher is not None:
+            threading.Thread(target=self._follow, args=(self.launcher,), daemon=True).start()
+        while (
+            status := self.child.poll()
+        ) is None:  # a blocking wait would hold what checkpoint needs
+            time.sleep(POLL)
+        return status
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self.child.send_signal(number)
+
+    def _follow(self, launcher: int) -> None:
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(launcher).wait()
+        self.child.send_signal(signal.SIGTERM)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Let the ranks save, and say what goes on: called by submitit when time is up."""
+        self.child.send_signal(signal.SIGTERM)
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(self.child.pid).wait()
+        return DelayedSubmission(Task(self.module, self.environment, self.launcher))
+
+
+def executor(
+    folder: Path, count: int, threads: int, gpus: int, launch: Launch
+) -> submitit.AutoExecutor:
+    """submitit's executor for `count` ranks a node with `threads` CPU threads each."""
+    slurm = launch.launcher == "submitit_slurm"
+    made = submitit.AutoExecutor(
+        folder=folder, cluster="slurm" if slurm else "local", slurm_max_num_timeout=10**6
+    )
+    made.update_parameters(
+        name="flow-pipeline",
+        nodes=launch.nnodes if slurm else 1,
+        tasks_per_node=count,
+        gpus_per_node=gpus,
+        cpus_per_task=threads,
+        stderr_to_stdout=True,
+        timeout_min=launch.slurm.minutes if slurm else UNLIMITED,
+    )
+    if slurm:
+        made.update_parameters(**slurm_parameters(launch))
+    return made
+
+
+def slurm_parameters(launch: Launch) -> dict[str, Any]:
+    """What only Slurm knows, as submitit names it; keys that are null are left to the cluster."""
+    given = launch.slurm
+    wanted = {
+        "slurm_partition": given.partition,
+        "slurm_account": given.account,
+        "slurm_constraint": given.constraint,
+        "mem_gb": given.memory_gb,
+        "slurm_signal_delay_s": given.signal_seconds,
+    }
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
+def submit(
+    folder: Path,
+    module: Sequence[str],
+    environment: Mapping[str, str],
+    made: submitit.AutoExecutor,
+) -> int:
+    """Submit, show rank 0's output until the job ends; returns the worst exit status of its ranks.
+
+    75 where a signal stopped it.
+    """
+    local = made.cluster == "local"
+    job = made.submit(Task(module, environment, os.getpid() if local else None))
+    print(f"job {job.job_id} by submitit, logs in {folder}", flush=True)
+    signals: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        if len(signals) > 1:
+            job.cancel(check=False)
+        elif local:
+            os.kill(int(job.job_id), signal.SIGTERM)
+        else:
+            subprocess.run(["scancel", "--signal=TERM", job.job_id], check=False)
+
+    for number in HANDLED:
+        signal.signal(number, stop)
+    follow(job)
+    try:
+        status = max(map(int, job.results()))
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError) as error:
+        print(f"error: job {job.job_id} ended without a result: {str(error).splitlines()[0]}")
+        status = 1
+    if signals and status != 0:
+        return EXIT_RESUMABLE
+    return status if status >= 0 else 128 - status
+
+
+def follow(job: Any) -> None:
+    """Copy the output of rank 0 to ours until the job is done."""
+    seen = 0
+    done = False
+    while not done:
+        time.sleep(POLL)
+        done = job.done(force_check=False)
+        if job.paths.stdout.exists():
+            with job.paths.stdout.open("rb") as stream:
+                stream.seek(seen)
+                chunk = stream.read()
+            seen += len(chunk)
+            show(chunk)

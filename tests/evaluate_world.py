@@ -1,0 +1,118 @@
+"""A small pack with samples and a reference, and steps that run by a small network."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from pipeline import evaluate, extractors, measure, reference
+from pipeline.extractors import Extractor
+from tests.drawings import drawn
+from tests.test_streaming import LOGITS, WIDTH, small_extractor
+
+SIZE = 16  # px
+
+
+def small(*_: Any) -> Extractor:
+    """A stand-in for load_extractor: a small network in the place of EfficientNet-Lite0."""
+    found = vars(small_extractor(SIZE)) | {"name": "efficientnet-lite0"}
+    return Extractor(**found | {"label": "efflite0_96", "title": "EfficientNet-Lite0 at 96 px"})
+
+
+def use_small(patch: pytest.MonkeyPatch) -> None:
+    """Make all steps in this process use the small network."""
+    for step in (evaluate, reference):
+        patch.setattr(step, "load_extractor", small)
+    patch.setattr(measure, "LOGITS", LOGITS)
+    kind = extractors.Kind(["x"], WIDTH, "efflite0_96", "small")
+    patch.setitem(extractors.KINDS, "efficientnet-lite0", kind)
+
+
+class World(NamedTuple):
+    """A pack, its record, samples, and the words that name them."""
+
+    root: Path
+    words: list[str]
+
+    def run(self, step: Any, *more: str) -> None:
+        """Run a step in this process."""
+        names = ("samples", "record", "reference", "out")
+        paths = {n: f"{n}={self.root / n}" for n in names}
+        if step is reference:
+            paths = {"record": paths["record"], "out": f"out={self.root / 'reference'}"}
+        step.main([*self.words, *paths.values(), *more])
+
+    def compare(self, images: Any, against: Any, *more: str) -> Any:
+        """The scores of any images against any reference."""
+        out = self.root / "any.json"
+        words = (f"images={images}", f"reference={against}", f"out={out}")
+        evaluate.main([*self.words, *words, *more])
+        return json.loads(out.read_text())
+
+    def images(self, name: str) -> np.ndarray:
+        """The images of `samples` or `pack`."""
+        return np.load(self.root / name / "images.npy")
+
+    def result(self) -> Any:
+        """The metrics that were written."""
+        return json.loads((self.root / "out").read_text())
+
+
+def sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(array.tobytes()).hexdigest()
+
+
+def world_at(root: Path) -> World:
+    """The world in `root`."""
+    words = [
+        "experiment=tiny",
+        "data.resolution=16",
+        f"data.path={root / 'pack'}",
+        "runtime.device=cpu",
+        "evaluate.kid_subsets=5",
+    ]
+    return World(root, words)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_steps() -> Iterator[None]:
+    """All steps of a test module run by the small network."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_small(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 real images of 16 px, 21 samples, and the reference."""
+    root = tmp_path_factory.mktemp("world")
+    images, labels = drawn(60, 16, 0)
+    hashes = {"images": sha256(images), "labels": sha256(labels)}
+    record = {
+        "source": "shapes",
+        "resolution": 16,
+        "recipe": "box",
+        "num_images": 60,
+        "classes": ["disc", "square", "triangle"],
+        "sha256": hashes,
+    }
+    for name, (rows, names) in {"pack": (images, labels), "samples": drawn(21, 16, 9)}.items():
+        (root / name).mkdir()
+        np.save(root / name / "images.npy", rows)
+        np.save(root / name / "labels.npy", names)
+    (root / "pack" / "manifest.json").write_text(json.dumps({"sha256": hashes}))
+    (root / "samples" / "sample.json").write_text(json.dumps({"seed": 3, "nfe_mean": 8}))
+    (root / "record").write_text(json.dumps(record))
+    world_at(root).run(reference)
+    return root
+
+
+@pytest.fixture
+def world(made: Path, tmp_path: Path) -> World:
+    """A copy of `made` to change."""
+    return world_at(Path(shutil.copytree(made, tmp_path / "world")))

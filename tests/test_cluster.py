@@ -1,0 +1,198 @@
+"""The workflow on a real Slurm, on one machine: one node, then two with a network between them."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests import nodes, slurm
+from tests.test_train import outcome
+from tests.test_workflow import copy_code
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        bool(slurm.missing()), reason=f"NOT TESTED: a Slurm needs {slurm.missing()}"
+    ),
+]
+# There is no accounting here, so the state of jobs comes from squeue.
+FLAGS = ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1"]
+FLAGS += ["--seconds-between-status-checks", "1", "--slurm-keep-successful-logs"]
+FLAGS += ["--latency-wait", "5", "--default-resources", "mem_mb=1000", "runtime=5"]
+
+
+@pytest.fixture(scope="module")
+def one_node() -> Iterator[dict[str, str]]:
+    """The environment of a user of a Slurm with one node."""
+    with place() as folder, slurm.cluster(folder) as environment:
+        yield of_user(environment)
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[dict[str, str]]:
+    """The environment of a user of a Slurm with two nodes."""
+    with place() as folder, nodes.nodes(2, folder) as inside:
+        (folder / "slurm").mkdir()
+        with slurm.cluster(folder / "slurm", [inside(1), inside(2)]) as environment:
+            yield of_user(environment)
+
+
+@contextmanager
+def place() -> Iterator[Path]:
+    """A new folder with a short path: sockets are in it."""
+    with tempfile.TemporaryDirectory(prefix="slurm", dir="/tmp", ignore_cleanup_errors=True) as one:
+        yield Path(one)
+
+
+def of_user(environment: dict[str, str]) -> dict[str, str]:
+    """With the project's tools, and GPUs that this machine does not have."""
+    path = f"{environment['PATH'].partition(':')[0]}:{Path(sys.executable).parent}"
+    return environment | {
+        "PATH": f"{path}:{os.environ['PATH']}",
+        "PIPELINE_GPU_IDS": "0,1,2,3",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def run(
+    project: Path, environment: dict[str, str], *flags: str, settings: str = "", target: str = "all"
+) -> str:
+    """The engine with the Slurm profile; its output."""
+    words = [sys.executable, "-m", "snakemake", "--profile", "profiles/slurm", *FLAGS, *flags]
+    words += ["--config", "experiment=tiny", f"set={settings}", "--", target]
+    done = subprocess.run(
+        ["timeout", "-k", "10", "300", *words],
+        cwd=project,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def finished(one_node: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny experiment, run whole through one node."""
+    project = copy_code(tmp_path_factory.mktemp("slurm") / "project")
+    settings = "sample.seeds=[0,1] runtime.gpus.evaluate=2 runtime.workers=2"
+    run(project, one_node, settings=settings)
+    return project
+
+
+def logs(project: Path, rule: str) -> list[str]:
+    """What the Slurm jobs of a rule printed."""
+    places = (project / ".snakemake/slurm_logs").glob(f"rule_{rule}/**/*.log")
+    return [path.read_text() for path in places]
+
+
+def test_the_whole_experiment_runs_through_slurm(finished: Path) -> None:
+    assert "Fréchet" in (finished / "results/tiny/shapes_tiny_8-box/report/table.html").read_text()
+    for rule, count in {"train": 2, "sample": 2, "evaluate": 2, "reference": 1}.items():
+        printed = logs(finished, rule)
+        assert printed
+        for text in printed:
+            ids = re.search(r"CUDA_VISIBLE_DEVICES=([\d,]+)", text)
+            assert ids and len(ids.group(1).split(",")) == count, text
+
+
+STAND_IN = """
+import json, os, pathlib, sys, time
+start = time.time()
+time.sleep(5)
+if os.environ["RANK"] == "0":
+    ids = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+    found = {"ids": ids, "start": start, "end": time.time()}
+    pathlib.Path(sys.argv[1]).write_text(json.dumps(found))
+"""
+
+
+def test_two_jobs_at_once_have_devices_of_their_own(
+    one_node: dict[str, str], finished: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    environment = one_node | {"PYTHONPATH": f"{finished}:{tmp_path}"}
+    for name in ("a", "b"):
+        command = f"{sys.executable} -m pipeline.launch --gpus 2 -- -m stand_in {tmp_path}/{name}"
+        words = ["sbatch", "--gpus=2", "--cpus-per-task=2", f"--output={tmp_path}/log{name}"]
+        subprocess.run([*words, f"--wrap={command}"], env=environment, cwd=tmp_path, check=True)
+    until = time.monotonic() + 60
+    while not ((tmp_path / "a").exists() and (tmp_path / "b").exists()):
+        assert time.monotonic() < until, [p.read_text() for p in tmp_path.glob("log*")]
+        time.sleep(0.2)
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("a", "b"))
+    assert not set(one["ids"]) & set(two["ids"]) and len(one["ids"]) == len(two["ids"]) == 2
+    assert one["start"] < two["end"] and two["start"] < one["end"]
+
+
+def training(project: Path, rows: bool = True) -> tuple[dict, list]:
+    """Weights and losses of a project's training."""
+    weights, curve = outcome(project / "results/tiny/shapes_tiny_8-box/train")
+    return weights, [row["loss"] for row in curve]
+
+
+def copied(finished: Path, folder: Path) -> Path:
+    """The finished project without its training."""
+    shutil.copytree(finished, folder, symlinks=True)
+    shutil.rmtree(folder / "results/tiny")
+    shutil.rmtree(folder / ".snakemake/slurm_logs")
+    return folder
+
+
+def test_a_job_at_its_time_limit_saves_and_goes_on(
+    one_node: dict[str, str], finished: Path, tmp_path: Path
+) -> None:
+    project = copied(finished, tmp_path / "project")
+    settings = "train.images=24000 launch.slurm.signal_seconds=30 runtime.log_images=64"
+    run(project, one_node, "--set-resources", "train:runtime=1", settings=settings, target="train")
+    printed = logs(project, "train")
+    assert len(printed) > 1, "the job was never at its limit"
+    assert sum("stopped: saved at step" in text for text in printed) == len(printed) - 1
+    assert all("Slurm gives this job" in text for text in printed)
+    _, losses = training(project)
+    assert len(losses) == 24000 // 64 or len(losses) > 100
+
+
+TWO = ["nodes=2", "gpu=4", "mpi=srun", "tasks=2", "tasks_per_gpu=0"]
+
+
+@pytest.mark.skipif(bool(nodes.missing()), reason=f"NOT TESTED: nodes need {nodes.missing()}")
+def test_two_nodes_of_two_are_one_of_four(
+    two_nodes: dict[str, str], finished: Path, tmp_path: Path
+) -> None:
+    """Through the engine: one task on each node, with torchrun between them."""
+    one = copied(finished, tmp_path / "one")
+    run(one, two_nodes, settings="runtime.gpus.train=4 runtime.micro_batch=8", target="train")
+    two = copied(finished, tmp_path / "two")
+    words = [f"train:{word}" for word in (*TWO, "slurm_extra='--gpus-per-node=2'", "threads=2")]
+    settings = "runtime.gpus.train=4 runtime.micro_batch=8 launcher=torchrun launch.nnodes=2"
+    run(two, two_nodes, "--set-resources", *words, settings=settings, target="train")
+    assert any("--nnodes=2" in text for text in logs(two, "train"))
+    assert training(two)[1] == training(one)[1]
+
+
+def test_the_same_through_submitit(
+    one_node: dict[str, str], finished: Path, tmp_path: Path
+) -> None:
+    project = copied(finished, tmp_path / "project")
+    record = project / "results/data/shapes_tiny_8-box.json"
+    pack = project / "results/packs/shapes_tiny_8/box"
+    words = [sys.executable, "-m", "pipeline.train", "experiment=tiny", f"data.path={pack}"]
+    words += [f"record={record}", f"out={project}/out", "launcher=submitit_slurm"]
+    words += ["launch.slurm.minutes=5", "launch.slurm.memory_gb=1"]
+    done = subprocess.run(
+        words, cwd=project, env=one_node, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "by submitit" in done.stdout
+    assert [row["loss"] for row in outcome(project / "out")[1]] == training(finished)[1]

@@ -1,0 +1,117 @@
+"""Training over two machines, which are network namespaces of this one."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import nodes
+from tests.conftest import ROOT
+from tests.test_train import outcome, words
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        bool(nodes.missing()), reason=f"NOT TESTED: two machines need {nodes.missing()}"
+    ),
+]
+TRAINING = ("train.images=2400", "runtime.checkpoint_images=120", "runtime.micro_batch=3")
+Machines = Callable[[int], list[str]]
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[Machines]:
+    """Two machines that share this one's disk."""
+    with nodes.nodes(2, tmp_path) as inside:
+        yield inside
+
+
+def start(before: list[str], gpus: int, pack: Path, out: Path, *launch: str) -> subprocess.Popen:
+    """The launcher on one machine."""
+    out.mkdir(exist_ok=True)
+    command = [*before, sys.executable, "-m", "pipeline.launch", "--gpus", str(gpus), *launch]
+    command += ["--threads", "2", "--", "-m", "pipeline.train", *words(pack, out, *TRAINING)]
+    with (out / "printed").open("ab") as file:
+        return subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+
+
+def on_both(machines: Machines, pack: Path, out: Path, *launch: str) -> list[subprocess.Popen]:
+    """Two ranks on each of two machines: the same command on both."""
+    return [start(machines(k), 2, pack, out, *MEETING, *launch) for k in (1, 2)]
+
+
+def wait_for_checkpoint(out: Path, runs: list[subprocess.Popen]) -> None:
+    """Wait until there is one."""
+    while not list(out.glob("checkpoints/*/step-*.pt")):
+        assert all(run.poll() is None for run in runs), (out / "printed").read_text()
+        time.sleep(0.02)
+
+
+MEETING = (
+    *("launcher=torchrun", "launch.nnodes=2", "launch.rdzv_endpoint=tn1:29500"),
+    "launch.join_seconds=60",
+)
+
+
+@pytest.fixture(scope="module")
+def alone(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list[dict]]:
+    """Weights and curve of four ranks on one machine."""
+    out = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIPELINE_GPU_IDS", "0,1,2,3")
+        assert start([], 4, pack, out).wait(200) == 0, (out / "printed").read_text()
+    return outcome(out)
+
+
+@pytest.fixture(autouse=True)
+def _two_devices_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PIPELINE_GPU_IDS", "0,1,2,3")
+    monkeypatch.setenv("PIPELINE_LEASE_DIR", str(tmp_path / "leases"))
+
+
+def same(one: tuple[dict, list[dict]], other: tuple[dict, list[dict]]) -> bool:
+    """Whether weights and losses are the same to the last bit."""
+    losses = [[row["loss"] for row in rows] for _, rows in (one, other)]
+    return losses[0] == losses[1] and all(
+        torch.equal(one[0][name], value) for name, value in other[0].items()
+    )
+
+
+def test_two_machines_of_two_are_one_of_four(
+    machines: Machines, pack: Path, tmp_path: Path, alone: tuple[dict, list[dict]]
+) -> None:
+    out = tmp_path / "out"
+    for run in on_both(machines, pack, out):
+        assert run.wait(200) == 0, (out / "printed").read_text()
+    assert same(outcome(out), alone)
+
+
+def test_a_machine_that_dies_ends_the_job_and_the_same_commands_go_on(
+    machines: Machines, pack: Path, tmp_path: Path, alone: tuple[dict, list[dict]]
+) -> None:
+    out = tmp_path / "out"
+    runs = on_both(machines, pack, out)
+    wait_for_checkpoint(out, runs)
+    nodes.power_off(2)
+    assert runs[0].wait(100) != 0 and runs[1].wait(10) != 0
+    for run in on_both(machines, pack, out):
+        assert run.wait(200) == 0, (out / "printed").read_text()
+    assert same(outcome(out), alone)
+
+
+def test_with_restarts_a_machine_that_comes_back_is_waited_for(
+    machines: Machines, pack: Path, tmp_path: Path, alone: tuple[dict, list[dict]]
+) -> None:
+    out = tmp_path / "out"
+    first, second = on_both(machines, pack, out, "launch.max_restarts=2")
+    wait_for_checkpoint(out, [first, second])
+    nodes.power_off(2)
+    assert second.wait(10) != 0
+    time.sleep(3)
+    again = start(machines(2), 2, pack, out, *MEETING, "launch.max_restarts=2")
+    assert (first.wait(200), again.wait(200)) == (0, 0), (out / "printed").read_text()
+    assert same(outcome(out), alone)

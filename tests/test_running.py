@@ -1,0 +1,114 @@
+"""What runs in a folder is seen, and stopped, from its files alone."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline import running, status
+from tests.conftest import ROOT
+
+STAND_IN = """
+import os, signal, sys, time
+def leave(*_):
+    open("saved" + os.environ["RANK"], "w").close()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, leave)
+print("train: 320 of 640 images  loss 0.9  463 images/s  0:01 left", flush=True)
+print("a line of another kind", flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with results, two declared devices, and a module to launch."""
+    (tmp_path / "results").mkdir()
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path}")
+    monkeypatch.setenv("PIPELINE_GPU_IDS", "0,1")
+    monkeypatch.setenv("PIPELINE_LEASE_DIR", str(tmp_path / "leases"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def launch(folder: Path, gpus: int) -> psutil.Popen:
+    """A launched job that has begun to print."""
+    words = [sys.executable, "-m", "pipeline.launch", "--gpus", str(gpus), "--log", "log.txt"]
+    words += ["--", "-m", "stand_in", "out=results/x/train"]
+    job = psutil.Popen(words, cwd=folder, stdout=subprocess.PIPE, text=True)
+    assert job.stdout is not None
+    while not job.stdout.readline().startswith("a line"):
+        assert job.poll() is None
+    return job
+
+
+def said(module: str) -> str:
+    """What `python -m pipeline.<module>` prints."""
+    done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_status_shows_a_job_and_stop_lets_it_save(folder: Path) -> None:
+    assert said("pipeline.status") == "nothing runs in this folder\n"
+    assert said("pipeline.stop") == "nothing runs in this folder\n"
+    job = launch(folder, 2)
+    shown = said("pipeline.status")
+    for word in ("stand_in", "results/x/train", "0,1", "463 images/s", "0:01 left"):
+        assert word in shown
+    assert "another kind" not in shown
+    tree = [*job.children(recursive=True), job]
+    assert f"stopping stand_in results/x/train (process {job.pid})" in said("pipeline.stop")
+    assert job.wait(10) == 75 and not any(process.is_running() for process in tree[:-1])
+    assert {path.name for path in folder.glob("saved*")} == {"saved0", "saved1"}
+    assert said("pipeline.status") == "nothing runs in this folder\n"
+
+
+def test_a_killed_launcher_is_not_shown(folder: Path) -> None:
+    job = launch(folder, 1)
+    job.kill()
+    job.wait()
+    assert list(running.FOLDER.glob("*.json")) and not running.entries()
+    assert not list(running.FOLDER.glob("*.json"))
+
+
+def test_a_job_of_another_machine_that_gives_no_sign_is_named(folder: Path) -> None:
+    entry = running.Entry("node7", 1, "pipeline.train", "results/x/train", ["0"], 1, None, 0.0)
+    running.FOLDER.mkdir()
+    entry.path.write_text(json.dumps(asdict(entry)))
+    assert "starting" in said("pipeline.status")
+    assert "pipeline.train runs on node7" in said("pipeline.stop")
+    long_ago = time.time() - 2 * running.SILENT
+    os.utime(entry.path, (long_ago, long_ago))
+    assert "SILENT for 10:00: look at node7" in said("pipeline.status")
+
+
+def test_hardware_is_the_last_that_was_measured(tmp_path: Path) -> None:
+    scratch = tmp_path / "checkpoints/a"
+    scratch.mkdir(parents=True)
+    rows = [
+        {"step": 1, "gpu_utilisation": 0.97, "peak_memory_gb": 71.04},
+        {"step": 2, "gpu_utilisation": None, "peak_memory_gb": 71.04},
+    ]
+    (scratch / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert status.hardware(tmp_path) == {"use": "97%", "memory": "71.0 GB"}
+    assert status.hardware(tmp_path / "none") == {}
+
+
+def test_files_beside_the_jobs_do_not_matter(folder: Path) -> None:
+    running.FOLDER.mkdir()
+    (running.FOLDER / "half.json").write_text('{"host": ')
+    assert running.entries() == []
+
+
+def test_no_results_folder_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with running.registered(["-m", "x"], [], 1, None) as sign:
+        assert sign is None and not list(tmp_path.iterdir())

@@ -1,0 +1,79 @@
+"""What a job learns from Slurm."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import slurm
+from pipeline.errors import UserError
+from tests.conftest import resolved
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("59", 59),
+        ("1:00", 60),
+        ("1:02:03", 3723),
+        ("2-00:00:10", 172810),
+        ("UNLIMITED", None),
+        ("INVALID", None),
+        ("", None),
+    ],
+)
+def test_time_left_as_slurm_writes_it(said: str, seconds: float | None) -> None:
+    assert slurm.in_seconds(said) == seconds
+
+
+def test_the_end_of_the_job_is_told_by_newer_versions() -> None:
+    left = slurm.seconds_left({"SLURM_JOB_END_TIME": str(time.time() + 100)})
+    assert left is not None and 99 < left <= 100
+
+
+def stand_in(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command of Slurm that prints something."""
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_a_warning_comes_before_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in(tmp_path, "squeue", "echo 0:02", monkeypatch)
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    told: list[float] = []
+    signal.signal(signal.SIGUSR1, lambda *_: told.append(time.monotonic()))
+    start = time.monotonic()
+    with slurm.warned(resolved().launch):
+        while not told:
+            time.sleep(0.01)
+    assert 0.9 < told[0] - start < 1.9
+    assert "Slurm gives this job 2 s" in capsys.readouterr().out
+
+
+def test_no_limit_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path, "squeue", "echo UNLIMITED", monkeypatch)
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    assert slurm.seconds_left() is None
+    with slurm.warned(resolved().launch):
+        pass
+
+
+def test_nodes_meet_at_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path, "scontrol", "echo n3; echo n4", monkeypatch)
+    environment = {"SLURM_STEP_NODELIST": "n[3-4]", "SLURM_JOB_ID": "41234567"}
+    assert slurm.meeting_place(environment) == "n3:34567"
+    stand_in(tmp_path, "scontrol", "exit 1", monkeypatch)
+    with pytest.raises(UserError, match="give launch.rdzv_endpoint"):
+        slurm.meeting_place(environment)
+
+
+def test_one_task_a_node_is_told_from_others() -> None:
+    two = {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2"}
+    assert slurm.one_task_a_node(2, two)
+    assert not slurm.one_task_a_node(2, two | {"SLURM_STEP_NUM_TASKS": "8"})
+    assert not slurm.one_task_a_node(2, {})
