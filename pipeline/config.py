@@ -133,16 +133,30 @@ def resolve_source(tree: Mapping[str, Any], environment: Mapping[str, str]) -> A
 
 
 def validate(tree: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Config:
-    """`tree` as a Config; raises UserError with one sentence about the first problem."""
+    """`tree` as a Config whose sections fit each other; raises UserError about the first problem.
+
+    That is one sentence, here and wherever a configuration is read.
+    """
+    config = parsed(tree, environment)
+    check_runs(config.sample)
+    check_heads(config.model)
+    check_halvings(config)
+    return config
+
+
+def parsed(tree: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Config:
+    """`tree` as a Config of which each section is valid by itself; raises UserError otherwise."""
     if isinstance(tree.get("data"), Mapping):
         tree = merge(tree, nested("data.resolution", resolve_resolution(tree, environment)[0]))
         tree = merge(tree, nested("data.source", resolve_source(tree, environment)))
     try:
-        config = Config.model_validate(tree)
+        return Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(explain(error)) from error
-    check_runs(config.sample)
-    check_heads(config.model)
+
+
+def check_halvings(config: Config) -> None:
+    """Raise UserError unless the network can halve the resolution as often as it is to."""
     halvings = len(config.model.channel_mult) - 1
     if config.data.resolution % 2**halvings:
         raise UserError(
@@ -150,7 +164,6 @@ def validate(tree: Mapping[str, Any], environment: Mapping[str, str] = os.enviro
             f"model.channel_mult with {halvings + 1} entries needs: use a multiple of "
             f"{2**halvings} or a shorter model.channel_mult"
         )
-    return config
 
 
 def check_runs(sample: Sample) -> None:
@@ -216,7 +229,8 @@ def load_step(argv: list[str], extra: Iterable[str]) -> tuple[Config, dict[str, 
     """Configuration and step arguments of a command line of `key=value` words.
 
     `extra` names the step's own words (paths, without dots). `config=FILE` replaces config.yaml
-    and `config={...}` (JSON) lays a stage's resolved keys over it, as the workflow does.
+    and `config={...}` (JSON) lays a stage's resolved keys over it, as the workflow does, which has
+    checked that they fit each other: sections that the stage does not read may not fit them.
     """
     # torch.distributed.launch adds --local-rank; the environment says the same
     words = parse_overrides(a for a in argv if not re.match(r"--local[-_]rank=\d+$", a))
@@ -224,7 +238,7 @@ def load_step(argv: list[str], extra: Iterable[str]) -> tuple[Config, dict[str, 
     given = words.pop("config", None)
     if isinstance(given, dict):
         tree = {k: v for k, v in load_yaml(DEFAULT_FILE).items() if k != "experiments"}
-        return validate(merge(merge(tree, given), words)), own
+        return parsed(merge(merge(tree, given), words)), own
     path = Path(given) if given else DEFAULT_FILE
     check_words(words, extra)
     return resolve(load_yaml(path), words), own

@@ -13,7 +13,7 @@ from pipeline import gpus, layout, overview
 from pipeline.config import layered, resolve_resolution, settings_words, stage_keys, validate
 from pipeline.errors import UserError
 from pipeline.keys import Config
-from pipeline.samplers import sampler_name
+from pipeline.samplers import check_guidance, sampler_name
 from pipeline.sharing import micro_batch, processes
 
 RANKED = ("train", "sample", "reference", "evaluate")  # rules whose jobs run as several ranks
@@ -62,8 +62,10 @@ class Experiment:
         """The file of the guiding weights, where this sampler has one.
 
         Raises UserError where there is no such file: the engine would take old results for new.
+        Likewise where the network is to guide itself and cannot.
         """
-        sample = self.samplers[sampler].sample
+        sample, config = self.samplers[sampler].sample, self.config
+        check_guidance(sample, config.model.class_conditional, config.train.label_dropout)
         if sample.guide is None or sample.guidance == 1:
             return []
         if sample.guide not in self.weights and not Path(sample.guide).is_file():
@@ -138,6 +140,9 @@ def hold_folder(path: Path) -> None:
     except BlockingIOError:
         print("error: another snakemake is at work in this folder: wait for it", file=sys.stderr)
         sys.exit(2)
+    file.truncate(0)
+    file.write(json.dumps({"pid": os.getpid()}))  # for pipeline.stop
+    file.flush()
     _HELD.append(file)
 
 

@@ -29,11 +29,19 @@ from pipeline.errors import UserError, run_main
 from pipeline.extractor_weights import find_weights
 from pipeline.extractors import Extractor, load_extractor
 from pipeline.files import write_json
+from pipeline.grid import save_picture
 from pipeline.inputs import Inputs, check_weights, read_any, read_inputs
 from pipeline.keys import Config
-from pipeline.layout import record_file, reference_file, run_folder, sampler_name, write_config
+from pipeline.layout import (
+    out_file,
+    record_file,
+    reference_file,
+    run_folder,
+    samples_folder,
+    write_config,
+)
 from pipeline.measure import Accuracy, Parts, Work, measure, split, why_no_accuracy
-from pipeline.neighbours import Neighbours, save_picture
+from pipeline.neighbours import Neighbours, picture
 from pipeline.scores import HELD, Entry, all_scores
 from pipeline.statistics_files import Reference
 from pipeline.torchvision_cpu import torch_fidelity
@@ -62,14 +70,13 @@ def prepare(argv: list[str]) -> Job:
             raise UserError("images=PATH needs reference=PATH: give what they are compared with")
         reference = Path(own["reference"])
         inputs = read_any(config, Path(own["images"]), reference, across)
-        return Job(config, inputs, reference, Path(out) if out else None, False)
-    sampler = run_folder(config) / "sample" / sampler_name(config.sample)
-    samples = Path(own.get("samples", sampler / f"seed{config.sample.seeds[0]}"))
+        return Job(config, inputs, reference, out_file(Path(out)) if out else None, False)
+    samples = Path(own.get("samples", samples_folder(config, config.sample.seeds[0])))
     default_out = run_folder(config) / "metrics" / f"{samples.parent.name}-{samples.name}.json"
     record = Path(own.get("record", record_file(config)))
     reference = Path(own.get("reference", reference_file(config)))
     inputs = read_inputs(config, samples, record, reference, across)
-    return Job(config, inputs, reference, Path(out or default_out), True)
+    return Job(config, inputs, reference, out_file(Path(out or default_out)), True)
 
 
 def preflight(argv: list[str], world: int) -> None:
@@ -131,7 +138,11 @@ def protocol(job: Job, extractor: Extractor, parts: Parts | None, reference: Ref
         "isc_splits": settings.isc_splits,
         "prc_neighbourhood": settings.prc_neighbourhood,
         "seed": settings.seed,
-        "versions": {"torch": torch.__version__, "torch_fidelity": torch_fidelity.__version__},
+        # 2.1.0+cu121 and 2.1.0+cpu are one version: the machine is no part of the protocol
+        "versions": {
+            "torch": torch.__version__.partition("+")[0],
+            "torch_fidelity": torch_fidelity.__version__,
+        },
     }
 
 
@@ -171,6 +182,8 @@ def show(result: Entry) -> None:
             near = score["bracket"]
             line += f" (at {near['num_images']:,} images: floor {near['floor']:.4g}, "
             line += f"value {near['value']:.4g}, ceiling {near['ceiling']:.4g})"
+        if "real" in score:
+            line += f" (real images: {score['real']:.4g})"
         print(line)
     if result["class_accuracy"]:
         share, real = result["class_accuracy"], result["class_accuracy"]["floor"]
@@ -187,8 +200,8 @@ def write(job: Job, result: Entry, neighbours: Neighbours | None) -> None:
         samples = job.inputs.images.read(neighbours.rows)
         rows = neighbours.real_rows
         real = job.inputs.real.read(rows.ravel()).reshape(*rows.shape, *samples.shape[1:])
-        picture = job.out.with_name(f"{job.out.stem}-neighbours.png")
-        save_picture(picture, neighbours, np.asarray(samples), real)
+        path = job.out.with_name(f"{job.out.stem}-neighbours.png")
+        save_picture(path, picture(neighbours, np.asarray(samples), real))
     if job.run:
         write_config(job.out.parent, job.config, "evaluate")
     write_json(job.out, result)

@@ -21,6 +21,7 @@ from PIL import Image
 from pipeline.config import load_step
 from pipeline.errors import UserError, run_main
 from pipeline.files import atomic_stream, disk_error, load_npy, read_json
+from pipeline.imagesets import read_labels
 from pipeline.metering import Progress
 
 WORDS = ("samples", "png", "npz")
@@ -49,20 +50,6 @@ def read_samples(folder: Path) -> Samples:
             f"{folder / 'sample.json'} does not name the classes: sample again"
         ) from error
     return Samples(images, read_labels(folder / "labels.npy", len(images), len(classes)), classes)
-
-
-def read_labels(path: Path, num: int, num_classes: int) -> np.ndarray | None:
-    """Labels int64 (N,) of `num` images; None where all are -1 (no classes).
-
-    Raises UserError where they are no such labels.
-    """
-    labels = load_npy(path)
-    if labels.shape == (num,) and (labels == -1).all():
-        return None
-    fits = labels.shape == (num,) and labels.dtype == np.int64
-    if not fits or labels.min() < 0 or labels.max() >= num_classes:
-        raise UserError(f"{path} does not hold {num} labels of {num_classes} classes: sample again")
-    return labels
 
 
 def check_targets(targets: list[Path]) -> None:

@@ -64,6 +64,20 @@ def open_images(path: Path) -> ImageSet:
     raise UserError(f"{path} is no folder, .npz or .npy: give one that holds images")
 
 
+def read_labels(path: Path, num: int, num_classes: int) -> np.ndarray | None:
+    """Labels int64 (N,) of `num` images; None where all are -1 (no classes).
+
+    Raises UserError where the file is missing or holds no such labels.
+    """
+    labels = load_npy(path)
+    if labels.shape == (num,) and (labels == -1).all():
+        return None
+    fits = labels.shape == (num,) and np.issubdtype(labels.dtype, np.integer)
+    if not fits or labels.min() < 0 or labels.max() >= num_classes:
+        raise UserError(f"{path} does not hold {num} labels of {num_classes} classes: sample again")
+    return np.array(labels, np.int64)
+
+
 # --- files of images ---------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from pipeline.data import open_pack
 from pipeline.errors import UserError
 from pipeline.extractors import KINDS, Extractor
 from pipeline.files import load_npy, read_json
-from pipeline.imagesets import ImageSet, npz_images, of_array, open_images
+from pipeline.imagesets import ImageSet, npz_images, of_array, open_images, read_labels
 from pipeline.keys import Config
 from pipeline.keys import Evaluate as Settings
 from pipeline.layout import pack_folder
@@ -50,12 +50,11 @@ def read_inputs(
     check_reference(statistics, known, config.evaluate.extractor, reference)
     images = of_array(f"samples {samples}", load_npy(samples / "images.npy"))
     check_sizes(images, (known["resolution"],) * 2)
-    how = read_json(samples / "sample.json")
-    data = how.get("data")
+    how, data = read_about(samples)
     notes = check_same_data(data, named(known), known["sha256"]["images"], samples, across)
     labels = None
-    if not notes or (data or {}).get("classes") == known["classes"]:
-        labels = read_labels(samples, len(images), len(known["classes"]))
+    if not notes or (data and data.get("classes") == known["classes"]):
+        labels = labels_beside(samples, len(images), len(known["classes"]))
     pack = open_pack(pack_folder(config), known)
     check_numbers(config.evaluate, len(images), len(pack))
     about = {
@@ -66,6 +65,23 @@ def read_inputs(
     notes += unsaid(statistics, reference, config.evaluate.extractor)
     classes = known["classes"]
     return Inputs(images, labels, how, real, pack.labels, classes, statistics, about, notes)
+
+
+def read_about(samples: Path) -> tuple[Entry, Entry | None]:
+    """What sample.json says of the samples, and the record of the pack that it names.
+
+    None in place of that where another program wrote the file.
+    """
+    how = read_json(samples / "sample.json")
+    if not isinstance(how, dict):
+        raise UserError(f"{samples / 'sample.json'} is no mapping: take it away, or sample again")
+    return how, how["data"] if is_record(how.get("data")) else None
+
+
+def is_record(value: Any) -> bool:
+    """Whether `value` has what a pack's record tells a pack by."""
+    keys = {"source", "resolution", "recipe", "sha256"}
+    return isinstance(value, dict) and keys <= value.keys()
 
 
 def named(record: Entry) -> str:
@@ -177,6 +193,11 @@ def check_numbers(settings: Settings, num_samples: int, num_real: int | None) ->
             f"{num_samples} samples and {num_real} real images give {num} on each side, but more "
             f"than {neighbours} are needed: use more (or a smaller evaluate.prc_neighbourhood)"
         )
+    if num_real is None and not {"fid", "isc"} & set(settings.metrics):
+        raise UserError(
+            f"evaluate.metrics={list(settings.metrics)} needs real images, and the reference holds "
+            "statistics alone: give images, or the metric fid"
+        )
     if "isc" in settings.metrics and num_samples < settings.isc_splits:
         raise UserError(
             f"evaluate.isc_splits={settings.isc_splits} is more than the {num_samples} samples: "
@@ -184,20 +205,10 @@ def check_numbers(settings: Settings, num_samples: int, num_real: int | None) ->
         )
 
 
-def read_labels(samples: Path, num: int, num_classes: int) -> np.ndarray | None:
-    """Labels of the samples; None where there is no labels.npy or all are -1 (no classes)."""
-    if not (samples / "labels.npy").exists():
-        return None
-    labels = load_npy(samples / "labels.npy")
-    if labels.shape == (num,) and (labels == -1).all():
-        return None
-    fits = labels.shape == (num,) and np.issubdtype(labels.dtype, np.integer)
-    if not fits or labels.min() < 0 or labels.max() >= num_classes:
-        raise UserError(
-            f"{samples / 'labels.npy'} does not hold {num} labels of {num_classes} classes: "
-            "sample again"
-        )
-    return np.array(labels, np.int64)
+def labels_beside(samples: Path, num: int, num_classes: int) -> np.ndarray | None:
+    """Labels of the samples in a folder; None where there is no labels.npy, or no classes."""
+    file = samples / "labels.npy"
+    return read_labels(file, num, num_classes) if file.exists() else None
 
 
 # --- any images against any reference ----------------------------------------------------------
@@ -219,12 +230,13 @@ def read_any(config: Config, path: Path, reference: Path, across: str | None) ->
     if real:
         check_sizes(real, size)
     how: Entry = {"images": path.name, "num": len(images)}
+    data = None
     if (path / "sample.json").is_file():
-        how = read_json(path / "sample.json")
+        how, data = read_about(path)
     record = pack_record(reference)
     sha256 = record["sha256"]["images"] if record else statistics and statistics.pack_sha256
     name = named(record) if record else (statistics and statistics.data) or reference.name
-    notes = check_same_data(how.get("data") if sha256 else None, name, str(sha256), path, across)
+    notes = check_same_data(data if sha256 else None, name, str(sha256), path, across)
     notes += unsaid(statistics, reference, config.evaluate.extractor) if statistics else []
     check_numbers(config.evaluate, len(images), len(real) if real else None)
     about = {"file": reference.name, "resolution": size[0]}
@@ -257,4 +269,4 @@ def pack_record(folder: Path) -> Entry | None:
     if not (folder / "manifest.json").is_file():
         return None
     manifest: Entry = read_json(folder / "manifest.json")
-    return manifest if {"source", "resolution", "recipe", "sha256"} <= manifest.keys() else None
+    return manifest if is_record(manifest) else None

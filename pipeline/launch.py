@@ -112,7 +112,8 @@ def devices(job: Job, config: Config, count: int, visible: list[str]) -> int:
 def run(job: Job, log: Path | None) -> int:
     """Lease, start and watch; returns the exit status."""
     config = job.config()
-    launch = at_meeting_place(config.launch)
+    launch = on_these_nodes(config.launch)
+    config = config.model_copy(update={"launch": launch})
     if over_nodes(launch):
         return on_every_node(job, launch, log)
     visible = gpus.visible()
@@ -131,10 +132,17 @@ def run(job: Job, log: Path | None) -> int:
             return supervise(words, os.environ | more, log, mine.descriptors, sign)
 
 
-def at_meeting_place(launch: Launch) -> Launch:
-    """`launch`, with the place that Slurm's nodes have in common where this is one task a node."""
+def on_these_nodes(launch: Launch) -> Launch:
+    """`launch` as it is meant inside a Slurm allocation, where no meeting place is named.
+
+    A job of one node, as other stages have, stands alone; one task a node meets at the first.
+    """
     named = launch.launcher != "torchrun" or launch.rdzv_endpoint is not None
-    if named or not slurm.one_task_a_node(launch.nnodes):
+    if named or launch.nnodes == 1 or not slurm.in_allocation():
+        return launch
+    if slurm.num_nodes() == 1:
+        return launch.model_copy(update={"launcher": "standalone", "nnodes": 1})
+    if not slurm.one_task_a_node(launch.nnodes):
         return launch
     found = {"rdzv_endpoint": slurm.meeting_place(), "rdzv_id": os.environ["SLURM_JOB_ID"]}
     return launch.model_copy(update=found)

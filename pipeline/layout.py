@@ -116,6 +116,20 @@ def metrics_file(config: Config, seed: int) -> Path:
     return run_folder(config) / "metrics" / f"{sampler_name(config.sample)}-seed{seed}.json"
 
 
+def out_folder(path: Path) -> Path:
+    """`path`, where a step writes files; raises UserError where it is a file."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"out={path} is a file: give a folder")
+    return path
+
+
+def out_file(path: Path) -> Path:
+    """`path`, which a step writes; raises UserError where it is a folder."""
+    if path.is_dir():
+        raise UserError(f"out={path} is a folder: give the name of a file")
+    return path
+
+
 def write_config(folder: Path, config: Config, stage: str) -> None:
     """`config.json` of a stage's folder: the resolved keys that the stage read, nothing else."""
     write_json(folder / "config.json", stage_keys(config, stage))

@@ -152,7 +152,7 @@ def measure_bracket(work: Work, real: ImageSet, parts: Parts, classes: bool) -> 
     """The same where there are real images."""
     inputs, total = work.inputs, len(real)
     rows_a, rows_b = np.sort(parts.a), np.sort(parts.b)  # sorted: read from the disk in order
-    side_a = work.side(parts.a, total, {"kid"})
+    side_a = work.side(parts.a, total, {"kid", "prc"})
     side_b = work.side(parts.b, total, {"kid", "prc"})
     means = class_means(work) if classes else None
     search = Search(work, real, rows_a)

@@ -6,7 +6,6 @@ median distance of real images of part A to their nearest in part B.
 """
 
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +14,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pipeline.distributed import Ranks
-from pipeline.files import atomic
 from pipeline.grid import FONT_SIZE, GAP, MARGIN, TEXT_COLOUR, cell_scale, spread
 from pipeline.streaming import Batch
 
@@ -137,10 +135,3 @@ def picture(found: Neighbours, samples: np.ndarray, real: np.ndarray) -> Image.I
     for number, line in enumerate(lines):
         draw.text((MARGIN, bottom + number * LINE), line, TEXT_COLOUR, font)
     return canvas
-
-
-def save_picture(path: Path, found: Neighbours, samples: np.ndarray, real: np.ndarray) -> None:
-    """Write `picture` as a PNG, atomically."""
-    image = picture(found, samples, real)
-    with atomic(path) as temporary:
-        image.save(temporary, format="PNG")

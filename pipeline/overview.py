@@ -30,8 +30,7 @@ COLUMNS = {
     "experiment": "experiment", "data": "data", "sampler": "sampler", "seeds": "seeds",
     "nfe_mean": "NFE", "num_images": "N", "label": "metric", "protocol": "protocol",
     "mean": "mean", "better": "better", "min": "min", "max": "max", "floor": "floor",
-    "trained": "images trained", "gpu_hours": "GPU-hours", "weights": "weights",
-    "extractor": "extractor",
+    "real": "real", "trained": "images trained", "gpu_hours": "GPU-hours", "weights": "weights",
 }  # fmt: skip
 TEXT_COLUMNS = {
     "name": "metric", "data": "data", "experiment": "experiment", "sampler": "sampler",
@@ -41,9 +40,9 @@ TEXT_COLUMNS = {
 LEGEND = (
     "Mean, min, max: over the seeds. ↓ lower is better, ↑ higher is better. N: samples in the "
     "value. NFE: network evaluations an image. Floor: other real images, at their own number of "
-    "images (the table of each run has it). GPU-hours: hours times devices, of the training; "
-    "processes on a CPU. Weights: the first digits of their sha256. Only values of one protocol "
-    "and one data set can be compared."
+    "images (the table of each run has it). Real: the value of other real images. GPU-hours: hours "
+    "times devices, of the training; processes on a CPU. Weights: the first digits of their "
+    "sha256. Only values of one protocol and one data set can be compared."
 )
 
 
@@ -87,7 +86,6 @@ def facts(entry: Entry) -> Entry:
         "trained": numeric(train.get("images")),
         "gpu_hours": numeric(train.get("gpu_hours")),
         "weights": str(sample.get("weights_sha256") or "")[:8],
-        "extractor": str(entry["protocol"].get("extractor") or ""),
     }
 
 

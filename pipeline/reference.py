@@ -24,7 +24,7 @@ from pipeline.extractors import Extractor, load_extractor
 from pipeline.files import read_json, sha256_npy
 from pipeline.inputs import named
 from pipeline.keys import Config, Runtime
-from pipeline.layout import pack_folder, record_file, reference_file
+from pipeline.layout import out_file, pack_folder, record_file, reference_file
 from pipeline.statistics_files import (
     Reference,
     export_reference,
@@ -53,7 +53,7 @@ def prepare(argv: list[str]) -> Job:
     pack = open_pack(pack_folder(config), record)
     if len(pack) < 2:
         raise UserError("the pack holds one image, and a covariance needs two: use a larger pack")
-    return Job(config, pack, Path(own.get("out", reference_file(config))))
+    return Job(config, pack, out_file(Path(own.get("out", reference_file(config)))))
 
 
 def preflight(argv: list[str], world: int) -> None:

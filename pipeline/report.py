@@ -23,7 +23,7 @@ from pipeline.errors import UserError, run_main
 from pipeline.files import atomic_stream, load_npy, read_json
 from pipeline.grid import Panel, panel_grid
 from pipeline.keys import Config
-from pipeline.layout import pack_folder, write_config
+from pipeline.layout import out_folder, pack_folder, write_config
 from pipeline.pages import report_page
 from pipeline.tables import (
     frechet_rows,
@@ -106,8 +106,7 @@ def read_inputs(config: Config, words: Mapping[str, str]) -> Inputs:
     missing = [f"{word}=..." for word in WORDS if not words.get(word)]
     if missing:
         raise UserError(f"the report needs {' '.join(missing)} on its command line")
-    if Path(words["out"]).exists() and not Path(words["out"]).is_dir():
-        raise UserError(f"out={words['out']} is a file: give a folder")
+    out_folder(Path(words["out"]))
     record = checked("record", read_json(Path(words["record"])), words["record"])
     named = {key: record[key] for key in ("source", "resolution", "recipe")}
     pack = pack_folder(config.model_copy(update={"data": config.data.model_copy(update=named)}))

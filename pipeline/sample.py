@@ -24,7 +24,7 @@ from pipeline import execution, grids, locks, noise, solver, strip
 from pipeline.config import stage_keys
 from pipeline.data import to_uint8
 from pipeline.distributed import Ranks, StopFlag, ranks
-from pipeline.errors import Stopped, run_main
+from pipeline.errors import OneRankError, Stopped, run_main
 from pipeline.files import atomic_stream, load_npy, save_npy, sha256_json, write_json
 from pipeline.grid import save_grid
 from pipeline.guidance import Field
@@ -86,11 +86,22 @@ def pixels(x: Tensor) -> np.ndarray:
 def sample_images(
     job: Job, networks: Networks, index: np.ndarray, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 (B,H,W,3) with the given indices, and the network evaluations (B,) of each."""
-    sample = job.config.sample
+    """Images uint8 (B,H,W,3) with the given indices, and the network evaluations (B,) of each.
+
+    Raises UserError where their velocity is not finite, or a step underflows.
+    """
+    sample, which = job.config.sample, f"images {index[0]} to {index[-1]} of seed {job.seed}"
     field, x = begin(job, networks, index, device)
     grid = grids.times(sample)
-    x = solver.solve(sample.solver, field, x, grid, sample.rtol, sample.atol).x
+    try:
+        x = solver.solve(sample.solver, field, x, grid, sample.rtol, sample.atol).x
+    except ArithmeticError as error:
+        raise OneRankError(f"{which} cannot be sampled: {error}") from error
+    if not x.isfinite().all():
+        raise OneRankError(
+            f"{which} are not finite: take weights from before the training failed, or another "
+            "sample.precision"
+        )
     return pixels(x), field.evaluations.cpu().numpy()
 
 
@@ -133,7 +144,9 @@ def sample_shards(job: Job, networks: Networks, group: Ranks, shards: Path) -> f
     num, size = job.config.sample.num, job.config.runtime.sample_batch
     starts = list(range(0, num, size))[group.rank :: group.world]
     rounds = math.ceil(num / (size * group.world))  # the same on all ranks, for the stop flag
-    progress = Progress("sample", num, job.config.runtime.progress_seconds)
+    kept = sum(shard_file(shards, start).exists() for start in range(0, num, size))
+    there = min(num, size * kept)
+    progress = Progress("sample", num, job.config.runtime.progress_seconds, there)
     made = 0
     for number in range(rounds):
         if number < len(starts):
@@ -145,7 +158,7 @@ def sample_shards(job: Job, networks: Networks, group: Ranks, shards: Path) -> f
                     np.savez(stream, images=images, evaluations=evaluations)
                 made += len(index)
         if group.first and progress.due():
-            progress.show(min(made * group.world, num))
+            progress.show(min(there + made * group.world, num))
         if stop.agree()[0] and number < rounds - 1:
             raise Stopped("finished batches are kept; the same command goes on")
     return made / (time.monotonic() - progress.began)
@@ -196,7 +209,13 @@ def describe(job: Job, evaluations: np.ndarray, run: dict[str, Any]) -> dict[str
 
 
 def finish(job: Job, networks: Networks, group: Ranks, shards: Path, run: dict[str, Any]) -> None:
-    """Write the declared outputs, sample.json the last, and remove the shards (rank 0)."""
+    """Write the declared outputs, sample.json the last, and remove the shards (rank 0).
+
+    An older sample.json goes first: it never stands beside images that it is not about. So do
+    files that a killed run had begun.
+    """
+    for old in [job.out / "sample.json", *job.out.glob(".*.tmp")]:
+        old.unlink(missing_ok=True)
     evaluations = collect(job, shards)
     save_strip(job, networks, group.device)
     name = torch.cuda.get_device_name() if group.device.type == "cuda" else "CPU"

@@ -12,7 +12,8 @@ from pipeline.config import load_step
 from pipeline.errors import UserError
 from pipeline.files import sha256_file
 from pipeline.keys import Config, Sample
-from pipeline.layout import samples_folder, weights_file
+from pipeline.layout import out_folder, samples_folder, weights_file
+from pipeline.samplers import check_guidance
 
 WORDS = ("weights", "seed", "out")
 
@@ -82,8 +83,10 @@ def prepare(argv: list[str]) -> Job:
     weights = read_weights(path)
     check_halflife(config.sample.ema_halflife_images, weights.about, path)
     check_counts(config.sample, weights, path)
+    dropout = weights.about["config"].get("train", {}).get("label_dropout")
+    check_guidance(config.sample, weights.classes is not None, dropout)
     guide = read_guide(config.sample, weights)
-    out = Path(own.get("out", samples_folder(config, seed)))
+    out = out_folder(Path(own.get("out", samples_folder(config, seed))))
     return Job(config, weights, guide, seed, out)
 
 

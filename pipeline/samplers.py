@@ -64,6 +64,24 @@ def _grid(sample: Sample) -> list[str]:
     return [] if sample.grid == "uniform" else [sample.grid]
 
 
+def check_guidance(sample: Sample, class_conditional: bool, label_dropout: float | None) -> None:
+    """Raise UserError where a network is to guide itself and has no velocity without a class.
+
+    It knows no classes, or was trained with every image's class: `label_dropout` is that of its
+    training, None where that is not known.
+    """
+    if sample.guidance == 1 or sample.guide is not None:
+        return
+    why = "" if class_conditional else "the network knows no classes"
+    if class_conditional and label_dropout == 0:
+        why = "the network was trained with train.label_dropout=0, always with the class"
+    if why:
+        raise UserError(
+            f"sample.guidance={sample.guidance:g} is not possible, since {why}: give "
+            "sample.guidance=1, or weights that guide in sample.guide"
+        )
+
+
 def check_names(sample: Sample) -> None:
     """Raise UserError where two samplers have one name: they would write the same files."""
     named = [(place, one, sampler_name(one)) for place, one in enumerate(sample.samplers)]

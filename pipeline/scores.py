@@ -176,10 +176,13 @@ def bracket_entry(num: int, floor: float, value: float, ceiling: float) -> Entry
 
 
 def prc_entries(near: Bracket, extractor: Extractor, settings: Settings) -> list[Entry]:
-    """Precision and recall of the n samples against part B."""
-    made, real = (features(side).to(extractor.device) for side in (near.chosen, near.real_b))
-    precision, recall = precision_recall(made, real, settings.prc_neighbourhood)
+    """Precision and recall of the n samples against part B; `real` are those of part A."""
+    size, real = settings.prc_neighbourhood, features(near.real_b).to(extractor.device)
+    made, other = (
+        precision_recall(features(side).to(extractor.device), real, size)
+        for side in (near.chosen, near.real_a)
+    )
     return [
-        entry("precision", extractor, precision, len(made), "higher"),
-        entry("recall", extractor, recall, len(made), "higher"),
+        entry(kind, extractor, value, len(real), "higher", real=best)
+        for kind, value, best in zip(("precision", "recall"), made, other, strict=True)
     ]

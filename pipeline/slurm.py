@@ -51,16 +51,26 @@ def meeting_place(environment: Mapping[str, str] = os.environ) -> str:
     return f"{done.stdout.split()[0]}:{port}"
 
 
+def asked(what: str, environment: Mapping[str, str] = os.environ) -> str:
+    """What squeue says of this job in one of its formats; empty where it does not answer."""
+    words = ["squeue", "-h", "-j", environment["SLURM_JOB_ID"], "-o", what]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def num_nodes(environment: Mapping[str, str] = os.environ) -> int:
+    """Nodes of this job; the engine takes the variable from jobs of several."""
+    said = environment.get("SLURM_JOB_NUM_NODES") or asked("%D", environment)
+    return int(said) if said.isdigit() else 1
+
+
 def seconds_left(environment: Mapping[str, str] = os.environ) -> float | None:
     """Seconds until the job's time limit; None where there is none, or none that is known."""
     if end := environment.get("SLURM_JOB_END_TIME"):
         return float(end) - time.time()
-    words = ["squeue", "-h", "-j", environment["SLURM_JOB_ID"], "-o", "%L"]
-    try:
-        said = subprocess.run(words, capture_output=True, text=True, timeout=30).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return in_seconds(said)
+    return in_seconds(asked("%L", environment))
 
 
 def in_seconds(said: str) -> float | None:

@@ -229,12 +229,12 @@ def _grown_step(trial: float, speed: float, change: float) -> float:
 
 
 def _check_step(step: Tensor, rows: Tensor) -> None:
-    """Raise ArithmeticError, naming the rows, where a step is too short or NaN."""
+    """Raise ArithmeticError, naming the first rows, where a step is too short or NaN."""
     bad = rows[~(step >= MIN_STEP)].tolist()
     if bad:
         raise ArithmeticError(
-            f"the step size of dopri5 underflowed in rows {bad}: the velocity there is not finite, "
-            "or too rough for these tolerances; raise rtol and atol or take a fixed grid"
+            f"the step size of dopri5 underflowed in rows {bad[:5]}: the velocity there is not "
+            "finite, or too rough for these tolerances; raise rtol and atol or take a fixed grid"
         )
 
 

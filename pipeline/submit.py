@@ -44,6 +44,8 @@ class Task:
     def __call__(self) -> int:
         """Run the step as the rank that submitit says; returns its exit status."""
         TorchDistributedEnvironment().export(overwrite=True, set_cuda_visible_devices=False)
+        if os.environ["WORLD_SIZE"] == os.environ["LOCAL_WORLD_SIZE"]:
+            os.environ["MASTER_ADDR"] = "127.0.0.1"  # whatever this node's name means here
         self.child = subprocess.Popen(
             [sys.executable, *self.module],
             env=os.environ | self.environment,

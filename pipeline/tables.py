@@ -42,13 +42,13 @@ SAMPLE_COLUMNS = {
 }  # fmt: skip
 NAMES = {  # columns of words
     "name", "label", "sampler", "device", "precision", "class", "seeds", "values", "experiment",
-    "data", "extractor", "weights",
+    "data", "weights",
 }  # fmt: skip
 ARROWS = {"lower": "↓", "higher": "↑"}
 LEGEND = (
     "↓ lower is better, ↑ higher is better. N: samples in the value. Floor, at n, ceiling: other "
-    "real images, the samples, and uniform noise, each against the same n real images. Real: class "
-    "accuracy of other real images. NFE: network evaluations an image. Seconds: wall time of "
+    "real images, the samples, and uniform noise, each against the same n real images. Real: the "
+    "value of other real images. NFE: network evaluations an image. Seconds: wall time of "
     "sampling. Over seeds, ± is the standard deviation of their values."
 )
 

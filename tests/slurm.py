@@ -19,6 +19,7 @@ TOOLS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "squeue", "scancel",
 COMMANDS = ("srun", "sbatch", "squeue", "sinfo", "scancel", "scontrol")
 DEVICES = "/dev/null,/dev/zero,/dev/full,/dev/random"
 CONTROL_PORT, NODE_PORT = 16817, 16818
+NETWORK_PORT = 17817  # of the controller of several nodes, beside one of one node
 CONTROL_NETWORK = "10.77.0.254"  # this side of tests/nodes.py
 
 CONF = """\
@@ -71,8 +72,8 @@ def configure(folder: Path, inside: Sequence[Sequence[str]]) -> None:
     """
     several = bool(inside[0])
     host = socket.gethostname().partition(".")[0]
-    control = CONTROL_NETWORK if several else "127.0.0.1"
-    lines = [CONF.format(host=host, control=control, port=CONTROL_PORT, folder=folder)]
+    control, port = (CONTROL_NETWORK, NETWORK_PORT) if several else ("127.0.0.1", CONTROL_PORT)
+    lines = [CONF.format(host=host, control=control, port=port, folder=folder)]
     for k in range(1, len(inside) + 1):
         (folder / f"spool.tn{k}").mkdir()
         place = f"NodeHostname={host} NodeAddr=127.0.0.1 Port={NODE_PORT + k}"

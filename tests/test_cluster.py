@@ -50,6 +50,7 @@ def two_nodes() -> Iterator[dict[str, str]]:
 def place() -> Iterator[Path]:
     """A new folder with a short path: sockets are in it."""
     with tempfile.TemporaryDirectory(prefix="slurm", dir="/tmp", ignore_cleanup_errors=True) as one:
+        Path(one).chmod(0o755)  # munge wants others to reach its socket
         yield Path(one)
 
 
@@ -64,13 +65,14 @@ def of_user(environment: dict[str, str]) -> dict[str, str]:
 
 
 def run(
-    project: Path, environment: dict[str, str], *flags: str, settings: str = "", target: str = "all"
+    project: Path, environment: dict[str, str], *resources: str, settings: str, target: str = "all"
 ) -> str:
-    """The engine with the Slurm profile; its output."""
-    words = [sys.executable, "-m", "snakemake", "--profile", "profiles/slurm", *FLAGS, *flags]
-    words += ["--config", "experiment=tiny", f"set={settings}", "--", target]
+    """The engine with the Slurm profile, and other resources for the training; its output."""
+    words = [sys.executable, "-m", "snakemake", "--profile", "profiles/slurm", *FLAGS]
+    words += ["--set-resources", *(f"train:{one}" for one in ("mem_mb=1000", *resources))]
+    words += ["--config", "experiment=tiny", f"set={json.dumps([settings])}", "--", target]
     done = subprocess.run(
-        ["timeout", "-k", "10", "300", *words],
+        ["timeout", "-k", "10", "400", *words],
         cwd=project,
         env=environment,
         stdout=subprocess.PIPE,
@@ -135,7 +137,7 @@ def test_two_jobs_at_once_have_devices_of_their_own(
     assert one["start"] < two["end"] and two["start"] < one["end"]
 
 
-def training(project: Path, rows: bool = True) -> tuple[dict, list]:
+def training(project: Path) -> tuple[dict, list]:
     """Weights and losses of a project's training."""
     weights, curve = outcome(project / "results/tiny/shapes_tiny_8-box/train")
     return weights, [row["loss"] for row in curve]
@@ -153,17 +155,17 @@ def test_a_job_at_its_time_limit_saves_and_goes_on(
     one_node: dict[str, str], finished: Path, tmp_path: Path
 ) -> None:
     project = copied(finished, tmp_path / "project")
-    settings = "train.images=24000 launch.slurm.signal_seconds=30 runtime.log_images=64"
-    run(project, one_node, "--set-resources", "train:runtime=1", settings=settings, target="train")
+    settings = "train.images=8000 launch.slurm.signal_seconds=30 runtime.log_images=64"
+    run(project, one_node, "runtime=1", settings=settings, target="train")
     printed = logs(project, "train")
     assert len(printed) > 1, "the job was never at its limit"
     assert sum("stopped: saved at step" in text for text in printed) == len(printed) - 1
     assert all("Slurm gives this job" in text for text in printed)
-    _, losses = training(project)
-    assert len(losses) == 24000 // 64 or len(losses) > 100
+    assert len(training(project)[1]) == 8000 // 64
 
 
 TWO = ["nodes=2", "gpu=4", "mpi=srun", "tasks=2", "tasks_per_gpu=0"]
+TWO.append("slurm_extra='--gpus-per-node=2'")
 
 
 @pytest.mark.skipif(bool(nodes.missing()), reason=f"NOT TESTED: nodes need {nodes.missing()}")
@@ -174,9 +176,8 @@ def test_two_nodes_of_two_are_one_of_four(
     one = copied(finished, tmp_path / "one")
     run(one, two_nodes, settings="runtime.gpus.train=4 runtime.micro_batch=8", target="train")
     two = copied(finished, tmp_path / "two")
-    words = [f"train:{word}" for word in (*TWO, "slurm_extra='--gpus-per-node=2'", "threads=2")]
     settings = "runtime.gpus.train=4 runtime.micro_batch=8 launcher=torchrun launch.nnodes=2"
-    run(two, two_nodes, "--set-resources", *words, settings=settings, target="train")
+    run(two, two_nodes, *TWO, settings=settings, target="train")
     assert any("--nnodes=2" in text for text in logs(two, "train"))
     assert training(two)[1] == training(one)[1]
 

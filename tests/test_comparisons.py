@@ -109,6 +109,28 @@ def test_comparisons_that_do_not_fit_are_refused(
         world.compare(world.root / images, world.root / name)
 
 
+@pytest.mark.parametrize("about", [{"data": "photos"}, {"data": {}}, {"data": None}, {}])
+def test_descriptions_by_other_programs_do_not_matter(world: World, about: dict) -> None:
+    manifest = {"source": "shapes", "resolution": 16, "recipe": "box", "sha256": {"images": "0"}}
+    (world.root / "pack" / "manifest.json").write_text(json.dumps(manifest))
+    (world.root / "samples" / "sample.json").write_text(json.dumps(about))
+    found = world.compare(world.root / "samples", world.root / "pack")
+    assert found["sample"] == about
+    (world.root / "samples" / "sample.json").write_text("[]")
+    with pytest.raises(UserError, match=r"sample.json is no mapping"):
+        world.compare(world.root / "samples", world.root / "pack")
+
+
+def test_what_can_only_fail_is_refused_at_once(world: World) -> None:
+    plain = world.root / "plain.npz"
+    reference.main([*world.words, f"reference={world.root / 'reference'}", f"export={plain}"])
+    with pytest.raises(UserError, match="needs real images, and the reference holds statistics"):
+        world.compare(world.root / "samples", plain, "evaluate.metrics=[kid,prc]")
+    for step in (evaluate, reference):
+        with pytest.raises(UserError, match="is a folder: give the name of a file"):
+            world.run(step, f"out={world.root}")
+
+
 def test_a_comparison_needs_a_reference(world: World) -> None:
     with pytest.raises(UserError, match="images=PATH needs reference=PATH"):
         evaluate.main([*world.words, f"images={world.root / 'samples'}"])

@@ -1,6 +1,8 @@
 """Every key, its checks, and what reads it."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -172,6 +174,21 @@ def test_a_stage_gets_its_keys_back_from_its_json() -> None:
         words = [f"config={yaml.safe_dump(wanted, default_flow_style=True, width=10**9)}"]
         again, _ = config.load_step(words, ())
         assert config.stage_keys(again, stage) == wanted
+
+
+def test_a_stage_asks_nothing_of_sections_that_it_does_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = config.DEFAULT_FILE.read_text()  # runs whose names differ over the base sampler alone
+    runs = "runs: [{steps: 4}, {solver: heun, steps: 4}]"
+    (tmp_path / "config.yaml").write_text(text.replace("runs: []", runs))
+    monkeypatch.setattr(config, "DEFAULT_FILE", tmp_path / "config.yaml")
+    tiny = resolved("experiment=tiny", "data.resolution=12")  # which the reference model cannot
+    for one in tiny.sample.samplers:
+        for stage in keys.STAGE_KEYS:
+            wanted = config.stage_keys(tiny.model_copy(update={"sample": one}), stage)
+            again, _ = config.load_step([f"config={json.dumps(wanted)}"], ())
+            assert config.stage_keys(again, stage) == wanted
 
 
 def test_settings_come_back_from_their_words() -> None:

@@ -53,6 +53,19 @@ def test_a_guide_must_be_a_file_where_it_is_used(tmp_path: Path) -> None:
     assert list(experiment(train=train, sample={"guide": own}).guides.values()) == [[own]]
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("model", "class_conditional", False), ("train", "label_dropout", 0)],
+)
+def test_a_network_that_cannot_guide_itself_is_refused_before_it_is_trained(
+    section: str, key: str, value: float
+) -> None:
+    given: dict[str, Any] = {section: {key: value}}
+    with pytest.raises(UserError, match=r"sample.guidance=2 is not possible, since the network"):
+        experiment(**given)
+    experiment(**given, sample={"guidance": 1})
+
+
 def test_another_run_changes_no_key_of_what_is_there(here: Path) -> None:
     one = experiment(sample={"runs": RUNS[:1]})
     two = experiment(sample={"runs": RUNS})

@@ -1,8 +1,14 @@
 """The front door and the README say what is there."""
 
+import importlib.util
 import re
 import subprocess
+from pathlib import Path
 
+import pytest
+
+from pipeline.config import known_keys
+from pipeline.keys import Config
 from tests.conftest import ROOT
 
 
@@ -21,6 +27,23 @@ def test_the_readme_names_only_targets_that_exist() -> None:
 def test_the_pictures_of_the_readme_exist() -> None:
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text())
     assert pictures and all((ROOT / picture).stat().st_size > 0 for picture in pictures)
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SECTIONS = "|".join(name for name in Config.model_fields if name != "experiment")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_and_modules_and_keys_of_a_page_exist(page: Path) -> None:
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert link.startswith("https:") or (page.parent / link).exists(), link
+    for module in re.findall(r"-m (pipeline(?:\.\w+)+)", text):
+        if module != "pipeline.STEP":
+            assert importlib.util.find_spec(module), module
+    keys = set(re.findall(rf"(?<![\w./])((?:{SECTIONS})\.[a-z_]+(?:\.[a-z_]+)?)(?![\w/(])", text))
+    files = {key for key in keys if key.endswith((".json", ".py", ".npy", ".png", ".html"))}
+    assert keys - files <= set(known_keys())
 
 
 def test_imports_point_down_only() -> None:

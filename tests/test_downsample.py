@@ -119,6 +119,7 @@ def test_rows_labels_and_record(photos: Path) -> None:
         "recipe": "box",
         "num_images": len(files),
         "classes": classes,
+        "per_class": {name: int((labels == k).sum()) for k, name in enumerate(classes)},
         "sha256": hashes,
     }
     assert manifest.items() >= record.items()

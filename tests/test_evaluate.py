@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from scipy.linalg import sqrtm
 
-from pipeline import evaluate, measure, reference
+from pipeline import evaluate, measure, reference, scores
 from pipeline.extractors import Extractor
 from pipeline.statistics_files import load_reference
 from pipeline.torchvision_cpu import torch_fidelity
@@ -91,6 +91,10 @@ def test_values_and_protocol(world: World, capsys: pytest.CaptureFixture[str]) -
         assert score["bracket"]["num_images"] == 21
         assert score["bracket"]["floor"] < score["bracket"]["ceiling"] / 3
     assert kid["value"] == kid["bracket"]["value"]
+    parts = measure.split(21, 60, 2020)
+    a, b = (extractor.features(sides[1][np.sort(rows)])[0] for rows in (parts.a, parts.b))
+    found = [score["real"] for score in result["metrics"][2:]]
+    assert found == pytest.approx(scores.precision_recall(a, b, 3))
     assert result["sample"] == {"seed": 3, "nfe_mean": 8}
     protocol = result["protocol"]
     assert protocol["weights_sha256"] == extractor.weights_sha256
@@ -104,7 +108,7 @@ def test_values_and_protocol(world: World, capsys: pytest.CaptureFixture[str]) -
     }
     assert protocol["kid_subset_size"] == 20
     accuracy, labels = result["class_accuracy"], np.load(world.root / "pack" / "labels.npy")
-    part_b = np.sort(measure.split(21, 60, 2020).b)
+    part_b = np.sort(parts.b)
     made, real = (extractor.features(x)[0].double().numpy() for x in sides)
     by_class = [real[k] for k in (part_b[labels[part_b] == c] for c in range(CLASSES))]
     means = np.stack([features.mean(0) for features in by_class])

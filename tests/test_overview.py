@@ -39,7 +39,7 @@ def test_seeds_join_and_experiments_do_not(tmp_path: Path) -> None:
     row = fid[1]
     assert (row["seeds"], row["mean"], row["min"], row["max"]) == ("0, 1", 5.0, 4.0, 6.0)
     assert (row["trained"], row["gpu_hours"], row["weights"]) == (64_000, 12.5, SHA256[:8])
-    assert (row["data"], row["extractor"], row["nfe_mean"]) == ("train_64-box", "vgg16", 18)
+    assert (row["data"], row["nfe_mean"]) == ("train_64-box", 18)
     assert (row["num_images"], row["floor"], row["sampler"]) == (12, 12.25, "heun-9")
     names = [row["name"] for row in found.rows]
     assert names == [*["fid"] * 2, *["class_accuracy"] * 2, *["recall"] * 2]
@@ -82,9 +82,7 @@ def test_samples_of_another_program_need_no_facts_of_ours(tmp_path: Path) -> Non
         del bare["sample"][key]
     put(tmp_path, "bare", bare | {"protocol": {}})
     row = overview.find(tmp_path).rows[0]
-    assert (row["trained"], row["gpu_hours"], row["weights"], row["extractor"]) == (
-        None, None, "", ""
-    )  # fmt: skip
+    assert (row["trained"], row["gpu_hours"], row["weights"]) == (None, None, "")
 
 
 def test_a_folder_in_place_of_a_file_is_left_out(tmp_path: Path) -> None:

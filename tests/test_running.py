@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -112,3 +113,58 @@ def test_no_results_folder_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     with running.registered(["-m", "x"], [], 1, None) as sign:
         assert sign is None and not list(tmp_path.iterdir())
+
+
+class Workflow:
+    """An engine that trains, in a session of its own, and all processes of its job."""
+
+    def __init__(self, folder: Path) -> None:
+        from tests.test_workflow import copy_code
+
+        self.project = copy_code(folder)
+        words = [sys.executable, "-m", "snakemake", "--cores", "2", "--resources", "gpu=1"]
+        words += ["--config", "experiment=tiny", "set=train.images=64000", "--", "train"]
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.environment = os.environ | {"PATH": path}
+        self.engine = psutil.Popen(
+            words,
+            cwd=self.project,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        while not list(self.project.glob("results/tiny/*/train/checkpoints/*/metrics.jsonl")):
+            assert self.engine.poll() is None, self.engine.communicate()[0]
+            time.sleep(0.05)
+        self.tree = self.engine.children(recursive=True)
+
+    def check_saved_and_gone(self) -> None:
+        """Everything ends within 30 s, and the training has saved."""
+        output = self.engine.communicate(timeout=30)[0].decode()
+        assert self.engine.returncode != 0 and "stopped: saved at step" in output
+        assert psutil.wait_procs(self.tree, timeout=10)[1] == []
+        assert list(self.project.glob("results/tiny/*/train/checkpoints/*/step-*.pt"))
+
+
+def test_stop_ends_an_engine_and_its_jobs(tmp_path: Path) -> None:
+    workflow = Workflow(tmp_path / "project")
+    stop = [sys.executable, "-m", "pipeline.stop"]
+    done = subprocess.run(
+        stop, cwd=workflow.project, env=workflow.environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"snakemake (process {workflow.engine.pid}) starts nothing more" in done.stdout
+    assert "stopping pipeline.train results/tiny" in done.stdout
+    workflow.check_saved_and_gone()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_lets_the_job_save(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """As Ctrl-C in a terminal does, or a kill of a process group."""
+    workflow = Workflow(tmp_path / "project")
+    os.killpg(workflow.engine.pid, number)
+    workflow.check_saved_and_gone()

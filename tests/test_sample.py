@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from pipeline import files, locks, sample, sample_job
+from pipeline import checkpoint, files, locks, sample, sample_job
 from pipeline.errors import UserError
 from tests.conftest import ROOT
 from tests.networks import COUNTS, save_network
@@ -193,7 +194,9 @@ def test_a_guide_of_other_images_is_refused(
 def test_a_network_without_classes_is_guided_by_a_guide_alone(tmp_path: Path) -> None:
     net = save_network(tmp_path / "net.safetensors", class_conditional=False)
     guide = save_network(tmp_path / "guide.safetensors", seed=1, class_conditional=False)
-    plain, about = run(net, tmp_path / "a", "sample.guidance=2")
+    with pytest.raises(UserError, match="is not possible, since the network knows no classes"):
+        run(net, tmp_path / "a", "sample.guidance=2")
+    plain, about = run(net, tmp_path / "a", "sample.guidance=1")
     guided, other = run(net, tmp_path / "b", "sample.guidance=2", f"sample.guide={guide}")
     assert about["nfe_mean"] == 4 and other["nfe_mean"] == 8 and (plain != guided).mean() > 0.2
     assert (np.load(tmp_path / "b" / "labels.npy") == -1).all()
@@ -216,8 +219,51 @@ def test_the_strip_ends_in_the_samples(
     assert np.abs(np.stack(shown) - images[:rows].astype(int)).max() <= 1
 
 
+@pytest.mark.parametrize("solver", ["euler", "dopri5"])
+def test_images_that_are_not_finite_are_refused(weights: Path, tmp_path: Path, solver: str) -> None:
+    state, about = checkpoint.load_weights(weights)
+    state["out_conv.bias"] = torch.full_like(state["out_conv.bias"], torch.nan)
+    checkpoint.save_weights(tmp_path / "nan.safetensors", state, about)
+    with pytest.raises(UserError, match="images 0 to 23 of seed 0 .* finite"):
+        run(tmp_path / "nan.safetensors", tmp_path / "out", f"sample.solver={solver}")
+    assert not list((tmp_path / "out").glob("shards/*/*"))
+
+
+def test_an_older_description_never_stands_beside_new_images(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(weights, tmp_path, "seed=0")
+    (tmp_path / ".images.npy.1.tmp").write_text("begun by a run that was killed")
+    monkeypatch.setattr(sample, "save_strip", lambda *_: 1 / 0)  # the images are written by then
+    with pytest.raises(ZeroDivisionError):
+        run(weights, tmp_path, "seed=1")
+    assert (tmp_path / "images.npy").exists() and not (tmp_path / "sample.json").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_progress_counts_finished_batches(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["runtime.sample_batch=6", "runtime.progress_seconds=0"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sample, "collect", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(weights, tmp_path, *words)
+    next(tmp_path.glob("shards/*/00000006.npz")).unlink()
+    capsys.readouterr()
+    run(weights, tmp_path, *words)
+    shown = [line for line in capsys.readouterr().out.splitlines() if " of 24 images" in line]
+    assert shown[0].startswith("sample: 18 of") and shown[-1].startswith("sample: 24 of")
+
+
 def test_missing_weights_get_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run `make train`"):
         sample.preflight([*TINY, f"weights={tmp_path / 'none'}"], 1)
     with pytest.raises(UserError, match="seed=x is not a whole number"):
         sample.prepare([*TINY, "seed=x", f"weights={tmp_path / 'none'}"])
+
+
+def test_out_is_no_file(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UserError, match="is a file: give a folder"):
+        run(weights, tmp_path / "out")

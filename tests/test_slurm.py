@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import slurm
+from pipeline import launch, slurm
 from pipeline.errors import UserError
 from tests.conftest import resolved
 
@@ -77,3 +77,21 @@ def test_one_task_a_node_is_told_from_others() -> None:
     assert slurm.one_task_a_node(2, two)
     assert not slurm.one_task_a_node(2, two | {"SLURM_STEP_NUM_TASKS": "8"})
     assert not slurm.one_task_a_node(2, {})
+
+
+def test_a_job_of_one_node_stands_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meant = resolved("launcher=torchrun", "launch.nnodes=2").launch
+    assert launch.on_these_nodes(meant) == meant  # no Slurm: an error that asks for the endpoint
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_JOB_NUM_NODES", raising=False)
+    stand_in(tmp_path, "squeue", "echo 1", monkeypatch)
+    alone = launch.on_these_nodes(meant)
+    assert (alone.launcher, alone.nnodes) == ("standalone", 1)
+    stand_in(tmp_path, "squeue", "echo 2", monkeypatch)
+    assert launch.on_these_nodes(meant) == meant and launch.over_nodes(meant)
+    stand_in(tmp_path, "scontrol", "echo n3; echo n4", monkeypatch)
+    for name, value in {"NODES": "2", "TASKS": "2"}.items():
+        monkeypatch.setenv(f"SLURM_STEP_NUM_{name}", value)
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "n[3-4]")
+    joined = launch.on_these_nodes(meant)
+    assert joined.rdzv_endpoint == "n3:20007" and not launch.over_nodes(joined)

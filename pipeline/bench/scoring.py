@@ -1,0 +1,148 @@
+"""Scoring: features of 100,000 images streamed at flat memory, against torch-fidelity.
+
+The reference step runs as a command on a pack of random images, by EfficientNet-Lite0 at 96 px (on
+a GPU by Inception-v3 too, where its weights are at hand), once for many images and once for a
+tenth: its peak memory must not follow their number. The baseline is torch-fidelity's own
+calculate_metrics with the same network on fewer images, since it holds every feature.
+"""
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from pipeline import extractor_weights, gpus
+from pipeline.bench import record
+from pipeline.distributed import pick_device
+from pipeline.extractors import load_extractor
+from pipeline.files import write_json
+from pipeline.torchvision_cpu import torch_fidelity
+
+SIZE = 32  # px
+MANY, BASELINE = 100_000, 2_000  # images
+CHUNK = 10_000  # images made at a time
+EXTRACTOR = "efficientnet-lite0"
+
+
+def make_pack(folder: Path, count: int) -> None:
+    """A pack of random images with its record, folder/record.json."""
+    pack = folder / "pack"
+    pack.mkdir(parents=True)
+    shape = (count, SIZE, SIZE, 3)
+    images = np.lib.format.open_memmap(pack / "images.npy", "w+", np.uint8, shape)
+    digest = hashlib.sha256()
+    for start in range(0, count, CHUNK):
+        part = images[start : start + CHUNK]
+        part[:] = np.random.default_rng(start).integers(0, 256, part.shape, np.uint8)
+        digest.update(np.ascontiguousarray(part).data)
+    images.flush()
+    labels = np.zeros(count, np.int64)
+    np.save(pack / "labels.npy", labels)
+    about = {"source": "train", "resolution": SIZE, "recipe": "box", "num_images": count}
+    hashes = {"images": digest.hexdigest(), "labels": hashlib.sha256(labels.data).hexdigest()}
+    about |= {"classes": ["none"], "per_class": {"none": count}, "sha256": hashes}
+    write_json(pack / "manifest.json", about)
+    write_json(folder / "record.json", about)
+
+
+def reference(folder: Path, extractor: str) -> dict[str, float]:
+    """Seconds and peak MB of the reference step over the pack in `folder`, all its processes."""
+    ranks = gpus.default_processes()
+    words = [sys.executable, "-m", "pipeline.launch", "--gpus", str(ranks), "--"]
+    words += ["-m", "pipeline.reference", "data.source=train", f"data.resolution={SIZE}"]
+    words += [f"data.path={folder}/pack", f"record={folder}/record.json"]
+    words += [f"out={folder}/{extractor}.npz", f"evaluate.extractor={extractor}"]
+    began, peak = time.monotonic(), 0.0
+    run = psutil.Popen(words, stdout=subprocess.DEVNULL)
+    while run.poll() is None:
+        peak = max(peak, largest(run))
+        time.sleep(0.2)
+    if run.returncode:
+        raise RuntimeError(f"the step ended with status {run.returncode}")
+    return {"seconds": time.monotonic() - began, "peak_mb": peak}
+
+
+def largest(run: psutil.Popen) -> float:
+    """Most resident MB, without pages of files, that one process of the job has."""
+    sizes = [0.0]
+    try:
+        for process in [run, *run.children(recursive=True)]:
+            info = process.memory_info()
+            sizes.append((info.rss - info.shared) / 1e6)
+    except psutil.NoSuchProcess:
+        pass
+    return max(sizes)
+
+
+class Images(torch.utils.data.Dataset):
+    """Images of a pack as torch-fidelity takes them: uint8 (3,H,W)."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.images = np.load(folder / "pack/images.npy", mmap_mode="r")[:count]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self.images[index].transpose(2, 0, 1)))
+
+
+def baseline(folder: Path, extractor: str) -> float:
+    """Images/s of torch-fidelity's Fréchet distance of the first images to themselves."""
+    load_extractor(extractor, None, torch.device("cpu"))  # registers the network
+    weights = extractor_weights.find_weights(extractor, None)[0]
+    images = Images(folder, BASELINE)
+    began = time.monotonic()
+    torch_fidelity.calculate_metrics(
+        input1=images,
+        input2=images,
+        fid=True,
+        cuda=torch.cuda.is_available(),
+        feature_extractor=extractor,
+        feature_extractor_weights_path=str(weights),
+        feature_layer_fid=LAYERS[extractor],
+        batch_size=64,
+        save_cpu_ram=True,
+        cache=False,
+        verbose=False,
+    )
+    return 2 * BASELINE / (time.monotonic() - began)
+
+
+LAYERS = {"efficientnet-lite0": "1280", "inception-v3-compat": "2048"}
+
+
+def run(rounds: int = 1) -> dict[str, Any]:
+    """Images/s of both, and peaks of memory with all images and a tenth."""
+    device = pick_device("auto", 0)
+    with tempfile.TemporaryDirectory() as name:
+        many, few = Path(name, "many"), Path(name, "few")
+        make_pack(many, MANY)
+        make_pack(few, MANY // 10)
+        peaks = {}
+        values: dict[str, list[float]] = {"torch-fidelity": [], "ours": []}
+        for _ in range(rounds):
+            values["torch-fidelity"].append(baseline(few, EXTRACTOR))
+            small, large = reference(few, EXTRACTOR), reference(many, EXTRACTOR)
+            values["ours"].append(MANY / large["seconds"])
+            peaks = {f"{MANY // 10} images": small["peak_mb"], f"{MANY} images": large["peak_mb"]}
+    what = f"features of images of {SIZE} px by EfficientNet-Lite0 at 96 px, {MANY:,} streamed"
+    result = record.summary(what, "images/s", values, baseline="torch-fidelity")
+    grown = peaks[f"{MANY} images"] / peaks[f"{MANY // 10} images"]
+    return result | {
+        "processes": gpus.default_processes(),
+        "seconds": large["seconds"],
+        "peak_mb": peaks,
+        "bars": [
+            record.bar("memory with 10 x the images / with 1 x", grown, at_most=1.1),
+            record.bar("MB of the largest process", peaks[f"{MANY} images"], at_most=2000),
+        ],
+        "notes": [f"{MANY:,} images in {large['seconds']:.0f} s on {device}"],
+    }
