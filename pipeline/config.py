@@ -245,8 +245,14 @@ def load_step(argv: list[str], extra: Iterable[str]) -> tuple[Config, dict[str, 
 
 
 def check_words(words: Mapping[str, Any], extra: Iterable[str]) -> None:
-    """Raise UserError for a top-level word that is neither a section nor one of `extra`."""
+    """Raise UserError for a top-level word that is neither a section nor one of `extra`.
+
+    Those of `extra` that had a value are no longer among the words.
+    """
+    extra = list(extra)
     known = [*Config.model_fields, "experiments", "config", *extra]
     for word in words:
+        if word in extra:
+            raise UserError(f"{word}= is empty: give it a value or leave it out")
         if word not in known:
             raise UserError(f"unknown key {word}{nearest(word, [*known, *known_keys()])}")

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.checked import Entry
 from pipeline.config import load_step
 from pipeline.distributed import Ranks, ranks
 from pipeline.errors import UserError, run_main
@@ -42,7 +43,7 @@ from pipeline.layout import (
 )
 from pipeline.measure import Accuracy, Parts, Work, measure, split, why_no_accuracy
 from pipeline.neighbours import Neighbours, picture
-from pipeline.scores import HELD, Entry, all_scores
+from pipeline.scores import HELD, all_scores
 from pipeline.statistics_files import Reference
 from pipeline.torchvision_cpu import torch_fidelity
 

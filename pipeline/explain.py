@@ -42,10 +42,13 @@ def explain(error: ValidationError, model: type[BaseModel] = Config) -> str:
     if first["type"] == "extra_forbidden":
         few = f" (known: {', '.join(known)})" if model is not Config else ""
         return f"unknown key {key}{nearest(key, known) or few}"
-    if first["type"] == "missing":
+    if first["type"] == "missing" and len(parts) == len(first["loc"]):
         return f"key {key} is missing in config.yaml"
+    if first["type"] == "missing":
+        return f"{key}={list(first['input'])} is not valid: expected more values"
     expected = "" if first["type"] == "value_error" else allowed(key, model)
     expected = expected or str(first["msg"]).replace("Input should be", "expected")
+    expected = expected.replace("a valid tuple", "a list").replace("Tuple", "the list")
     expected = expected.removeprefix("Value error, ")
     return f"{key}={first['input']!r} is not valid: {expected}"
 

@@ -25,7 +25,7 @@ from pipeline.extractor_weights import (
     remedies,
 )
 from pipeline.files import write_json
-from pipeline.layout import extractor_file
+from pipeline.layout import extractor_file, out_file
 
 WORDS = ("out",)
 
@@ -72,12 +72,13 @@ def main(argv: list[str]) -> None:
     """Fetch the weights of evaluate.extractor, check them and record which they are."""
     config, own = load_step(argv, WORDS)
     name, given = config.evaluate.extractor, config.evaluate.weights
+    out = out_file(Path(own.get("out", extractor_file(config))))
     if given is None:
         fetch(name)
     path, expected = find_weights(name, given)
     _, sha256 = read_weights(path, expected)
     record = {"extractor": name, "sha256": sha256, "known": is_published(name, sha256)}
-    write_json(Path(own.get("out", extractor_file(config))), record)
+    write_json(out, record)
     print(f"weights of {name}: {path} (sha256 {sha256[:8]}…)", flush=True)
 
 

@@ -1,10 +1,10 @@
-"""A step that was started by hand and names a launcher is started again by that launcher."""
+"""How a step was started: by a launcher, as a rank, or by hand with the name of a launcher."""
 
 import os
 import sys
 from collections.abc import Sequence
 
-from pipeline import gpus
+from pipeline import gpus, slurm
 from pipeline.config import load_step
 from pipeline.launchers import LAUNCHED
 from pipeline.overrides import parse_overrides
@@ -14,9 +14,10 @@ def hand_over(module: str, argv: Sequence[str], words: Sequence[str]) -> None:
     """Become `python -m pipeline.launch … -- -m pipeline.STEP …` where the words ask for it.
 
     Returns where it names no launcher, or `none`, or where a launcher has started this process:
-    torchrun, srun through submitit, or the project's own. `words` are the step's own words. The job
+    torchrun, submitit, the project's own, or srun with several tasks, which then are the ranks. `words` are the step's own words. The job
     gets the step's runtime.gpus, as far as there are that many.
     """
+    os.environ.update(slurm.ranks_of_step())
     if "RANK" in os.environ or LAUNCHED in os.environ:
         return
     named = parse_overrides(argv).get("launch", {}).get("launcher", "none")

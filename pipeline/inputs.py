@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.checked import Entry
 from pipeline.data import open_pack
 from pipeline.errors import UserError
 from pipeline.extractors import KINDS, Extractor
@@ -16,7 +17,6 @@ from pipeline.keys import Evaluate as Settings
 from pipeline.layout import pack_folder
 from pipeline.statistics_files import Reference, load_reference
 
-Entry = dict[str, Any]
 STATISTICS = (".npz", ".pkl")
 
 

@@ -1,5 +1,6 @@
 """Where everything lies on disk: the one place that knows the names of files and folders."""
 
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -124,9 +125,17 @@ def out_folder(path: Path) -> Path:
 
 
 def out_file(path: Path) -> Path:
-    """`path`, which a step writes; raises UserError where it is a folder."""
+    """`path`, which a step writes; makes its folder. Raises UserError where that cannot be."""
     if path.is_dir():
-        raise UserError(f"out={path} is a folder: give the name of a file")
+        raise UserError(f"{path} is a folder: give the name of a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): name another place"
+        ) from error
     return path
 
 

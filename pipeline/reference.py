@@ -103,7 +103,7 @@ def exported(argv: list[str]) -> bool:
         raise UserError("an export needs both reference=FILE and export=FILE.npz: give both")
     if "export" not in own:
         return False
-    export_reference(Path(own["export"]), load_reference(Path(own["reference"])))
+    export_reference(out_file(Path(own["export"])), load_reference(Path(own["reference"])))
     print(f"mu and sigma of {own['reference']}: {own['export']}", flush=True)
     return True
 

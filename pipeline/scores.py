@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from pipeline.checked import Entry
 from pipeline.extractors import Extractor
 from pipeline.keys import Evaluate as Settings
 from pipeline.statistics_files import Reference
@@ -27,8 +28,6 @@ NAMES = {
     "precision": ("precision", "Precision", "precision", "Precision"),
     "recall": ("recall", "Recall", "recall", "Recall"),
 }
-
-Entry = dict[str, Any]  # one object of the result
 
 
 # --- pure scores -------------------------------------------------------------------------------

@@ -26,6 +26,25 @@ def one_task_a_node(nodes: int, environment: Mapping[str, str] = os.environ) -> 
     return counts == [str(nodes)] * 2
 
 
+def ranks_of_step(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables that torchrun would set, for a task of a step of several: srun by hand.
+
+    Empty outside such a step, and where something has set them already. The ranks of one node meet
+    at the loopback.
+    """
+    if "RANK" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", 1)) < 2:
+        return {}
+    host, _, port = meeting_place(environment).rpartition(":")
+    alone = environment["SLURM_STEP_NUM_NODES"] == "1"
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+        "MASTER_ADDR": "127.0.0.1" if alone else host,
+        "MASTER_PORT": port,
+    }
+
+
 def srun(nodes: int, threads: int) -> list[str]:
     """Words that start what follows once on each of the job's nodes, with all its GPUs there."""
     words = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]

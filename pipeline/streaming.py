@@ -146,14 +146,6 @@ class Moments:
         return (centred / (self.num - 1)).cpu().numpy()
 
 
-def moments_of(features: Tensor) -> Moments:
-    """The moments of features (N,D), summed in blocks to bound the float64 copy."""
-    moments = Moments(features.shape[1], features.device)
-    for block in features.split(4096):
-        moments.update(block)
-    return moments
-
-
 class Held:
     """The features themselves of the rows for which `wanted` (N,) bool is true."""
 

@@ -70,6 +70,7 @@ def run(
     """The engine with the Slurm profile, and other resources for the training; its output."""
     words = [sys.executable, "-m", "snakemake", "--profile", "profiles/slurm", *FLAGS]
     words += ["--set-resources", *(f"train:{one}" for one in ("mem_mb=1000", *resources))]
+    words += ["--set-threads", "train=2"]
     words += ["--config", "experiment=tiny", f"set={json.dumps([settings])}", "--", target]
     done = subprocess.run(
         ["timeout", "-k", "10", "400", *words],
@@ -155,13 +156,15 @@ def test_a_job_at_its_time_limit_saves_and_goes_on(
     one_node: dict[str, str], finished: Path, tmp_path: Path
 ) -> None:
     project = copied(finished, tmp_path / "project")
-    settings = "train.images=8000 launch.slurm.signal_seconds=30 runtime.log_images=64"
+    rate = outcome(finished / "results/tiny/shapes_tiny_8-box/train")[1][-1]["images_per_s"]
+    images = round(45 * rate / 64) * 64  # 45 s of work, of which a job has time for 30
+    settings = f"train.images={images} launch.slurm.signal_seconds=30 runtime.log_images=64"
     run(project, one_node, "runtime=1", settings=settings, target="train")
     printed = logs(project, "train")
     assert len(printed) > 1, "the job was never at its limit"
     assert sum("stopped: saved at step" in text for text in printed) == len(printed) - 1
     assert all("Slurm gives this job" in text for text in printed)
-    assert len(training(project)[1]) == 8000 // 64
+    assert len(training(project)[1]) == images // 64
 
 
 TWO = ["nodes=2", "gpu=4", "mpi=srun", "tasks=2", "tasks_per_gpu=0"]
@@ -182,18 +185,34 @@ def test_two_nodes_of_two_are_one_of_four(
     assert training(two)[1] == training(one)[1]
 
 
-def test_the_same_through_submitit(
-    one_node: dict[str, str], finished: Path, tmp_path: Path
-) -> None:
-    project = copied(finished, tmp_path / "project")
+def by_hand(project: Path) -> list[str]:
+    """A training of the finished project's pack, by hand."""
     record = project / "results/data/shapes_tiny_8-box.json"
     pack = project / "results/packs/shapes_tiny_8/box"
     words = [sys.executable, "-m", "pipeline.train", "experiment=tiny", f"data.path={pack}"]
-    words += [f"record={record}", f"out={project}/out", "launcher=submitit_slurm"]
-    words += ["launch.slurm.minutes=5", "launch.slurm.memory_gb=1"]
+    return [*words, f"record={record}", f"out={project}/out"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([], ["launcher=submitit_slurm", "launch.slurm.minutes=5", "launch.slurm.memory_gb=1"]),
+        (["srun", "--ntasks=2", "--gpus=2", "--mem=1G"], []),
+    ],
+    ids=["submitit", "srun"],
+)
+def test_the_same_by_submitit_and_by_srun(
+    one_node: dict[str, str], finished: Path, tmp_path: Path, before: list[str], after: list[str]
+) -> None:
+    project = copied(finished, tmp_path / "project")
     done = subprocess.run(
-        words, cwd=project, env=one_node, capture_output=True, text=True, timeout=200
+        [*before, *by_hand(project), *after],
+        cwd=project,
+        env=one_node,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "by submitit" in done.stdout
+    assert ("by submitit" in done.stdout) == bool(after)
     assert [row["loss"] for row in outcome(project / "out")[1]] == training(finished)[1]

@@ -129,6 +129,8 @@ def test_what_can_only_fail_is_refused_at_once(world: World) -> None:
     for step in (evaluate, reference):
         with pytest.raises(UserError, match="is a folder: give the name of a file"):
             world.run(step, f"out={world.root}")
+        with pytest.raises(UserError, match=r"plain.npz/x cannot be written \(.*: name another"):
+            world.run(step, f"out={plain / 'x'}")
 
 
 def test_a_comparison_needs_a_reference(world: World) -> None:

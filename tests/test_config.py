@@ -59,7 +59,9 @@ def test_every_key_has_a_comment() -> None:
         ("sample.grid=[0.5,2]", "sample.grid=[0.5, 2] is not valid"),
         ("sample.seeds=[1,0,1]", "sample.seeds=[1, 0, 1] is not valid: expected no number twice"),
         ("sample.guidance_interval=[0.5,0.2]", "the smaller one first"),
-        ("sample.runs=heun", "sample.runs='heun' is not valid"),
+        ("sample.guidance_interval=[1]", "guidance_interval=[1] is not valid: expected more"),
+        ("sample.runs=heun", "sample.runs='heun' is not valid: expected a list"),
+        ("out=", "out= is empty: give it a value or leave it out"),
         ("sample.runs=[heun]", "sample.runs='heun' is not valid: expected a valid dictionary"),
         ("sample.runs=[{},{stpes: 9}]", "sample.runs[1]: unknown key stpes; did you mean steps?"),
         (

@@ -13,9 +13,9 @@ from pipeline.errors import UserError
 from pipeline.extractor_weights import PACKAGED, find_weights
 from pipeline.extractors import load_extractor
 from pipeline.scores import frechet
-from pipeline.streaming import moments_of
 from pipeline.torchvision_cpu import torch_fidelity
 from tests.test_extractors import cache, fid_helper, random_inception
+from tests.test_scores import moments_of
 
 __all__ = ["cache", "random_inception"]  # fixtures
 

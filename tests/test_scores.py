@@ -17,12 +17,19 @@ from pipeline import scores
 from pipeline.extractors import LOGITS, load_extractor
 from pipeline.measure import noise_images
 from pipeline.scores import frechet
-from pipeline.streaming import Batch, InceptionScore, Moments, moments_of
+from pipeline.streaming import Batch, InceptionScore, Moments
 from pipeline.torchvision_cpu import torch_fidelity
 from tests.drawings import drawn
 from tests.test_extractors import save_random_inception
 
 CPU = torch.device("cpu")
+
+
+def moments_of(features: torch.Tensor) -> Moments:
+    """The moments of features (N,D)."""
+    moments = Moments(features.shape[1])
+    moments.update(features)
+    return moments
 
 
 @settings(deadline=None, max_examples=60)

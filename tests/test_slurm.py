@@ -95,3 +95,21 @@ def test_a_job_of_one_node_stands_alone(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("SLURM_STEP_NODELIST", "n[3-4]")
     joined = launch.on_these_nodes(meant)
     assert joined.rdzv_endpoint == "n3:20007" and not launch.over_nodes(joined)
+
+
+def test_tasks_of_srun_are_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path, "scontrol", "echo n3; echo n4", monkeypatch)
+    step = {"SLURM_JOB_ID": "5", "SLURM_STEP_NODELIST": "n[3-4]", "SLURM_STEP_NUM_NODES": "2"}
+    step |= {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "6", "SLURM_LOCALID": "2"}
+    assert slurm.ranks_of_step(step) == {
+        "RANK": "6",
+        "LOCAL_RANK": "2",
+        "WORLD_SIZE": "8",
+        "MASTER_ADDR": "n3",
+        "MASTER_PORT": "20005",
+    }
+    alone = slurm.ranks_of_step(step | {"SLURM_STEP_NUM_NODES": "1"})
+    assert alone["MASTER_ADDR"] == "127.0.0.1"
+    assert slurm.ranks_of_step(step | {"RANK": "0"}) == {}
+    assert slurm.ranks_of_step(step | {"SLURM_STEP_NUM_TASKS": "1"}) == {}
+    assert slurm.ranks_of_step({"SLURM_JOB_ID": "5", "SLURM_NTASKS": "8"}) == {}  # a batch script

@@ -125,7 +125,7 @@ def test_a_second_ctrl_c_ends_at_once(tree: dict[str, psutil.Process]) -> None:
     assert all(gone(process.pid) for process in tree.values())
 
 
-@pytest.mark.parametrize("victim", ["torchrun", "launcher"])
+@pytest.mark.parametrize("victim", ["torchrun", pytest.param("launcher", marks=pytest.mark.slow)])
 def test_a_kill_of_a_part_leaves_no_orphan(tree: dict[str, psutil.Process], victim: str) -> None:
     """Even of ranks that know nothing of this project and do not listen."""
     tree[victim].kill()
