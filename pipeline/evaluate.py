@@ -139,7 +139,7 @@ def protocol(job: Job, extractor: Extractor, parts: Parts | None, reference: Ref
         "isc_splits": settings.isc_splits,
         "prc_neighbourhood": settings.prc_neighbourhood,
         "seed": settings.seed,
-        # 2.1.0+cu121 and 2.1.0+cpu are one version: the machine is no part of the protocol
+        # without +cpu or +cu130: the machine is no part of the protocol
         "versions": {
             "torch": torch.__version__.partition("+")[0],
             "torch_fidelity": torch_fidelity.__version__,

@@ -14,8 +14,9 @@ def hand_over(module: str, argv: Sequence[str], words: Sequence[str]) -> None:
     """Become `python -m pipeline.launch … -- -m pipeline.STEP …` where the words ask for it.
 
     Returns where it names no launcher, or `none`, or where a launcher has started this process:
-    torchrun, submitit, the project's own, or srun with several tasks, which then are the ranks. `words` are the step's own words. The job
-    gets the step's runtime.gpus, as far as there are that many.
+    torchrun, submitit, the project's own, or srun with several tasks, which then are the ranks.
+    `words` are the step's own words. The job gets the step's runtime.gpus, as far as there are
+    that many.
     """
     os.environ.update(slurm.ranks_of_step())
     if "RANK" in os.environ or LAUNCHED in os.environ:

@@ -107,6 +107,7 @@ def test_values_and_protocol(world: World, capsys: pytest.CaptureFixture[str]) -
         "flipped": False,
     }
     assert protocol["kid_subset_size"] == 20
+    assert protocol["versions"]["torch"] == torch.__version__.removesuffix("+cpu")  # no machine
     accuracy, labels = result["class_accuracy"], np.load(world.root / "pack" / "labels.npy")
     part_b = np.sort(parts.b)
     made, real = (extractor.features(x)[0].double().numpy() for x in sides)
