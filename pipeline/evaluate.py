@@ -31,6 +31,7 @@ from pipeline.extractor_weights import find_weights
 from pipeline.extractors import Extractor, load_extractor
 from pipeline.files import write_json
 from pipeline.grid import save_picture
+from pipeline.handover import hand_over
 from pipeline.inputs import Inputs, check_weights, read_any, read_inputs
 from pipeline.keys import Config
 from pipeline.layout import (
@@ -210,6 +211,7 @@ def write(job: Job, result: Entry, neighbours: Neighbours | None) -> None:
 
 def main(argv: list[str]) -> None:
     """Entry point of every rank."""
+    hand_over("pipeline.evaluate", argv, WORDS)
     start = time.monotonic()
     job = prepare(argv)
     settings = job.config.evaluate

@@ -22,6 +22,7 @@ from pipeline.errors import UserError, run_main
 from pipeline.extractor_weights import find_weights
 from pipeline.extractors import Extractor, load_extractor
 from pipeline.files import read_json, sha256_npy
+from pipeline.handover import hand_over
 from pipeline.inputs import named
 from pipeline.keys import Config, Runtime
 from pipeline.layout import out_file, pack_folder, record_file, reference_file
@@ -110,6 +111,7 @@ def exported(argv: list[str]) -> bool:
 
 def main(argv: list[str]) -> None:
     """Make the reference of the pack that `config` names, or export one."""
+    hand_over("pipeline.reference", argv, WORDS)
     if exported(argv):
         return
     job = prepare(argv)

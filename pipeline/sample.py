@@ -28,10 +28,11 @@ from pipeline.errors import OneRankError, Stopped, run_main
 from pipeline.files import atomic_stream, load_npy, save_npy, sha256_json, write_json
 from pipeline.grid import save_grid
 from pipeline.guidance import Field
+from pipeline.handover import hand_over
 from pipeline.keys import Model
 from pipeline.layout import write_config
 from pipeline.metering import Progress
-from pipeline.sample_job import Job, Weights, prepare
+from pipeline.sample_job import WORDS, Job, Weights, prepare
 from pipeline.samplers import sampler_name
 from pipeline.unet import UNet
 
@@ -228,6 +229,7 @@ def finish(job: Job, networks: Networks, group: Ranks, shards: Path, run: dict[s
 
 def main(argv: list[str]) -> None:
     """Entry point of every rank."""
+    hand_over("pipeline.sample", argv, WORDS)
     began = time.monotonic()
     job = prepare(argv)
     runtime, shards = job.config.runtime, shard_folder(job)
