@@ -79,7 +79,8 @@ def overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def test_leases_beside_each_other_share_no_device(machine: Path) -> None:
     jobs = [holder(2), holder(1), holder(1)]
     ids = [ids_of(job) for job in jobs]
-    assert sorted(one for job in ids for one in job) == ["0", "1", "2", "3"] and [len(i) for i in ids] == [2, 1, 1]
+    assert sorted(one for job in ids for one in job) == ["0", "1", "2", "3"]
+    assert [len(one) for one in ids] == [2, 1, 1]
     for job in jobs:
         release(job)
 
