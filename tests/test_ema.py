@@ -30,7 +30,7 @@ def test_one_number_is_a_list_of_one() -> None:
         ("[5,-1]", "=-1 is not valid: expected greater than or equal to 0"),
         ("long", "='long' is not valid: expected a valid integer"),
         ("true", "expected no true or false"),
-        ("null", "expected a valid tuple"),
+        ("null", "expected a list"),
     ],
 )
 def test_bad_halflives(value: str, reason: str) -> None:
@@ -105,7 +105,8 @@ def test_only_sampling_reads_the_choice() -> None:
 def test_sampling_checks_what_the_weights_say(tmp_path: Path) -> None:
     config = resolved("experiment=tiny", TWO)
     path = tmp_path / "weights.safetensors"
-    about = {"config": stage_keys(config, "train"), "ema_halflife_images": 64}
+    record = {"resolution": 8, "classes": [f"c{k}" for k in range(10)]}
+    about = {"config": stage_keys(config, "train"), "record": record, "ema_halflife_images": 64}
     checkpoint.save_weights(path, UNet(config.model, 10).state_dict(), about)
     words = ["experiment=tiny", f"weights={path}"]
     for choice in ("null", "64"):
