@@ -128,7 +128,7 @@ def lost_rank(error: RuntimeError) -> bool:
 
 
 class StopFlag:
-    """Turns SIGTERM, SIGINT and SIGUSR1 into a flag that all ranks read alike.
+    """Turns SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 into a flag that all ranks read alike.
 
     The flag is reduced over the CPU group, which costs no GPU synchronisation.
     """
@@ -136,7 +136,7 @@ class StopFlag:
     def __init__(self, group: Ranks) -> None:
         self.group = group
         self.signal: int | None = None
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: object) -> None:

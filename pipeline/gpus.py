@@ -18,7 +18,7 @@ DECLARED = "PIPELINE_GPU_IDS"
 def device_ids() -> list[str]:
     """UUIDs of the NVIDIA GPUs of this machine in the order of their PCI bus ids, by NVML.
 
-    None where there is no driver. Does not touch CUDA.
+    An empty list where there is no driver. Does not touch CUDA.
     """
     import pynvml
 
@@ -57,7 +57,7 @@ def declared(environment: Mapping[str, str] = os.environ) -> list[str]:
 def visible(environment: Mapping[str, str] = os.environ) -> list[str]:
     """Ids (indices or UUIDs) of the visible GPUs, in order, as CUDA reads them.
 
-    Like CUDA, an index that does not exist ends the list. Declared ones are visible unless
+    Like CUDA, an id that does not exist ends the list. Declared ones are visible unless
     CUDA_VISIBLE_DEVICES names some of them.
     """
     pretended = declared(environment)
@@ -67,10 +67,17 @@ def visible(environment: Mapping[str, str] = os.environ) -> list[str]:
         return every
     ids: list[str] = []
     for word in filter(None, (w.strip() for w in named.split(","))):
-        if (pretended or word.lstrip("-").isdigit()) and word not in every:
+        if word not in every and (pretended or not is_uuid(word)):
             break
         ids.append(word)
     return ids
+
+
+def is_uuid(word: str) -> bool:
+    """Whether a word names a GPU of this machine, or a MIG instance, by its UUID or its start."""
+    uuids = device_ids()
+    known = not uuids or any(uuid.startswith(word) for uuid in uuids)
+    return word.startswith("MIG-") or (word.startswith("GPU-") and known)
 
 
 def said_by(environment: Mapping[str, str] = os.environ) -> str:

@@ -13,6 +13,7 @@ import argparse
 import importlib
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from pipeline.errors import UserError, run_main
 from pipeline.keys import Config, Launch
 from pipeline.leases import lease
 from pipeline.overrides import parse_overrides
-from pipeline.running import registered
+from pipeline.running import Registered
 from pipeline.sharing import processes
 from pipeline.supervise import supervise
 
@@ -121,15 +122,19 @@ def run(job: Job, log: Path | None) -> int:
     if launch.launcher == "submitit_slurm":
         return submitted(job, count, job.wanted, launch, None)
     announce(job, count, visible)
-    with lease(devices(job, config, count, visible)) as mine:
+    with (
+        Registered(job.module, count, log) as registered,
+        lease(devices(job, config, count, visible)) as mine,
+    ):
         leased = mine.ids if visible else None
-        with registered(job.module, mine.ids, count, log) as sign, slurm.warned(launch):
+        registered.hold(mine.ids)
+        with slurm.warned(launch):
             if launch.launcher == "submitit_local":
                 return submitted(job, count, len(mine.ids), launch, leased)
             more = launchers.environment(leased, job.threads, count, launch)
             words = launchers.command(job.module, count, launch, job.ours)
             show(words[: -len(job.module)] + job.module[:2], more)
-            return supervise(words, os.environ | more, log, mine.descriptors, sign)
+            return supervise(words, os.environ | more, log, mine.descriptors, registered.touch)
 
 
 def on_these_nodes(launch: Launch) -> Launch:
@@ -156,11 +161,17 @@ def over_nodes(launch: Launch) -> bool:
 
 def on_every_node(job: Job, launch: Launch, log: Path | None) -> int:
     """Start this launcher once on each node of the allocation; --gpus counts those of all."""
+    if job.wanted % launch.nnodes:
+        raise UserError(
+            f"{job.wanted} GPUs cannot be divided over launch.nnodes={launch.nnodes}: "
+            "ask for a multiple, the GPUs of all nodes together"
+        )
     each = ["--gpus", str(job.wanted // launch.nnodes), "--threads", str(job.threads)]
     again = [sys.executable, "-m", "pipeline.launch", *each, *job.settings, "--", *job.module]
     words = [*slurm.srun(launch.nnodes, job.threads), *again]
     print(f"$ {shlex.join(words[:6])} …", flush=True)
-    return supervise(words, os.environ, log)
+    # srun kills its tasks on SIGTERM; SIGUSR1 it hands on, to the launchers of the nodes
+    return supervise(words, os.environ, log, stop_with=signal.SIGUSR1)
 
 
 def announce(job: Job, count: int, visible: list[str]) -> None:

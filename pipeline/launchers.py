@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import psutil
 
@@ -71,7 +72,7 @@ def endpoint(launch: Launch) -> tuple[str, int]:
 def local_address(host: str, port: int) -> tuple[str, bool]:
     """The address of this machine on the way to `host`, and whether `host` is this machine.
 
-    Raises UserError where `host` has no address.
+    Raises UserError where `host` has no address, or none by which others could reach it.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
@@ -81,13 +82,17 @@ def local_address(host: str, port: int) -> tuple[str, bool]:
             f"({error.strerror}): give the first node's address"
         ) from error
     for family, kind, _, _, target in found:
-        if str(target[0]) in addresses() and not is_loopback(str(target[0])):
+        if is_loopback(str(target[0])):  # as distributions name the machine itself in /etc/hosts
+            continue
+        if str(target[0]) in addresses():
             return str(target[0]), True
-        with socket.socket(family, kind) as probe:
+        with suppress(OSError), socket.socket(family, kind) as probe:  # no way there: the next one
             probe.connect(target)  # sends nothing
-            mine = str(probe.getsockname()[0])
-        return mine, mine == str(target[0])
-    raise AssertionError("getaddrinfo gives an address or raises")
+            return str(probe.getsockname()[0]), False
+    raise UserError(
+        f"launch.rdzv_endpoint names the host {host}, which means {found[0][4][0]} here, where "
+        "other nodes cannot meet: give the first node's address on their network"
+    )
 
 
 def addresses() -> dict[str, str]:

@@ -36,8 +36,8 @@ class Lease:
 def lease(count: int, environment: Mapping[str, str] = os.environ) -> Iterator[Lease]:
     """`count` of the devices that this run may use, as soon as they are free.
 
-    Inside a Slurm allocation they are the scheduler's, taken as they are. Raises UserError where
-    the run may use fewer than `count`, or names one twice.
+    Inside a Slurm allocation they are the scheduler's, leased among the jobs of that allocation
+    alone. Raises UserError where the run may use fewer than `count`, or names one twice.
     """
     ids = gpus.visible(environment)
     if count > len(ids):
@@ -45,19 +45,41 @@ def lease(count: int, environment: Mapping[str, str] = os.environ) -> Iterator[L
             f"{count} GPUs are asked for but {len(ids)} visible "
             f"({gpus.said_by(environment)}): pass --resources gpu={len(ids)} or make more visible"
         )
-    if not count or "SLURM_JOB_ID" in environment:
-        yield Lease(ids[:count], ())
+    if not count:
+        yield Lease([], ())
         return
-    names = gpus.lock_names(ids)
+    names = {one: f"{allocation(environment)}{name}" for one, name in gpus.lock_names(ids).items()}
     if len(set(names.values())) < len(ids):
         raise UserError(f"{gpus.said_by(environment)} names a GPU twice: name each once")
     folder = shared_folder(Path(environment.get("PIPELINE_LEASE_DIR", FOLDER)))
     with ExitStack() as held:
+        kept = held.enter_context(in_use(folder))
         with ExitStack() as queue:
             for name in sorted(set(names.values())):
                 queue.enter_context(locked(folder / f"{name}.queue", wait=True))
             mine = collect(count, names, folder, held)
-        yield Lease(sorted(mine, key=ids.index), tuple(mine.values()))
+        yield Lease(sorted(mine, key=ids.index), (*mine.values(), kept))
+
+
+def allocation(environment: Mapping[str, str]) -> str:
+    """What the names of locks begin with in a Slurm job or step, whose ids are its own; else "".
+
+    Two steps may each call another device 0.
+    """
+    if "SLURM_JOB_ID" not in environment:
+        return ""
+    return f"slurm-{environment['SLURM_JOB_ID']}-{environment.get('SLURM_STEP_ID', 'batch')}-"
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[int]:
+    """A descriptor that keeps systemd-tmpfiles from clearing the folder: a shared lock of it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def collect(count: int, names: Mapping[str, str], folder: Path, held: ExitStack) -> dict[str, int]:
@@ -87,14 +109,29 @@ def locked(path: Path, wait: bool = False) -> Iterator[int | None]:
     """
     descriptor = open_shared(path)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield None
-            return
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield None
+                return
+            if is_still(path, descriptor):
+                break
+            os.close(descriptor)  # somebody has cleared the folder meanwhile
+            descriptor = open_shared(path)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def is_still(path: Path, descriptor: int) -> bool:
+    """Whether an opened file is the one that others find under its name."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return False
+    mine = os.fstat(descriptor)
+    return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)
 
 
 def open_shared(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ class Progress:
         left = clock((self.total - done) / rate) if rate > 0 else "?"
         note = f"  {note}" if note else ""
         share = f"{done:,} of {self.total:,} images"
-        print(f"{self.what}: {share}{note}  {rate:,.0f} images/s  {left} left", flush=True)
+        with suppress(OSError):  # whoever read it is gone, which is no reason to lose the work
+            print(f"{self.what}: {share}{note}  {rate:,.0f} images/s  {left} left", flush=True)
 
 
 class Metrics:

@@ -10,12 +10,10 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-
-from pipeline.files import write_json
 
 FOLDER = Path("results/.running")
 SILENT = 300  # seconds without a sign after which another machine's job counts as lost
@@ -63,28 +61,69 @@ class Entry:
         return False
 
 
-@contextmanager
-def registered(
-    module: Sequence[str], gpus: Sequence[str], processes: int, log: Path | None
-) -> Iterator[Path | None]:
-    """Stand in FOLDER as long as the block lasts; yields the file, to be touched.
+class Sign:
+    """The file of a job that runs, held open and locked by its launcher."""
 
-    None where there is no results folder in this one: then there is nothing to look at either.
-    """
-    if not FOLDER.parent.is_dir():
-        yield None
-        return
-    out = next((w.partition("=")[2] for w in module if w.startswith("out=")), " ".join(module[2:]))
-    host, place = socket.gethostname(), str(log) if log else None
-    entry = Entry(host, os.getpid(), module[1], out, [*gpus], processes, place, time.time())
-    FOLDER.mkdir(exist_ok=True)
-    write_json(entry.path, asdict(entry))
-    with entry.path.open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield entry.path
-        finally:
-            entry.path.unlink(missing_ok=True)
+    def __init__(self, entry: Entry) -> None:
+        """Write and lock a file under another name first, so that nobody sees it without a lock."""
+        FOLDER.mkdir(exist_ok=True)
+        self.path = entry.path
+        hidden = self.path.with_suffix(".new")
+        self.file = hidden.open("w+")
+        with suppress(OSError):  # a file system without locks: then only the signs of life count
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self.write(entry)
+        hidden.replace(self.path)
+
+    def write(self, entry: Entry) -> None:
+        """Say `entry` from now on."""
+        self.file.seek(0)
+        self.file.truncate()
+        self.file.write(json.dumps(asdict(entry)))
+        self.file.flush()
+
+    def touch(self) -> None:
+        """Give a sign of life."""
+        with suppress(OSError):
+            os.utime(self.path)
+
+    def remove(self) -> None:
+        """The job has ended."""
+        self.path.unlink(missing_ok=True)
+        self.file.close()
+
+
+class Registered:
+    """A job that stands in FOLDER as long as it is launched, waiting for its GPUs included."""
+
+    def __init__(self, module: Sequence[str], processes: int, log: Path | None) -> None:
+        """Nothing is written where there is no results folder here: nobody would look."""
+        out = (w.partition("=")[2] for w in module if w.startswith("out="))
+        host, place = socket.gethostname(), str(log) if log else None
+        made = next(out, " ".join(module[2:]))
+        start = time.time()
+        self.entry = Entry(host, os.getpid(), module[1], made, [], processes, place, start)
+        self.sign: Sign | None = None
+
+    def __enter__(self) -> "Registered":
+        if FOLDER.parent.is_dir():
+            self.sign = Sign(self.entry)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.sign:
+            self.sign.remove()
+
+    def hold(self, gpus: Sequence[str]) -> None:
+        """Say which GPUs the job has got."""
+        self.entry = replace(self.entry, gpus=[*gpus])
+        if self.sign:
+            self.sign.write(self.entry)
+
+    def touch(self) -> None:
+        """Give a sign of life."""
+        if self.sign:
+            self.sign.touch()
 
 
 def entries() -> list[Entry]:

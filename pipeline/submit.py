@@ -25,7 +25,13 @@ from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 from pipeline.errors import EXIT_RESUMABLE
 from pipeline.keys import Launch
 from pipeline.prctl import die_with_parent
-from pipeline.supervise import HANDLED, show
+from pipeline.supervise import (
+    become_subreaper,
+    descendants,
+    end_descendants,
+    handle,
+    show,
+)
 
 POLL = 0.5  # seconds between two looks at a job
 UNLIMITED = 60 * 24 * 30  # minutes, for the local executor
@@ -122,30 +128,36 @@ def submit(
     75 where a signal stopped it.
     """
     local = made.cluster == "local"
+    become_subreaper()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for us, who let ranks save
     job = made.submit(Task(module, environment, os.getpid() if local else None))
     print(f"job {job.job_id} by submitit, logs in {folder}", flush=True)
     signals: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         signals.append(number)
-        if len(signals) > 1:
+        if len(signals) > 1 and local:
+            end_descendants()
+        elif len(signals) > 1:
             job.cancel(check=False)
         elif local:
             os.kill(int(job.job_id), signal.SIGTERM)
         else:
             subprocess.run(["scancel", "--signal=TERM", job.job_id], check=False)
 
-    for number in HANDLED:
-        signal.signal(number, stop)
+    signal.signal(signal.SIGINT, before)
+    handle(stop)
     follow(job)
+    while local and descendants():  # ranks that still save, though what started them has ended
+        time.sleep(POLL)
     try:
-        status = max(map(int, job.results()))
+        status = max(128 - one if one < 0 else one for one in map(int, job.results()))
     except (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError) as error:
         print(f"error: job {job.job_id} ended without a result: {str(error).splitlines()[0]}")
         status = 1
     if signals and status != 0:
         return EXIT_RESUMABLE
-    return status if status >= 0 else 128 - status
+    return status
 
 
 def follow(job: Any) -> None:

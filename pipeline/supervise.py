@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -29,15 +29,16 @@ def supervise(
     environment: Mapping[str, str],
     log: Path | None,
     descriptors: tuple[int, ...] = (),
-    sign: Path | None = None,
+    alive: Callable[[], None] = lambda: None,
+    stop_with: signal.Signals | None = None,
 ) -> int:
     """Run a command; returns its exit status, 75 where a signal stopped it.
 
     A first signal of HANDLED is passed on as SIGTERM, so that the ranks save and leave; a second
-    one kills. The command inherits `descriptors`, which live as long as it does. The file `sign`
-    is touched while the command prints.
+    one kills. The command inherits `descriptors`, which live as long as it does. `alive` is called
+    whenever it prints. `stop_with`: what the command itself wants to get in place of SIGTERM.
     """
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    become_subreaper()
     stream = opened(log) if log else None
     child = subprocess.Popen(
         words,
@@ -53,19 +54,36 @@ def supervise(
     def forward(number: int, frame: FrameType | None) -> None:
         signals.append(number)
         with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGTERM if len(signals) == 1 else signal.SIGKILL)
+            if len(signals) == 1 and stop_with is not None:
+                os.kill(child.pid, stop_with)
+            else:
+                os.killpg(child.pid, signal.SIGTERM if len(signals) == 1 else signal.SIGKILL)
 
-    for number in HANDLED:
-        signal.signal(number, forward)
+    handle(forward)
     assert child.stdout is not None
-    copying = threading.Thread(target=relay, args=(child.stdout, stream, sign))
+    copying = threading.Thread(target=relay, args=(child.stdout, stream, alive))
     copying.start()
     status = child.wait()
     end_descendants()  # they hold the other end of what is copied
     copying.join()
     if signals and status != 0:
         return EXIT_RESUMABLE
+    if status < 0:
+        name = signal.Signals(-status).name
+        print(f"error: the job was killed by {name}: the same command goes on", file=sys.stderr)
     return status if status >= 0 else 128 - status
+
+
+def become_subreaper() -> None:
+    """Have descendants whose parents end become our children."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def handle(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Have the signals of HANDLED handled, but for those that nohup, say, has us ignore."""
+    for number in HANDLED:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def opened(log: Path) -> IO[bytes]:
@@ -79,36 +97,49 @@ def _die_with_us() -> None:
     die_with_parent(signal.SIGTERM)
 
 
-def relay(source: IO[bytes], log: IO[bytes] | None, sign: Path | None) -> None:
-    """Copy what the job prints to our stdout and the log until all of it has closed its end."""
+def relay(source: IO[bytes], log: IO[bytes] | None, alive: Callable[[], None]) -> None:
+    """Copy what the job prints to our stdout and the log until all of it has closed its end.
+
+    Whatever becomes of the two, all of it is read: ranks would else wait for ever in a print.
+    """
     while chunk := os.read(source.fileno(), 65536):
-        if log:
-            log.write(chunk)
-            log.flush()
-        if sign:
-            with suppress(OSError):
-                os.utime(sign)
+        try:
+            if log:
+                log.write(chunk)
+                log.flush()
+        except OSError as error:
+            show(f"the log is not written any more: {error.strerror}\n".encode())
+            log = None
+        alive()
         show(chunk)
 
 
 def show(chunk: bytes) -> None:
-    """Write to stdout; where its reader has gone, what is left of the output goes nowhere."""
+    """Write to stdout; where that no longer goes, what is left of the output goes nowhere."""
     try:
         sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()
-    except BrokenPipeError:
+    except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
 
 
 def descendants() -> list[int]:
-    """Process ids of our children, those that came to us from ended parents included."""
+    """Process ids of our living children, those that came to us from ended parents included."""
     found: list[int] = []
     for thread in Path("/proc/self/task").iterdir():
         with suppress(OSError):
             found += map(int, (thread / "children").read_text().split())
-    return found
+    return [pid for pid in found if state(pid) != "Z"]
+
+
+def state(pid: int) -> str:
+    """The letter of a process's state; Z of one that has ended, and of one that is no more."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
 
 
 def end_descendants() -> None:

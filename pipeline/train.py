@@ -109,6 +109,7 @@ def run(trainer: Trainer, stop: StopFlag) -> None:
             saved = Mark(trainer.images)
         if stopping and not last:
             trainer.writer.wait()
+            trainer.group.barrier()  # nobody leaves before the checkpoint of rank 0 is whole
             raise Stopped(
                 f"saved at step {trainer.step:,} of {job.steps:,}; the same command goes on"
             )

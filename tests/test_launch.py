@@ -155,7 +155,11 @@ def test_the_first_node_knows_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("given", "says"),
-    [("null", "needs launch.rdzv_endpoint=HOST:PORT"), ("no.such.host.invalid:1", "no address")],
+    [
+        ("null", "needs launch.rdzv_endpoint=HOST:PORT"),
+        ("no.such.host.invalid:1", "no address"),
+        ("localhost:29500", "means (127.0.0.1|::1) here, where other nodes cannot meet"),
+    ],
 )
 def test_nodes_that_cannot_meet_are_told_why(given: str, says: str) -> None:
     words = ("launch.launcher=torchrun", "launch.nnodes=2", f"launch.rdzv_endpoint={given}")

@@ -152,10 +152,25 @@ def test_more_than_there_are_is_refused_with_both_numbers(machine: Path) -> None
         pass
 
 
-def test_a_scheduler_has_chosen_already(machine: Path) -> None:
-    environment = os.environ | {"SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "1,2"}
-    with leases.lease(2, environment) as one, leases.lease(2, environment) as two:
-        assert one.ids == two.ids == ["1", "2"] and not one.descriptors
+def test_in_an_allocation_its_own_jobs_share_its_devices(machine: Path) -> None:
+    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "CUDA_VISIBLE_DEVICES": "1,2"}
+    other = step | {"SLURM_STEP_ID": "1"}  # its devices 1 and 2 are others
+    with leases.lease(1, os.environ | step) as one, leases.lease(1, os.environ | step) as two:
+        assert one.ids + two.ids == ["1", "2"]
+        with leases.lease(2, os.environ | other) as three:
+            assert three.ids == ["1", "2"]
+
+
+def test_a_cleared_folder_makes_no_second_lease(machine: Path) -> None:
+    """A file that is not under its name any more locks nothing."""
+    folder = leases.shared_folder(machine / "leases")
+    old = leases.open_shared(folder / "0")
+    (folder / "0").unlink()
+    with leases.locked(folder / "0") as new:
+        assert new is not None and not leases.is_still(folder / "0", old)
+        with leases.locked(folder / "0") as second:
+            assert second is None
+    os.close(old)
 
 
 def test_declared_devices_are_refused_beside_real_ones(monkeypatch: pytest.MonkeyPatch) -> None:

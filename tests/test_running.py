@@ -111,8 +111,23 @@ def test_files_beside_the_jobs_do_not_matter(folder: Path) -> None:
 
 def test_no_results_folder_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with running.registered(["-m", "x"], [], 1, None) as sign:
-        assert sign is None and not list(tmp_path.iterdir())
+    with running.Registered(["-m", "x"], 1, None) as registered:
+        registered.hold(["0"])
+        registered.touch()
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_job_that_waits_for_its_gpus_is_shown_and_stopped(folder: Path) -> None:
+    first = launch(folder, 2)
+    words = [sys.executable, "-m", "pipeline.launch", "--gpus", "1", "--", "-m", "stand_in"]
+    second = psutil.Popen(words, cwd=folder, stdout=subprocess.PIPE, text=True)
+    assert second.stdout is not None
+    while not second.stdout.readline().startswith("waiting for 1 more"):
+        assert second.poll() is None
+    assert said("pipeline.status").count("stand_in") == 2
+    said("pipeline.stop")
+    assert first.wait(10) == 75 and second.wait(10) != 0
+    assert said("pipeline.status") == "nothing runs in this folder\n"
 
 
 class Workflow:

@@ -85,6 +85,32 @@ def test_the_status_of_the_step_is_ours(tmp_path: Path) -> None:
         assert subprocess.run(command, cwd=ROOT).returncode == status
 
 
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    """nohup has a job outlive the terminal."""
+    code = "import time; print('started', flush=True); time.sleep(1.5); print('ended')"
+    command = ["nohup", sys.executable, "-c", PARENT, str(tmp_path), "-c", code]
+    parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None and parent.stdout.readline() == "started\n"
+    parent.send_signal(signal.SIGHUP)
+    assert parent.communicate(timeout=20)[0] == "ended\n" and parent.returncode == 0
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_the_job(tmp_path: Path) -> None:
+    (tmp_path / "log").symlink_to("/dev/full")
+    code = "for i in range(40): print('x' * 4000)"
+    command = [sys.executable, "-c", PARENT, str(tmp_path), "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=20)
+    assert done.returncode == 0 and done.stdout.count(b"x") == 40 * 4000
+    assert done.stdout.count(b"the log is not written any more: No space left on device") == 1
+
+
+def test_a_killed_job_is_told(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PARENT, str(tmp_path), "-c"]
+    command.append("import os; os.kill(os.getpid(), 9)")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 137 and "error: the job was killed by SIGKILL" in done.stderr
+
+
 # --- whole trees: launcher, torchrun, ranks -------------------------------------------------------
 
 STUBBORN = """
