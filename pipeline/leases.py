@@ -64,11 +64,12 @@ def lease(count: int, environment: Mapping[str, str] = os.environ) -> Iterator[L
 def allocation(environment: Mapping[str, str]) -> str:
     """What the names of locks begin with in a Slurm job or step, whose ids are its own; else "".
 
-    Two steps may each call another device 0.
+    Two steps may each call another device 0, and so may two nodes that share a folder.
     """
     if "SLURM_JOB_ID" not in environment:
         return ""
-    return f"slurm-{environment['SLURM_JOB_ID']}-{environment.get('SLURM_STEP_ID', 'batch')}-"
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURMD_NODENAME")
+    return "-".join(["slurm", *(environment.get(name, "") for name in names), ""])
 
 
 @contextmanager
