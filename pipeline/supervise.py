@@ -80,9 +80,9 @@ def become_subreaper() -> None:
 
 
 def handle(handler: Callable[[int, FrameType | None], None]) -> None:
-    """Have the signals of HANDLED handled, but for those that nohup, say, has us ignore."""
+    """Have the signals of HANDLED handled, but for a SIGHUP that nohup has us ignore."""
     for number in HANDLED:
-        if signal.getsignal(number) is not signal.SIG_IGN:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
 
 
