@@ -79,7 +79,7 @@ bench: setup  ## measure against baselines, into results/benchmarks/ (BENCH=name
 test: setup  ## the test suite
 	python -m pytest
 
-test-slow: setup  ## the slow part of the tests: whole chains on real photographs
+test-slow: setup  ## the slow part of the tests: whole chains, faults, several nodes, a real Slurm
 	python -m pytest -m slow
 
 lint: setup  ## ruff, mypy, snakefmt, snakemake --lint

@@ -13,11 +13,14 @@ import pytest
 import torch
 
 from pipeline import data
-from pipeline.bench import loader, record
+from pipeline.bench import loader, record, sampling
 from pipeline.bench import train as training
 from pipeline.bench.plain import PlainTrainer, one_rank
 from pipeline.distributed import Ranks
+from pipeline.guidance import Field
 from pipeline.trainer import Trainer
+from tests.conftest import resolved
+from tests.networks import random_net
 
 VALUES = {"a": [2.0, 4.0, 100.0], "b": [1.0, 8.0, 10.0]}
 
@@ -188,3 +191,17 @@ def test_kernels_are_told_apart() -> None:
     }
     assert {name: training.kind_of(name) for name in names} == names
     assert "75.0%  attention" in training.profile_lines({"attention": 3.0, "other": 1.0})[0]
+
+
+# --- sampling ------------------------------------------------------------------------------------
+
+
+def test_two_calls_guide_as_one_does() -> None:
+    keys = resolved("experiment=tiny", "sample.guidance=2", "sample.precision=fp32")
+    net = random_net(keys.model, 0).eval()
+    labels, rows = torch.tensor([0, 3, 9]), torch.arange(3)
+    x, t = torch.randn(3, 3, 8, 8), torch.tensor([0.1, 0.5, 0.9])
+    one, two = (kind(keys.sample, net, labels, 10) for kind in (Field, sampling.TwoCalls))
+    with torch.inference_mode():
+        torch.testing.assert_close(one(x, t, rows), two(x, t, rows), rtol=1e-5, atol=1e-5)
+    assert one.evaluations.tolist() == two.evaluations.tolist() == [2, 2, 2]
