@@ -109,10 +109,10 @@ def shrink_file(
         times = halvings(image.size, resolution) if fast else 0
         pixels = turbo_pixels(data, image.size, times)
         if pixels is not None and times:
-            return shrink_halved(Image.fromarray(pixels), recipe, resolution, image.size, times)
+            return shrink_halved(pixels, recipe, resolution, image.size, times)
         if pixels is not None:
-            return shrink(Image.fromarray(pixels), recipe, resolution)
-    return shrink(image.convert("RGB"), recipe, resolution)
+            return shrink(pixels, recipe, resolution)
+    return shrink(np.asarray(image.convert("RGB")), recipe, resolution)
 
 
 def decode(
@@ -125,7 +125,7 @@ def decode(
     """
     try:
         if isinstance(data, np.ndarray):
-            return Decoded(shrink(Image.fromarray(data), recipe, resolution))
+            return Decoded(shrink(data, recipe, resolution))
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             traits = traits_of(opened, name)
             return Decoded(shrink_file(opened, data, recipe, resolution, fast), traits)

@@ -133,7 +133,7 @@ def progress_printer(total: int | None, seconds: float) -> Callable[[int, int], 
 
 def versions() -> dict[str, str]:
     """Versions of everything that may change a pixel."""
-    packages = ("pillow", "simplejpeg", "numpy")
+    packages = ("pillow", "simplejpeg", "numba", "numpy")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
