@@ -14,7 +14,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from pipeline.recipes import shrink, shrink_halved
+from pipeline.recipes import MAX_PIXELS, shrink, shrink_halved
 
 EXIF_ORIENTATION = 0x0112
 TRAITS = ("grey", "cmyk", "exif_rotated", "misnamed")  # counted in the manifest
@@ -24,6 +24,11 @@ GREY_MODES = {"1", "L", "LA", "I", "I;16", "F"}
 
 HUFFMAN_FRAMES = {0xC0, 0xC1, 0xC2}  # markers that start a frame: baseline, extended, progressive
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # all such markers; others are arithmetic
+
+# Segments of a header in which Pillow finds nothing to refuse or to tell, and that libjpeg checks:
+# Huffman tables, restart interval, comment; and two that are looked at: quantisation tables, JFIF.
+PASSED_OVER, TABLES, JFIF, SCAN = {0xC4, 0xDD, 0xFE}, 0xDB, 0xE0, 0xDA
+TABLE, JFIF_LENGTH, FRAME_LENGTH = 65, 16, 17  # bytes, the frame's with 3 components
 
 # Fast decoding: where both sides are at least so many times the resolution, and how small at the
 # least, since a JPEG's blocks of 8 x 8 pixels become 1 x 1.
@@ -71,6 +76,30 @@ def frame_marker(data: bytes) -> int:
     return -1
 
 
+def plain_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG that Pillow need not open, as nearly all are; None for others.
+
+    Its header is in good order, has 3 components of 8 bits, and no EXIF, profile or other data of
+    an application.
+    """
+    size, start = None, 2
+    while len(segment := data[start : start + 10]) == 10 and segment[0] == 0xFF:
+        marker, length = segment[1], int.from_bytes(segment[2:4])
+        if marker == SCAN:
+            return size if data.startswith(b"\xff\xd8\xff") else None
+        if marker in HUFFMAN_FRAMES and length == FRAME_LENGTH and segment[4] == 8 and not size:
+            height, width = int.from_bytes(segment[5:7]), int.from_bytes(segment[7:9])
+            size = (width, height) if width * height <= MAX_PIXELS else None
+        elif not (
+            marker in PASSED_OVER
+            or (marker == TABLES and (length - 2) % TABLE == 0 and segment[4] < 16)
+            or (marker == JFIF and length == JFIF_LENGTH)
+        ):
+            return None
+        start += 2 + length
+    return None
+
+
 def is_plain_jpeg(image: Image.Image, data: bytes) -> bool:
     """Whether simplejpeg makes Pillow's pixels of this file, or says that it cannot.
 
@@ -101,17 +130,25 @@ def turbo_pixels(data: bytes, size: tuple[int, int], times: int) -> np.ndarray |
     return pixels if pixels.shape == (height, width, 3) else None
 
 
+def shrink_jpeg(
+    data: bytes, size: tuple[int, int], recipe: str, resolution: int, fast: bool
+) -> np.ndarray | None:
+    """A plain JPEG of `size` px -> pixels small pixels, or None as turbo_pixels."""
+    times = halvings(size, resolution) if fast else 0
+    pixels = turbo_pixels(data, size, times)
+    if pixels is not None and times:
+        return shrink_halved(pixels, recipe, resolution, size, times)
+    return None if pixels is None else shrink(pixels, recipe, resolution)
+
+
 def shrink_file(
     image: Image.Image, data: bytes, recipe: str, resolution: int, fast: bool
 ) -> np.ndarray:
     """An opened file and its bytes -> pixels (resolution, resolution, 3) uint8."""
     if is_plain_jpeg(image, data):
-        times = halvings(image.size, resolution) if fast else 0
-        pixels = turbo_pixels(data, image.size, times)
-        if pixels is not None and times:
-            return shrink_halved(pixels, recipe, resolution, image.size, times)
+        pixels = shrink_jpeg(data, image.size, recipe, resolution, fast)
         if pixels is not None:
-            return shrink(pixels, recipe, resolution)
+            return pixels
     return shrink(np.asarray(image.convert("RGB")), recipe, resolution)
 
 
@@ -126,6 +163,10 @@ def decode(
     try:
         if isinstance(data, np.ndarray):
             return Decoded(shrink(data, recipe, resolution))
+        if size := plain_size(data):
+            pixels = shrink_jpeg(data, size, recipe, resolution, fast)
+            if pixels is not None:
+                return Decoded(pixels)
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             traits = traits_of(opened, name)
             return Decoded(shrink_file(opened, data, recipe, resolution, fast), traits)

@@ -24,7 +24,7 @@ from pipeline import gpus, launchers, slurm
 from pipeline.config import load_step
 from pipeline.errors import UserError, run_main
 from pipeline.keys import Config, Launch
-from pipeline.leases import lease
+from pipeline.leases import Lease, lease
 from pipeline.overrides import parse_overrides
 from pipeline.running import Registered
 from pipeline.sharing import processes
@@ -115,22 +115,23 @@ def run(job: Job, log: Path | None) -> int:
     config = job.config()
     launch = on_these_nodes(config.launch)
     config = config.model_copy(update={"launch": launch})
-    if over_nodes(launch):
+    if slurm.over_nodes(launch):
         return on_every_node(job, launch, log)
     visible = gpus.visible()
     count = ranks(job, config, visible)
     if launch.launcher == "submitit_slurm":
-        return submitted(job, count, job.wanted, launch, None)
+        with Registered(job.module, count * launch.nnodes, log) as registered:
+            return submitted(job, count, job.wanted, launch, None, registered)
     announce(job, count, visible)
     with (
         Registered(job.module, count, log) as registered,
         lease(devices(job, config, count, visible)) as mine,
     ):
         leased = mine.ids if visible else None
-        registered.hold(mine.ids)
+        registered.say(gpus=mine.ids)
         with slurm.warned(launch):
             if launch.launcher == "submitit_local":
-                return submitted(job, count, len(mine.ids), launch, leased)
+                return submitted(job, count, len(mine.ids), launch, mine, registered)
             more = launchers.environment(leased, job.threads, count, launch)
             words = launchers.command(job.module, count, launch, job.ours)
             show(words[: -len(job.module)] + job.module[:2], more)
@@ -151,12 +152,6 @@ def on_these_nodes(launch: Launch) -> Launch:
         return launch
     found = {"rdzv_endpoint": slurm.meeting_place(), "rdzv_id": os.environ["SLURM_JOB_ID"]}
     return launch.model_copy(update=found)
-
-
-def over_nodes(launch: Launch) -> bool:
-    """Whether this process has a Slurm allocation of several nodes to start the job on."""
-    several = launch.launcher == "torchrun" and launch.nnodes > 1
-    return several and launch.rdzv_endpoint is None and slurm.in_allocation()
 
 
 def on_every_node(job: Job, launch: Launch, log: Path | None) -> int:
@@ -183,8 +178,13 @@ def announce(job: Job, count: int, visible: list[str]) -> None:
         print(f"no GPU is visible: {job.name} runs on the CPU in {how}", flush=True)
 
 
-def submitted(job: Job, count: int, devices: int, launch: Launch, leased: list[str] | None) -> int:
-    """Run the job through submitit in a new folder of its own; returns the exit status."""
+def submitted(
+    job: Job, count: int, devices: int, launch: Launch, mine: Lease | None, registered: Registered
+) -> int:
+    """Run the job through submitit in a new folder of its own; returns the exit status.
+
+    `mine`: the GPUs here; None where Slurm finds them.
+    """
     from pipeline import submit  # needed by these launchers only
 
     name = f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
@@ -195,10 +195,14 @@ def submitted(job: Job, count: int, devices: int, launch: Launch, leased: list[s
         raise UserError(
             f"launch.folder={launch.folder} cannot be written to ({error.strerror}): name another"
         ) from error
+    leased = mine.ids if mine and mine.ids else None
     more = launchers.environment(leased, job.threads, count, launch)
     show(["submitit", launch.launcher, *job.module[:2]], more)
     made = submit.executor(folder, count, max(1, job.threads // count), devices, launch)
-    return submit.submit(folder, job.module, more, made)
+    task = submit.Task(job.module, more)
+    if mine is not None:
+        task = submit.Task(job.module, more, os.getpid(), mine.rank_locks)
+    return submit.submit(task, made, folder, registered)
 
 
 def show(words: Sequence[str], environment: dict[str, str]) -> None:

@@ -5,14 +5,15 @@ with the last process that holds its descriptors, however that ends, and it hold
 workflows of any users, who all lock the same files in FOLDER (PIPELINE_LEASE_DIR names another).
 A waiter first takes the queue locks of all devices that it could use, in a fixed order, so that
 one job at a time collects among them and a large one is not starved by small ones; jobs whose
-devices are others do not wait for each other.
+devices are others do not wait for each other. Ranks that do not inherit the descriptors, those of
+submitit, share a lock beside each (RANKS): a device is not free while they still save.
 """
 
 import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from pipeline.errors import UserError
 
 FOLDER = Path("/tmp/pipeline-gpu-leases")  # of the machine: a folder for each user would not do
 POLL = 0.1  # seconds between two looks at busy devices
+RANKS = ".ranks"  # ends the name of the lock that ranks share
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Lease:
 
     ids: list[str]  # as CUDA_VISIBLE_DEVICES takes them
     descriptors: tuple[int, ...]
+    rank_locks: tuple[str, ...] = ()  # for `held_by_rank`, one a device
 
 
 @contextmanager
@@ -58,7 +61,8 @@ def lease(count: int, environment: Mapping[str, str] = os.environ) -> Iterator[L
             for name in sorted(set(names.values())):
                 queue.enter_context(locked(folder / f"{name}.queue", wait=True))
             mine = collect(count, names, folder, held)
-        yield Lease(sorted(mine, key=ids.index), (*mine.values(), kept))
+        of_ranks = tuple(f"{folder / names[device]}{RANKS}" for device in mine)
+        yield Lease(sorted(mine, key=ids.index), (*mine.values(), kept), of_ranks)
 
 
 def allocation(environment: Mapping[str, str]) -> str:
@@ -90,9 +94,11 @@ def collect(count: int, names: Mapping[str, str], folder: Path, held: ExitStack)
     while True:
         for device, name in names.items():
             if device not in mine and len(mine) < count:
-                descriptor = held.enter_context(locked(folder / name))
-                if descriptor is not None:
-                    mine[device] = descriptor
+                with ExitStack() as taken:
+                    descriptor = taken.enter_context(locked(folder / name))
+                    if descriptor is not None and not ranks_are_left(folder / name):
+                        mine[device] = descriptor
+                        held.push(taken.pop_all())
         if len(mine) == count:
             return mine
         if not told:
@@ -100,6 +106,20 @@ def collect(count: int, names: Mapping[str, str], folder: Path, held: ExitStack)
             print(f"waiting for {count - len(mine)} more GPUs: {busy} are in use", flush=True)
             told = True
         time.sleep(POLL)
+
+
+def ranks_are_left(lock: Path) -> bool:
+    """Whether ranks of an ended launcher still use a device."""
+    with locked(lock.with_name(f"{lock.name}{RANKS}")) as free:
+        return free is None
+
+
+def held_by_rank(rank_locks: Sequence[str]) -> list[int]:
+    """Descriptors that hold a lease's `rank_locks` together with its other ranks."""
+    descriptors = [open_shared(Path(lock)) for lock in rank_locks]
+    for descriptor in descriptors:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptors
 
 
 @contextmanager

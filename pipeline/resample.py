@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import int32, njit, uintp
+from numba import njit
+from numpy import int32, uintp
 
 BOX, HAMMING, BICUBIC, LANCZOS = range(4)
 SUPPORT = (0.5, 1.0, 2.0, 3.0)  # half the width of each filter, in pixels of the smaller image
 
-BITS = 22  # fractional bits of a weight: 32, less 8 for a pixel, less 2 for weights over 1 or below 0
+SINGLE = float(np.float32(0.54)), float(np.float32(0.46))  # of Hamming's window, as Pillow has them
+BITS = 22  # fractional bits of a weight: 32, less 8 of a pixel, less 2 for what leaves [0, 1]
 HALF = 1 << (BITS - 1)
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, px
@@ -41,8 +43,8 @@ def response(kind: int, x: float) -> float:
     x = abs(x) if kind != BOX else x
     if kind == BOX:
         return 1.0 if -0.5 < x <= 0.5 else 0.0
-    if kind == HAMMING:  # Pillow's two constants are of single precision
-        window = np.float32(0.54) + np.float32(0.46) * math.cos(x * math.pi)
+    if kind == HAMMING:
+        window = SINGLE[0] + SINGLE[1] * math.cos(x * math.pi)
         return 1.0 if x == 0 else sinc(x) * window if x < 1 else 0.0
     if kind == LANCZOS:
         return sinc(x) * sinc(x / 3) if x < 3 else 0.0
@@ -62,7 +64,7 @@ def weigh(
     """
     width = max(scale, 1.0)
     reach = support * width
-    most = int(math.ceil(reach)) * 2 + 1
+    most = math.ceil(reach) * 2 + 1
     firsts, counts = np.zeros(out, np.int64), np.zeros(out, np.int64)
     weights = np.zeros((out, most), np.int32)
     exact = np.zeros(most)
@@ -82,9 +84,9 @@ def weigh(
 
 
 @compiled()
-def rounded(total: int) -> int:
+def rounded(total: int | int32) -> int:
     """A weighted sum, with HALF in it, as a pixel."""
-    return min(max(total >> BITS, 0), 255)
+    return min(max(int(total) >> BITS, 0), 255)
 
 
 @compiled()

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path("results/.running")
 SILENT = 300  # seconds without a sign after which another machine's job counts as lost
@@ -27,7 +28,7 @@ class Entry:
     pid: int  # of its launcher
     module: str
     out: str  # what it makes, for people: its out= word, else its arguments
-    gpus: list[str]  # ids that it holds
+    gpus: list[str]  # ids that it holds, or the Slurm job that does
     processes: int
     log: str | None
     started: float  # Unix time
@@ -114,9 +115,9 @@ class Registered:
         if self.sign:
             self.sign.remove()
 
-    def hold(self, gpus: Sequence[str]) -> None:
-        """Say which GPUs the job has got."""
-        self.entry = replace(self.entry, gpus=[*gpus])
+    def say(self, **changes: Any) -> None:
+        """Say something else of the job: fields of Entry, such as the GPUs that it has got."""
+        self.entry = replace(self.entry, **changes)
         if self.sign:
             self.sign.write(self.entry)
 

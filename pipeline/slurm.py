@@ -12,12 +12,19 @@ from contextlib import contextmanager
 from pipeline.errors import UserError
 from pipeline.keys import Launch
 
-FIRST_PORT, PORTS = 20000, 20000  # a job's port follows from its number
+# A step's port follows from its number and its job's; Linux hands out those from 32768 on.
+FIRST_PORT, PORTS, STEPS = 12000, 20000, 16
 
 
 def in_allocation(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this process belongs to a Slurm job."""
     return "SLURM_JOB_ID" in environment
+
+
+def over_nodes(launch: Launch) -> bool:
+    """Whether this process has a Slurm allocation of several nodes to start the job on."""
+    several = launch.launcher == "torchrun" and launch.nnodes > 1
+    return several and launch.rdzv_endpoint is None and in_allocation()
 
 
 def one_task_a_node(nodes: int, environment: Mapping[str, str] = os.environ) -> bool:
@@ -52,7 +59,7 @@ def srun(nodes: int, threads: int) -> list[str]:
 
 
 def meeting_place(environment: Mapping[str, str] = os.environ) -> str:
-    """host:port of this step's first node, with a port of this job's own.
+    """host:port of this step's first node, with a port of its own.
 
     Raises UserError where Slurm cannot say the nodes' names.
     """
@@ -66,7 +73,8 @@ def meeting_place(environment: Mapping[str, str] = os.environ) -> str:
             f"the names of the nodes {nodes} cannot be had from scontrol ({error}): "
             "give launch.rdzv_endpoint=HOST:PORT"
         ) from error
-    port = FIRST_PORT + int(environment["SLURM_JOB_ID"]) % PORTS
+    job, step = (int(environment.get(f"SLURM_{name}_ID", 0)) for name in ("JOB", "STEP"))
+    port = FIRST_PORT + (STEPS * job + step % STEPS) % PORTS
     return f"{done.stdout.split()[0]}:{port}"
 
 

@@ -40,14 +40,18 @@ def progress(log: Path | None) -> str:
     return " ".join(found[-1].split()) if found else ""
 
 
-def hardware(out: Path) -> dict[str, str]:
-    """GPU utilisation and peak memory of a training, from the last row of its newest metrics."""
+def measured(out: Path) -> dict[str, str]:
+    """Progress, GPU utilisation and peak memory of a training, from its newest metrics."""
     files = sorted(out.glob("checkpoints/*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
     rows: list[dict[str, Any]] = read_rows(files[-1]) if files else []
     use = [r["gpu_utilisation"] for r in rows if r.get("gpu_utilisation") is not None]
     peak = [r["peak_memory_gb"] for r in rows if r.get("peak_memory_gb") is not None]
     found = {"use": f"{use[-1]:.0%}"} if use else {}
-    return found | ({"memory": f"{peak[-1]:.1f} GB"} if peak else {})
+    found |= {"memory": f"{peak[-1]:.1f} GB"} if peak else {}
+    last = rows[-1] if rows else {}
+    return found | (
+        {"progress": f"step {last['step']} {last['images_per_s']:.0f} images/s"} if last else {}
+    )
 
 
 def row(entry: running.Entry) -> dict[str, Any]:
@@ -55,15 +59,16 @@ def row(entry: running.Entry) -> dict[str, Any]:
     said = progress(Path(entry.log) if entry.log else None)
     if not entry.is_here() and not entry.is_alive():
         said = f"SILENT for {clock(entry.silent_seconds())}: look at {entry.host}"
+    numbers = measured(Path(entry.out))
     return {
+        **numbers,
         "host": entry.host,
         "step": entry.module.removeprefix("pipeline."),
         "out": entry.out,
         "gpus": ",".join(entry.gpus) or "-",
         "processes": entry.processes,
         "running": clock(time.time() - entry.started),
-        "progress": said or "starting",
-        **hardware(Path(entry.out)),
+        "progress": said or numbers.get("progress", "starting"),
     }
 
 

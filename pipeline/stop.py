@@ -29,10 +29,15 @@ def engine() -> int | None:
     return None
 
 
-def tell(pid: int) -> None:
-    """SIGTERM, where the process is still there."""
-    with suppress(ProcessLookupError):
+def tell(pid: int) -> bool:
+    """SIGTERM, where the process is still there; whether this user may send it."""
+    try:
         os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return True
 
 
 def wait(what: list[running.Entry], seconds: float) -> list[running.Entry]:
@@ -50,12 +55,16 @@ def main(argv: list[str]) -> None:
     for entry in elsewhere:
         print(f"{entry.module} runs on {entry.host}: run `make stop` there, or cancel its job")
     if (pid := engine()) is not None:
-        tell(pid)
-        print(f"snakemake (process {pid}) starts nothing more")
+        does = "starts nothing more" if tell(pid) else "is another user's: ask them to stop it"
+        print(f"snakemake (process {pid}) {does}")
+    mine = []
     for entry in here:
-        tell(entry.pid)
-        print(f"stopping {entry.module} {entry.out} (process {entry.pid})", flush=True)
-    for entry in (left := wait(here, PATIENCE)):
+        if tell(entry.pid):
+            mine.append(entry)
+            print(f"stopping {entry.module} {entry.out} (process {entry.pid})", flush=True)
+        else:
+            print(f"{entry.module} (process {entry.pid}) is another user's: ask them to stop it")
+    for entry in (left := wait(mine, PATIENCE)):
         print(f"{entry.module} (process {entry.pid}) is still there: kill -KILL {entry.pid}")
     if not found and pid is None:
         print("nothing runs in this folder")

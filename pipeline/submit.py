@@ -6,13 +6,15 @@ preemption submitit warns the tasks: the ranks save, and the job is queued again
 to the launcher let the ranks save and end the job.
 """
 
+import functools
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -24,7 +26,9 @@ from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
 from pipeline.errors import EXIT_RESUMABLE
 from pipeline.keys import Launch
+from pipeline.leases import held_by_rank
 from pipeline.prctl import die_with_parent
+from pipeline.running import Registered
 from pipeline.supervise import (
     become_subreaper,
     descendants,
@@ -34,6 +38,7 @@ from pipeline.supervise import (
 )
 
 POLL = 0.5  # seconds between two looks at a job
+SIGN = 100  # looks between two signs of life
 UNLIMITED = 60 * 24 * 30  # minutes, for the local executor
 
 
@@ -41,11 +46,15 @@ class Task:
     """One rank: what submitit pickles, starts, and asks for a continuation when time is up."""
 
     def __init__(
-        self, module: Sequence[str], environment: Mapping[str, str], launcher: int | None = None
+        self,
+        module: Sequence[str],
+        environment: Mapping[str, str],
+        launcher: int | None = None,
+        rank_locks: Sequence[str] = (),
     ) -> None:
-        """`launcher`: the process whose end ends this one, since it holds the lease of the GPUs."""
+        """`launcher`: the process whose end ends this one; `rank_locks`: of its lease of GPUs."""
         self.module, self.environment = list(module), dict(environment)
-        self.launcher = launcher
+        self.launcher, self.rank_locks = launcher, list(rank_locks)
 
     def __call__(self) -> int:
         """Run the step as the rank that submitit says; returns its exit status."""
@@ -55,7 +64,8 @@ class Task:
         self.child = subprocess.Popen(
             [sys.executable, *self.module],
             env=os.environ | self.environment,
-            preexec_fn=lambda: die_with_parent(signal.SIGTERM),
+            preexec_fn=functools.partial(die_with_parent, signal.SIGTERM, os.getpid()),
+            pass_fds=held_by_rank(self.rank_locks),
         )
         signal.signal(signal.SIGTERM, self._pass_on)
         if self.launcher is not None:
@@ -79,7 +89,8 @@ class Task:
         self.child.send_signal(signal.SIGTERM)
         with suppress(psutil.NoSuchProcess):
             psutil.Process(self.child.pid).wait()
-        return DelayedSubmission(Task(self.module, self.environment, self.launcher))
+        again = Task(self.module, self.environment, self.launcher, self.rank_locks)
+        return DelayedSubmission(again)
 
 
 def executor(
@@ -117,12 +128,7 @@ def slurm_parameters(launch: Launch) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-def submit(
-    folder: Path,
-    module: Sequence[str],
-    environment: Mapping[str, str],
-    made: submitit.AutoExecutor,
-) -> int:
+def submit(task: Task, made: submitit.AutoExecutor, folder: Path, registered: Registered) -> int:
     """Submit, show rank 0's output until the job ends; returns the worst exit status of its ranks.
 
     75 where a signal stopped it.
@@ -130,8 +136,11 @@ def submit(
     local = made.cluster == "local"
     become_subreaper()
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for us, who let ranks save
-    job = made.submit(Task(module, environment, os.getpid() if local else None))
+    job = made.submit(task)
     print(f"job {job.job_id} by submitit, logs in {folder}", flush=True)
+    registered.say(log=str(job.paths.stdout))
+    if not local:
+        registered.say(gpus=[f"Slurm job {job.job_id}"])
     signals: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -147,7 +156,7 @@ def submit(
 
     signal.signal(signal.SIGINT, before)
     handle(stop)
-    follow(job)
+    follow(job, registered.touch)
     while local and descendants():  # ranks that still save, though what started them has ended
         time.sleep(POLL)
     try:
@@ -160,11 +169,15 @@ def submit(
     return status
 
 
-def follow(job: Any) -> None:
-    """Copy the output of rank 0 to ours until the job is done."""
+def follow(job: Any, alive: Callable[[], None]) -> None:
+    """Copy the output of rank 0 to ours until the job is done; `alive` is called now and then."""
     seen = 0
     done = False
-    while not done:
+    for look in itertools.count():
+        if done:
+            return
+        if look % SIGN == 0:
+            alive()
         time.sleep(POLL)
         done = job.done(force_check=False)
         if job.paths.stdout.exists():

@@ -6,6 +6,7 @@ kernel sends the job SIGTERM.
 """
 
 import ctypes
+import functools
 import os
 import signal
 import subprocess
@@ -46,7 +47,7 @@ def supervise(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=_die_with_us,
+        preexec_fn=functools.partial(die_with_parent, signal.SIGTERM, os.getpid()),
         pass_fds=descriptors,
     )
     signals: list[int] = []
@@ -90,11 +91,6 @@ def opened(log: Path) -> IO[bytes]:
     """A new log; its folder is made where it is absent."""
     log.parent.mkdir(parents=True, exist_ok=True)
     return log.open("wb")
-
-
-def _die_with_us() -> None:
-    """In the child: SIGTERM when this launcher dies in any way, so that ranks save and leave."""
-    die_with_parent(signal.SIGTERM)
 
 
 def relay(source: IO[bytes], log: IO[bytes] | None, alive: Callable[[], None]) -> None:

@@ -10,6 +10,8 @@ import logging
 import signal
 import sys
 from collections.abc import Mapping
+from types import FrameType
+from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -38,8 +40,18 @@ def cause(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
     return min(failures.items(), key=order)
 
 
+def stop(number: int, frame: FrameType | None = None) -> None:
+    """End the agent, which then waits for its ranks."""
+    raise SignalException(f"got signal {number}", sigval=signal.Signals(number))
+
+
 class Agent(LocalElasticAgent):
     """torchrun's agent, which also says what ended a rank and knows when to give up."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As torchrun makes it."""
+        super().__init__(*args, **kwargs)
+        self.came: list[int] = []  # signals while the ranks were being stopped
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result = super()._monitor_workers(worker_group)
@@ -70,8 +82,16 @@ class Agent(LocalElasticAgent):
         and the launcher passes it on, must not end the wait.
         """
         for number in HANDLED:
-            signal.signal(number, signal.SIG_IGN)  # the agent handles them again with new ranks
+            signal.signal(number, lambda number, _: self.came.append(number))
         super()._shutdown(death_sig, timeout)
+
+    def _stop_workers(self, worker_group: WorkerGroup) -> None:
+        """Before a restart: a signal that came meanwhile, or comes now, ends the job."""
+        super()._stop_workers(worker_group)
+        for number in HANDLED:
+            signal.signal(number, stop)
+        if self.came:
+            stop(self.came[0])
 
 
 def quiet_main() -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 NET = "10.77.0"
 BRIDGE = "tbr0"
+CARD = "eth0"  # of each machine
 
 
 def missing() -> str:
@@ -54,10 +55,10 @@ def nodes(count: int, folder: Path) -> Iterator[Callable[[int], list[str]]]:
 def add(k: int) -> None:
     """Machine tn<k> with one network card on the bridge."""
     ip("netns", "add", f"tn{k}")
-    ip("link", "add", f"tv{k}", "type", "veth", "peer", "name", "eth0", "netns", f"tn{k}")
+    ip("link", "add", f"tv{k}", "type", "veth", "peer", "name", CARD, "netns", f"tn{k}")
     ip("link", "set", f"tv{k}", "master", BRIDGE, "up")
-    ip("-n", f"tn{k}", "addr", "add", f"{NET}.{k}/24", "dev", "eth0")
-    ip("-n", f"tn{k}", "link", "set", "eth0", "up")
+    ip("-n", f"tn{k}", "addr", "add", f"{NET}.{k}/24", "dev", CARD)
+    ip("-n", f"tn{k}", "link", "set", CARD, "up")
     ip("-n", f"tn{k}", "link", "set", "lo", "up")
 
 

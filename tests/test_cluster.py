@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import nodes, slurm
+from tests import nodes, pages, slurm
 from tests.test_train import outcome
 from tests.test_workflow import copy_code
 
@@ -216,3 +216,94 @@ def test_the_same_by_submitit_and_by_srun(
     assert done.returncode == 0, done.stdout + done.stderr
     assert ("by submitit" in done.stdout) == bool(after)
     assert [row["loss"] for row in outcome(project / "out")[1]] == training(finished)[1]
+
+
+def by_submitit(project: Path, environment: dict[str, str], *more: str) -> str:
+    """The training by hand through submitit on Slurm; what it printed."""
+    done = subprocess.run(
+        [*by_hand(project), "launcher=submitit_slurm", "launch.slurm.memory_gb=1", *more],
+        cwd=project,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_submitit_queues_a_job_again_at_its_time_limit(
+    one_node: dict[str, str], finished: Path, tmp_path: Path
+) -> None:
+    project = copied(finished, tmp_path / "project")
+    rate = outcome(finished / "results/tiny/shapes_tiny_8-box/train")[1][-1]["images_per_s"]
+    images = round(45 * rate / 64) * 64  # 45 s of work, of which a job has time for 30
+    limits = ("launch.slurm.minutes=1", "launch.slurm.signal_seconds=30")
+    more = (f"train.images={images}", "runtime.log_images=64")
+    printed = by_submitit(project, one_node, *limits, *more)
+    logs = "".join(p.read_text() for p in project.glob("results/jobs/*/*_0_log.out"))
+    assert "stopped: saved at step" in logs, printed + logs
+    assert [row["step"] for row in outcome(project / "out")[1]] == [*range(1, images // 64 + 1)]
+
+
+@pytest.mark.skipif(bool(nodes.missing()), reason=f"NOT TESTED: nodes need {nodes.missing()}")
+def test_submitit_over_two_nodes_is_one_of_four(
+    two_nodes: dict[str, str], finished: Path, tmp_path: Path
+) -> None:
+    one, two = (copied(finished, tmp_path / name) for name in ("one", "two"))
+    limits = ("launch.slurm.minutes=5", "runtime.micro_batch=8", f"launch.interface={nodes.CARD}")
+    by_submitit(one, two_nodes, *limits, "runtime.gpus.train=4")
+    by_submitit(two, two_nodes, *limits, "runtime.gpus.train=2", "launch.nnodes=2")
+    losses = [[row["loss"] for row in outcome(project / "out")[1]] for project in (one, two)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.skipif(bool(nodes.missing()), reason=f"NOT TESTED: nodes need {nodes.missing()}")
+def test_two_nodes_at_their_time_limit_save_and_go_on(
+    two_nodes: dict[str, str], finished: Path, tmp_path: Path
+) -> None:
+    project = copied(finished, tmp_path / "project")
+    rate = outcome(finished / "results/tiny/shapes_tiny_8-box/train")[1][-1]["images_per_s"]
+    images = round(45 * rate / 64) * 64
+    settings = f"train.images={images} launch.slurm.signal_seconds=30 runtime.log_images=64 "
+    settings += "runtime.gpus.train=4 runtime.micro_batch=8 launcher=torchrun launch.nnodes=2"
+    run(project, two_nodes, *TWO, "runtime=1", settings=settings, target="train")
+    printed = logs(project, "train")
+    assert len(printed) > 1, "the job was never at its limit"
+    assert sum("stopped: saved at step" in text for text in printed) == len(printed) - 1
+    assert len(training(project)[1]) == images // 64
+
+
+SMALL = {
+    "source .venv/bin/activate": "true",
+    "experiment=imagenet": "experiment=tiny",
+    "'set=": "'set=train.images=1280 ",  # not the training of another test
+    "PACK": "results/packs/shapes_tiny_8/box",
+    "partition=gpu": "partition=main",
+    "minutes=720": "minutes=5",
+    "memory_gb=128": "memory_gb=4",
+    "train data.path": "train experiment=tiny data.path",
+    "profiles/slurm": f"profiles/slurm {' '.join(FLAGS)}",
+    "--set-resources": "--set-resources train:mem_mb=2000",
+}
+
+
+@pytest.mark.skipif(bool(nodes.missing()), reason=f"NOT TESTED: nodes need {nodes.missing()}")
+@pytest.mark.parametrize("number", range(1, len(pages.commands("slurm"))))
+def test_the_commands_of_the_page(
+    two_nodes: dict[str, str], finished: Path, tmp_path: Path, number: int
+) -> None:
+    """As printed, but for what is a cluster's own; with eight ranks where the page has eight."""
+    project = copied(finished, tmp_path / "project")
+    command = pages.for_here(pages.commands("slurm")[number], SMALL)
+    done = subprocess.run(
+        ["timeout", "-k", "10", "300", "bash", "-c", command],
+        cwd=project,
+        env=two_nodes,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    assert list(project.glob("results/**/weights.safetensors")), done.stdout

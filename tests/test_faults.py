@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,8 @@ import psutil
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from pipeline import checkpoint, data, preflight, torchrun, train, trainer
 from pipeline.errors import UserError
@@ -275,6 +278,37 @@ def failure(status: int, timestamp: int) -> SimpleNamespace:
 )
 def test_the_rank_that_failed_first_is_the_cause(failures: dict, rank: int) -> None:
     assert torchrun.cause(failures)[0] == rank
+
+
+@pytest.fixture
+def agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[torchrun.Agent]:
+    """An agent whose ranks take no time to stop; the signals' handlers are put back."""
+    before = {number: signal.getsignal(number) for number in torchrun.HANDLED}
+    monkeypatch.setattr(LocalElasticAgent, "__init__", lambda *_, **__: None)
+    monkeypatch.setattr(LocalElasticAgent, "_shutdown", lambda *_: None)
+    yield torchrun.Agent()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_signal_while_ranks_stop_for_a_restart_ends_the_job(
+    agent: torchrun.Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shutdown(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # again, as schedulers do: no end of the wait
+
+    monkeypatch.setattr(LocalElasticAgent, "_shutdown", shutdown)
+    with pytest.raises(SignalException) as told:
+        agent._stop_workers(SimpleNamespace())
+    assert told.value.sigval == signal.SIGTERM
+
+
+def test_a_signal_while_nodes_meet_for_a_restart_ends_the_job(agent: torchrun.Agent) -> None:
+    agent._stop_workers(SimpleNamespace())
+    with pytest.raises(SignalException):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(5)
 
 
 @pytest.mark.slow

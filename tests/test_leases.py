@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,24 @@ def test_a_lease_ends_with_its_holder(machine: Path, number: signal.Signals) -> 
     assert ids_of(second) == ["0", "1", "2", "3"] and len(held) == 3
     release(second)
     first.communicate()
+
+
+def test_ranks_that_outlive_their_launcher_keep_its_devices(machine: Path) -> None:
+    with leases.lease(2) as mine:
+        ranks = leases.held_by_rank(mine.rank_locks), leases.held_by_rank(mine.rank_locks)
+    waits = holder(4)
+    assert waits.stdout is not None
+    assert waits.stdout.readline().startswith("waiting for 2 more GPUs: 0,1 are in use")
+    for descriptor in (*ranks[0], ranks[1][0]):
+        os.close(descriptor)
+    other = holder(1)  # waits behind the large one, which does not have all yet
+    time.sleep(0.5)
+    assert waits.poll() is None and other.poll() is None
+    os.close(ranks[1][1])
+    assert len(ids_of(waits)) == 4
+    release(waits)
+    assert len(ids_of(other)) == 1
+    release(other)
 
 
 def test_a_large_job_is_not_starved_by_small_ones(machine: Path) -> None:
@@ -240,10 +258,17 @@ def test_two_workflows_with_a_killed_job_never_share_a_device(machine: Path) -> 
     while not victim.exists():
         assert all(run.poll() in (None, 0) for run in runs)
         time.sleep(0.05)
+    begun = [path for path in (machine / "one").glob("*.started")]
+    killed = [json.loads(p.read_text()) for p in begun if not p.with_suffix(".json").exists()]
     kill_stand_ins(machine / "one")
+    at = time.time()
     for run in runs:
         assert run.wait(timeout=120) == 0, run.communicate()[0]
     jobs = [json.loads(path.read_text()) for path in machine.glob("*/job?.json")]
+    before = [j | {"ids": j["ids"].split(","), "end": at} for j in killed]
+    assert before
+    for one, other in product(before, jobs):
+        assert not (overlap(one, other) and set(one["ids"]) & set(other["ids"]))
     assert len(jobs) == 12 and sorted(len(job["ids"]) for job in jobs) == [1] * 6 + [2] * 6
     for one, other in combinations(jobs, 2):
         assert not (overlap(one, other) and set(one["ids"]) & set(other["ids"]))

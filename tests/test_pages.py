@@ -1,7 +1,6 @@
 """Commands of the pages, run as they are printed, on a pack and an experiment that take seconds."""
 
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -9,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from tests import nodes
 from tests.conftest import ROOT
+from tests.pages import commands, for_here
 from tests.test_workflow import copy_code
 
 pytestmark = pytest.mark.slow
-PAGE = (ROOT / "docs" / "one-machine.md").read_text()
-BY_HAND = re.search(r"## By hand.*?```sh\n(.*?)```", PAGE, re.S)
+BY_HAND = commands("one-machine", "## By hand")
+PACK = "results/packs/shapes_tiny_8/box"
 
 
 @pytest.fixture(scope="module")
@@ -26,20 +27,19 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return project
 
 
-def commands() -> list[str]:
-    """The lines of the page's block, without their comments."""
-    assert BY_HAND
-    return [line.partition("  #")[0].strip() for line in BY_HAND.group(1).splitlines()]
-
-
-@pytest.mark.parametrize("command", commands())
-def test_a_step_starts_by_hand(project: Path, command: str) -> None:
-    words = shlex.split(command.replace("PACK", "results/packs/shapes_tiny_8/box"))
+def environment(**more: str) -> dict[str, str]:
+    """A shell's, in which the project's Python comes first."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"} | more
+
+
+@pytest.mark.parametrize("command", BY_HAND)
+def test_a_step_starts_by_hand(project: Path, command: str) -> None:
+    words = shlex.split(for_here(command, {"PACK": PACK}))
     done = subprocess.run(
-        [*words, f"train.seed={commands().index(command)}"],  # another training each
+        [*words, f"train.seed={BY_HAND.index(command)}"],  # another training each
         cwd=project,
-        env=os.environ | {"PATH": path},
+        env=environment(),
         capture_output=True,
         text=True,
     )
@@ -48,3 +48,48 @@ def test_a_step_starts_by_hand(project: Path, command: str) -> None:
     assert ("pipeline.torchrun" in done.stdout) == (
         "pipeline.launch" in command or "launcher" in command
     )
+
+
+@pytest.mark.parametrize("command", commands("several-nodes"))
+@pytest.mark.skipif(bool(nodes.missing()), reason=f"NOT TESTED: nodes need {nodes.missing()}")
+def test_the_same_command_on_two_machines(project: Path, tmp_path: Path, command: str) -> None:
+    """With two processes on each, in the place of eight."""
+    small = {"PACK": PACK, "experiment=imagenet": "experiment=tiny", "node1": "tn1"}
+    small |= {"--gpus 8": "--gpus 2", "-node=8": "-node=2"}
+    words = f"{for_here(command, small)} out={tmp_path}/out"
+    with nodes.nodes(2, tmp_path) as inside:
+        runs = [
+            subprocess.Popen(
+                [*inside(k), *("bash", "-c", words)],
+                cwd=project,
+                env=environment(PIPELINE_GPU_IDS="0,1", PIPELINE_LEASE_DIR=str(tmp_path / f"{k}")),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for k in (1, 2)
+        ]
+        printed = [run.communicate(timeout=200)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], printed
+    assert "train: 640 images" in "".join(printed)
+
+
+def test_anybodys_module_on_a_shared_machine(tmp_path: Path) -> None:
+    """The module of the page is a stand-in that says what it got; the timed one sleeps less."""
+    (tmp_path / "lcm").mkdir()
+    stand_in = "import os, sys\nprint(sys.argv[1:], os.environ['RANK'])"
+    (tmp_path / "lcm/train.py").write_text(stand_in)
+    path = environment(
+        PYTHONPATH=f"{ROOT}:{tmp_path}",
+        PIPELINE_GPU_IDS="0,1",
+        PIPELINE_LEASE_DIR=str(tmp_path / "leases"),
+    )
+    printed = ""
+    for command in commands("shared-machine"):
+        words = ["bash", "-c", for_here(command, {"sleep(20)": "sleep(0.1)"})]
+        done = subprocess.run(words, cwd=tmp_path, env=path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        printed += done.stdout
+    for rank in (0, 1):
+        assert f"['launcher=standalone', '+pretrain=mse'] {rank}" in printed
+    assert printed.count("CUDA_VISIBLE_DEVICES=0,1") == 2 and "1 loop, best of 1" in printed

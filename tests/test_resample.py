@@ -1,4 +1,4 @@
-"""Resampling: against Pillow, whose bytes it must make, by every filter, of any part of any image."""
+"""Resampling: the bytes of Pillow, by every filter, of any part of any image."""
 
 import numpy as np
 import pytest

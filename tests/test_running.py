@@ -4,16 +4,17 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from pipeline import running, status
+from pipeline import running, status, stop
 from tests.conftest import ROOT
 
 STAND_IN = """
@@ -92,16 +93,40 @@ def test_a_job_of_another_machine_that_gives_no_sign_is_named(folder: Path) -> N
     assert re.search(r"SILENT for 10:0\d: look at node7", said("pipeline.status"))
 
 
-def test_hardware_is_the_last_that_was_measured(tmp_path: Path) -> None:
+def test_numbers_are_the_last_that_were_measured(tmp_path: Path) -> None:
     scratch = tmp_path / "checkpoints/a"
     scratch.mkdir(parents=True)
     rows = [
-        {"step": 1, "gpu_utilisation": 0.97, "peak_memory_gb": 71.04},
-        {"step": 2, "gpu_utilisation": None, "peak_memory_gb": 71.04},
+        {"step": 1, "images_per_s": 9.0, "gpu_utilisation": 0.97, "peak_memory_gb": 71.04},
+        {"step": 2, "images_per_s": 8.6, "gpu_utilisation": None, "peak_memory_gb": 71.04},
     ]
     (scratch / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert status.hardware(tmp_path) == {"use": "97%", "memory": "71.0 GB"}
-    assert status.hardware(tmp_path / "none") == {}
+    seen = {"use": "97%", "memory": "71.0 GB", "progress": "step 2 9 images/s"}
+    assert status.measured(tmp_path) == seen
+    assert status.measured(tmp_path / "none") == {}
+
+
+def test_a_job_without_a_log_shows_its_metrics(tmp_path: Path) -> None:
+    scratch = tmp_path / "checkpoints/a"
+    scratch.mkdir(parents=True)
+    entry = running.Entry("here", 1, "pipeline.train", str(tmp_path), [], 1, None, time.time())
+    assert status.row(replace(entry, host=socket.gethostname()))["progress"] == "starting"
+    (scratch / "metrics.jsonl").write_text('{"step": 7, "images_per_s": 12.2}\n')
+    assert status.row(replace(entry, host=socket.gethostname()))["progress"] == "step 7 12 images/s"
+
+
+def test_another_users_job_is_left_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    with running.Registered(["-m", "pipeline.train"], 1, None):
+        monkeypatch.setattr(os, "kill", refuse)
+        with pytest.raises(SystemExit) as ended:
+            stop.main([])
+    assert ended.value.code == 0
+    assert f"(process {os.getpid()}) is another user's" in capsys.readouterr().out
 
 
 def test_files_beside_the_jobs_do_not_matter(folder: Path) -> None:
@@ -113,7 +138,7 @@ def test_files_beside_the_jobs_do_not_matter(folder: Path) -> None:
 def test_no_results_folder_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with running.Registered(["-m", "x"], 1, None) as registered:
-        registered.hold(["0"])
+        registered.say(gpus=["0"])
         registered.touch()
         assert not list(tmp_path.iterdir())
 

@@ -66,7 +66,9 @@ def test_no_limit_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_nodes_meet_at_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(tmp_path, "scontrol", "echo n3; echo n4", monkeypatch)
     environment = {"SLURM_STEP_NODELIST": "n[3-4]", "SLURM_JOB_ID": "41234567"}
-    assert slurm.meeting_place(environment) == "n3:34567"
+    assert slurm.meeting_place(environment) == "n3:25072"
+    second = slurm.meeting_place(environment | {"SLURM_STEP_ID": "1"})
+    assert second == "n3:25073"  # a step of the same job beside the first
     stand_in(tmp_path, "scontrol", "exit 1", monkeypatch)
     with pytest.raises(UserError, match="give launch.rdzv_endpoint"):
         slurm.meeting_place(environment)
@@ -88,13 +90,13 @@ def test_a_job_of_one_node_stands_alone(tmp_path: Path, monkeypatch: pytest.Monk
     alone = launch.on_these_nodes(meant)
     assert (alone.launcher, alone.nnodes) == ("standalone", 1)
     stand_in(tmp_path, "squeue", "echo 2", monkeypatch)
-    assert launch.on_these_nodes(meant) == meant and launch.over_nodes(meant)
+    assert launch.on_these_nodes(meant) == meant and slurm.over_nodes(meant)
     stand_in(tmp_path, "scontrol", "echo n3; echo n4", monkeypatch)
     for name, value in {"NODES": "2", "TASKS": "2"}.items():
         monkeypatch.setenv(f"SLURM_STEP_NUM_{name}", value)
     monkeypatch.setenv("SLURM_STEP_NODELIST", "n[3-4]")
     joined = launch.on_these_nodes(meant)
-    assert joined.rdzv_endpoint == "n3:20007" and not launch.over_nodes(joined)
+    assert joined.rdzv_endpoint == "n3:12112" and not slurm.over_nodes(joined)
 
 
 def test_tasks_of_srun_are_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +108,7 @@ def test_tasks_of_srun_are_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "LOCAL_RANK": "2",
         "WORLD_SIZE": "8",
         "MASTER_ADDR": "n3",
-        "MASTER_PORT": "20005",
+        "MASTER_PORT": "12080",
     }
     alone = slurm.ranks_of_step(step | {"SLURM_STEP_NUM_NODES": "1"})
     assert alone["MASTER_ADDR"] == "127.0.0.1"

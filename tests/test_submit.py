@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-from pipeline import submit
+from pipeline import leases, submit
 from tests.conftest import ROOT, resolved
 from tests.test_train import outcome, words
 
@@ -73,17 +74,38 @@ def test_a_preempted_job_goes_on_by_itself(
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_an_ended_launcher_lets_the_ranks_save(
-    pack: Path, tmp_path: Path, plain: dict[str, torch.Tensor], number: signal.Signals
+    pack: Path,
+    tmp_path: Path,
+    plain: dict[str, torch.Tensor],
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("PIPELINE_GPU_IDS", "0,1")
+    monkeypatch.setenv("PIPELINE_LEASE_DIR", str(tmp_path / "leases"))
     run = start(pack, tmp_path, *LONG, "launch.launcher=submitit_local")
     wait_for_checkpoint(tmp_path, run)
     tree = run.children(recursive=True)
     os.kill(run.pid, number)
+    while number == signal.SIGKILL:  # the launcher holds no device any more, its ranks do
+        held = leases.ranks_are_left(tmp_path / "leases/0")
+        if not rank_processes(tree):
+            break
+        assert held
     assert run.wait(60) == (75 if number == signal.SIGTERM else -signal.SIGKILL)
     assert psutil.wait_procs(tree, timeout=30)[1] == []
     assert start(pack, tmp_path, *LONG).wait(100) == 0, printed(tmp_path)
     weights = outcome(tmp_path)[0]
     assert all(torch.equal(weights[name], value) for name, value in plain.items())
+
+
+def rank_processes(tree: list[psutil.Process]) -> list[psutil.Process]:
+    """Those of a launcher's tree that train and have not ended."""
+    found = []
+    for process in tree:
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if "pipeline.train" in process.cmdline():
+                found.append(process)
+    return found
 
 
 def test_a_failure_of_the_step_is_the_launchers(pack: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Signals to a job, its output, and that nobody of it is left behind."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import psutil
 import pytest
 
 from pipeline.errors import EXIT_RESUMABLE
+from pipeline.prctl import die_with_parent
 from tests.conftest import ROOT
 
 CHILD = """
@@ -109,6 +111,12 @@ def test_a_killed_job_is_told(tmp_path: Path) -> None:
     command.append("import os; os.kill(os.getpid(), 9)")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 137 and "error: the job was killed by SIGKILL" in done.stderr
+
+
+def test_a_parent_that_was_gone_before_the_request_ends_the_child_at_once() -> None:
+    too_late = functools.partial(die_with_parent, signal.SIGTERM, parent=1)
+    child = subprocess.run(["sleep", "20"], preexec_fn=too_late, timeout=10)
+    assert child.returncode == -signal.SIGTERM
 
 
 # --- whole trees: launcher, torchrun, ranks -------------------------------------------------------
