@@ -5,6 +5,8 @@ same folder.
 """
 
 import re
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ COLUMNS = {
     "use": "GPU use",
     "memory": "memory",
 }
+
+WORDS = {"host", "step", "out", "gpus", "progress"}  # columns of words, which may be shortened
 
 
 def progress(log: Path | None) -> str:
@@ -75,7 +79,9 @@ def row(entry: running.Entry) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     """Print one line a job."""
     rows = [row(entry) for entry in running.entries()]
-    print("\n".join(text_table(rows, COLUMNS)) if rows else "nothing runs in this folder")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
+    lines = text_table(rows, COLUMNS, WORDS, width)
+    print("\n".join(lines) if rows else "nothing runs in this folder")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,21 +136,26 @@ def cell_text(key: str, value: Any) -> str:
     return str(value) if key == "seed" else number(value)
 
 
-def text_table(rows: Sequence[Entry], columns: Mapping[str, str]) -> list[str]:
-    """Aligned lines of at most WIDTH characters: names left, numbers right.
+def text_table(
+    rows: Sequence[Entry],
+    columns: Mapping[str, str],
+    names: Collection[str] = NAMES,
+    width: int = WIDTH,
+) -> list[str]:
+    """Aligned lines of at most `width` characters: the columns `names` left, numbers right.
 
     Columns without content are left out; the widest name is shortened where the line is too long.
     """
     shown = {k: v for k, v in columns.items() if any(row.get(k) is not None for row in rows)}
     cells = [list(shown.values()), *([cell_text(k, row.get(k)) for k in shown] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    while sum(widths) + 2 * len(widths) - 2 > WIDTH:
-        widest = max((i for i, key in enumerate(shown) if key in NAMES), key=widths.__getitem__)
-        widths[widest] -= 1
+    words = [i for i, key in enumerate(shown) if key in names]
+    while sum(widths) + 2 * len(widths) - 2 > width and any(widths[i] > 1 for i in words):
+        widths[max(words, key=widths.__getitem__)] -= 1
     return [
         "  ".join(
-            shorten(cell, width).ljust(width) if key in NAMES else cell.rjust(width)
-            for key, cell, width in zip(shown, line, widths, strict=True)
+            shorten(cell, size).ljust(size) if key in names else cell.rjust(size)
+            for key, cell, size in zip(shown, line, widths, strict=True)
         ).rstrip()
         for line in cells
     ]

@@ -258,7 +258,7 @@ def test_two_workflows_with_a_killed_job_never_share_a_device(machine: Path) -> 
     while not victim.exists():
         assert all(run.poll() in (None, 0) for run in runs)
         time.sleep(0.05)
-    begun = [path for path in (machine / "one").glob("*.started")]
+    begun = list((machine / "one").glob("*.started"))
     killed = [json.loads(p.read_text()) for p in begun if not p.with_suffix(".json").exists()]
     kill_stand_ins(machine / "one")
     at = time.time()

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import running, status, stop
+from pipeline import running, status, stop, tables
 from tests.conftest import ROOT
 
 STAND_IN = """
@@ -113,6 +113,14 @@ def test_a_job_without_a_log_shows_its_metrics(tmp_path: Path) -> None:
     assert status.row(replace(entry, host=socket.gethostname()))["progress"] == "starting"
     (scratch / "metrics.jsonl").write_text('{"step": 7, "images_per_s": 12.2}\n')
     assert status.row(replace(entry, host=socket.gethostname()))["progress"] == "step 7 12 images/s"
+
+
+@pytest.mark.parametrize("width", [1000, 110, 40, 9])
+def test_long_lines_fit_the_terminal_as_far_as_they_can(width: int) -> None:
+    row = {"host": "node" * 20, "progress": "x" * 200, "gpus": "0,1", "running": "1:00:00"}
+    lines = tables.text_table([row], status.COLUMNS, status.WORDS, width)
+    assert "1:00:00" in lines[1] and len(lines[1]) <= max(width, 16)
+    assert ("x" * 200 in lines[1]) == (width == 1000)
 
 
 def test_another_users_job_is_left_alone(
