@@ -7,7 +7,7 @@ Images are arrays (H, W, 3) uint8.
 import numpy as np
 from PIL.Image import DecompressionBombError
 
-from pipeline.resample import BICUBIC, BOX, HAMMING, LANCZOS, Box, resample
+from pipeline.resample import AREA, BICUBIC, BOX, LANCZOS, Box, resample
 
 MAX_PIXELS = 178_956_970  # of an image on the way: the bound above which Pillow opens none
 
@@ -72,8 +72,9 @@ def shrink_halved(
     width, height = (side / 2**times for side in size)
     if recipe == "adm":
         return np.ascontiguousarray(adm(image, resolution, (width, height)))
-    if recipe == "box":  # Pillow's box counts whole pixels only: too coarse, for so few of them
-        return resample(image, resolution, resolution, HAMMING, (0, 0, width, height))
+    if recipe == "box":  # Pillow's takes whole pixels, those of the image before it was halved
+        area = (0.0, 0.0, width, height)
+        return resample(image, resolution, resolution, AREA, area, grain=2**times)
     side = min(width, height)
     left, top = ((length - min(size)) // 2 / 2**times for length in size)
     square = (left, top, left + side, top + side)
