@@ -13,7 +13,7 @@ from pipeline import gpus, layout, overview
 from pipeline.config import layered, resolve_resolution, settings_words, stage_keys, validate
 from pipeline.errors import UserError
 from pipeline.keys import Config
-from pipeline.samplers import check_guidance, sampler_name
+from pipeline.samplers import by_sampler, check_guidance
 from pipeline.sharing import micro_batch, processes
 
 RANKED = ("train", "sample", "reference", "evaluate")  # rules whose jobs run as several ranks
@@ -94,12 +94,6 @@ class Experiment:
             f"experiment {self.config.experiment}, data {self.data} "
             f"(resolution {self.config.data.resolution} from {self.resolution_source})"
         )
-
-
-def by_sampler(config: Config) -> dict[str, Config]:
-    """One configuration a sampler, without `runs`, by the sampler's name."""
-    samplers = config.sample.samplers
-    return {sampler_name(one): config.model_copy(update={"sample": one}) for one in samplers}
 
 
 def start(workflow: Any, experiment: Experiment) -> None:

@@ -13,9 +13,9 @@ from pipeline.errors import UserError
 from pipeline.files import sha256_file
 from pipeline.keys import Config, Sample
 from pipeline.layout import out_folder, samples_folder, weights_file
-from pipeline.samplers import check_guidance
+from pipeline.samplers import check_guidance, one_sampler
 
-WORDS = ("weights", "seed", "out")
+WORDS = ("weights", "seed", "out", "sampler")
 
 
 class Weights(NamedTuple):
@@ -75,6 +75,7 @@ class Job:
 def prepare(argv: list[str]) -> Job:
     """Read the configuration and the weights; raises UserError about the first problem."""
     config, own = load_step(argv, WORDS)
+    config = one_sampler(config, own.get("sampler"))
     try:
         seed = int(own.get("seed", config.sample.seeds[0]))
     except ValueError as error:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import UserError
 from pipeline.files import sha256_json
-from pipeline.keys import Sample
+from pipeline.keys import Config, Sample
 
 
 def sampler_name(sample: Sample) -> str:
@@ -19,6 +19,28 @@ def sampler_name(sample: Sample) -> str:
     Each key that differs from the plainest sampler adds a part; `num` and `precision` add none.
     """
     return "-".join([sample.solver, *_length(sample), *_kind(sample)])
+
+
+def by_sampler(config: Config) -> dict[str, Config]:
+    """One configuration a sampler, without `runs`, by the sampler's name."""
+    samplers = config.sample.samplers
+    return {sampler_name(one): config.model_copy(update={"sample": one}) for one in samplers}
+
+
+def one_sampler(config: Config, name: str | None) -> Config:
+    """The configuration of one sampler of sample.runs: `name`, or the only one.
+
+    Raises UserError where there are several and none of them is named.
+    """
+    every = by_sampler(config)
+    if name is None and len(every) == 1:
+        return next(iter(every.values()))
+    if name not in every:
+        raise UserError(
+            f"{'several samplers' if name is None else f'no sampler {name}'} in this experiment: "
+            f"choose one of its own by sampler=NAME, {' or '.join(every)}"
+        )
+    return every[name]
 
 
 def family(about: Mapping[str, Any]) -> str:

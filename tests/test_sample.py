@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import checkpoint, files, locks, sample, sample_job
+from pipeline import checkpoint, files, locks, sample, sample_job, samplers
 from pipeline.errors import UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, resolved
 from tests.networks import COUNTS, save_network
 
 TINY = ["experiment=tiny", "sample.num=24", "runtime.progress_seconds=1000"]
@@ -261,6 +261,19 @@ def test_missing_weights_get_one_sentence(tmp_path: Path) -> None:
         sample.preflight([*TINY, f"weights={tmp_path / 'none'}"], 1)
     with pytest.raises(UserError, match="seed=x is not a whole number"):
         sample.prepare([*TINY, "seed=x", f"weights={tmp_path / 'none'}"])
+
+
+def test_one_of_several_samplers_is_named(weights: Path, tmp_path: Path) -> None:
+    several = "sample.runs=[{solver: euler, steps: 2}, {solver: heun, steps: 3}]"
+    with pytest.raises(UserError, match="sampler=NAME, euler-2.* or heun-3"):
+        run(weights, tmp_path / "out", several)
+    with pytest.raises(UserError, match="no sampler euler-9 in this experiment"):
+        run(weights, tmp_path / "out", several, "sampler=euler-9")
+    every = samplers.by_sampler(resolved(several, "experiment=tiny"))
+    name = next(one for one in every if one.startswith("heun-3"))
+    images, about = run(weights, tmp_path / "out", several, f"sampler={name}")
+    alone, _ = run(weights, tmp_path / "alone", "sample.solver=heun", "sample.steps=3")
+    assert about["sampler"] == name and (images == alone).all()
 
 
 def test_out_is_no_file(weights: Path, tmp_path: Path) -> None:
