@@ -107,6 +107,7 @@ def test_killed_ranks_start_again_then_end_and_the_same_command_goes_on(
     assert [row["step"] for row in rows] == list(range(1, 201))
 
 
+@pytest.mark.slow
 def test_a_killed_rank_starts_again_by_itself(
     reference: dict[str, Tensor], pack: Path, tmp_path: Path
 ) -> None:

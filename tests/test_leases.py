@@ -252,6 +252,7 @@ def snakemake(folder: Path) -> "subprocess.Popen[str]":
     )
 
 
+@pytest.mark.slow
 def test_two_workflows_with_a_killed_job_never_share_a_device(machine: Path) -> None:
     runs = [snakemake(machine / name) for name in ("one", "two")]
     victim = machine / "one" / "job1.started"

@@ -88,6 +88,7 @@ def test_fsdp2_goes_on_from_ddp(ddp: Path, pack: Path, tmp_path: Path) -> None:
     assert_same(ddp, out)
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_from_fsdp2(
     fsdp2: Path, pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -103,6 +104,7 @@ def test_ddp_goes_on_from_fsdp2(fsdp2: Path, pack: Path, tmp_path: Path) -> None
     assert_same(fsdp2, out)
 
 
+@pytest.mark.slow
 def test_three_ranks_that_go_on_add_gradients_in_the_same_order(pack: Path, tmp_path: Path) -> None:
     """With three, the order of a sum shows. The model is large enough for two buckets."""
     keys = ["model.channels=64", "train.images=36", "train.lr=1e-3", "train.clip_grad_norm=null"]
