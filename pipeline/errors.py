@@ -18,8 +18,11 @@ class OneRankError(UserError):
     """A UserError that one rank may meet alone, so that whichever meets it prints it."""
 
 
-class Stopped(Exception):
-    """A signal asked the step to stop; its state is saved and the same command goes on."""
+class Stopped(BaseException):
+    """A signal asked the step to stop; its state is saved and the same command goes on.
+
+    No Exception: a signal's handler may raise it where those of a damaged file are expected.
+    """
 
 
 def run_main(step: Callable[[list[str]], None]) -> NoReturn:

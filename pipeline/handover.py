@@ -27,7 +27,7 @@ def hand_over(module: str, argv: Sequence[str], words: Sequence[str]) -> None:
     config, _ = load_step(list(argv), words)
     wanted = int(getattr(config.runtime.gpus, module.rpartition(".")[2]))
     if named != "submitit_slurm":
-        nodes = config.launch.nnodes if slurm.over_nodes(config.launch) else 1
+        nodes = slurm.num_nodes() if slurm.over_nodes(config.launch) else 1
         wanted = min(wanted, nodes * gpus.default_processes())
     command = [sys.executable, "-m", "pipeline.launch", "--gpus", str(wanted), "--", "-m", module]
     os.execv(sys.executable, [*command, *argv])

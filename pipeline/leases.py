@@ -165,6 +165,9 @@ def open_shared(path: Path) -> int:
                 made = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
             except FileExistsError:
                 continue
+            except FileNotFoundError:  # somebody has removed the folder
+                shared_folder(path.parent)
+                continue
             os.fchmod(made, 0o444)  # whatever the umask
             return made
 

@@ -7,15 +7,16 @@ first where that one shrinks by over twice as many pixels. tests/test_resample.p
 """
 
 import functools
+import itertools
 import math
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy import int32, uintp
+
+from pipeline.errors import UserError
 
 BOX, BICUBIC, LANCZOS, AREA = range(4)
 # Half the width of each filter, in pixels of the smaller image. AREA, which Pillow has not, is the
@@ -27,18 +28,22 @@ HALF = 1 << (BITS - 1)
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, px
 
-compiled = functools.partial(  # kept beside this file for the next process, where that is allowed
-    njit, cache=os.access(Path(__file__).parent, os.W_OK), boundscheck=False
-)
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` as machine code, which is kept for the next process where there is a place."""
+    try:
+        return njit(cache=True, boundscheck=False)(function)
+    except RuntimeError:  # neither this folder nor the user's cache can be written to
+        return njit(boundscheck=False)(function)
 
 
-@compiled()
+@compiled
 def sinc(x: float) -> float:
     """sin(pi x) / (pi x)."""
     return math.sin(x * math.pi) / (x * math.pi) if x else 1.0
 
 
-@compiled()
+@compiled
 def response(kind: int, x: float) -> float:
     """A filter's value at x, of [-support, support]. Bicubic: Keys 1981, with a = -0.5."""
     x = abs(x) if kind != BOX else x
@@ -51,7 +56,7 @@ def response(kind: int, x: float) -> float:
     return (((x - 5) * x + 8) * x - 4) * -0.5 if x < 2 else 0.0
 
 
-@compiled()
+@compiled
 def weigh(
     kind: int,
     support: float,
@@ -94,13 +99,13 @@ def weigh(
     return firsts, counts, weights
 
 
-@compiled()
+@compiled
 def rounded(total: int | int32) -> int:
     """A weighted sum, with HALF in it, as a pixel."""
     return min(max(int(total) >> BITS, 0), 255)
 
 
-@compiled()
+@compiled
 def across(
     rows: np.ndarray, firsts: np.ndarray, counts: np.ndarray, weights: np.ndarray, out: np.ndarray
 ) -> None:
@@ -122,7 +127,7 @@ def across(
             small[to + uintp(2)] = rounded(blue)
 
 
-@compiled()
+@compiled
 def down(
     rows: np.ndarray, firsts: np.ndarray, counts: np.ndarray, weights: np.ndarray, out: np.ndarray
 ) -> None:
@@ -175,6 +180,21 @@ def resample(
     if kind == AREA or (height < rows and rows - height > 2 * (columns - width)):
         return narrow(lower(pixels))
     return lower(narrow(pixels))
+
+
+def prepare() -> None:
+    """Compile all that `resample` needs, or load it; raises UserError where that cannot be kept."""
+    try:
+        # the decoder's arrays and Pillow's, which cannot be written to; rows or columns first
+        for writeable, height in itertools.product((True, False), (9, 30)):
+            pixels = np.zeros((height, 9, 3), np.uint8)
+            pixels.flags.writeable = writeable
+            resample(pixels, 8, 8, BOX)
+    except (OSError, EOFError) as error:
+        raise UserError(
+            f"the compiled filters cannot be kept ({error}): make room on the disk of {__file__} "
+            "and delete the __pycache__ beside it, or name another folder in NUMBA_CACHE_DIR"
+        ) from error
 
 
 def filtered(

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,16 @@ def progress(log: Path | None) -> str:
     return " ".join(found[-1].split()) if found else ""
 
 
-def measured(out: Path) -> dict[str, str]:
-    """Progress, GPU utilisation and peak memory of a training, from its newest metrics."""
-    files = sorted(out.glob("checkpoints/*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
-    rows: list[dict[str, Any]] = read_rows(files[-1]) if files else []
+def measured(entry: running.Entry) -> dict[str, str]:
+    """Progress, GPU utilisation and peak memory of a training, from metrics that it has written."""
+    files: list[Path] = []
+    with suppress(OSError):  # what a job makes is not always a path
+        files = [*Path(entry.out).glob("checkpoints/*/metrics.jsonl")] if entry.out else []
+    written = {path: path.stat().st_mtime for path in files}
+    newest = max(written, key=lambda path: written[path], default=None)
+    if newest is None or written[newest] < entry.started:  # an earlier job's
+        return {}
+    rows: list[dict[str, Any]] = read_rows(newest)
     use = [r["gpu_utilisation"] for r in rows if r.get("gpu_utilisation") is not None]
     peak = [r["peak_memory_gb"] for r in rows if r.get("peak_memory_gb") is not None]
     found = {"use": f"{use[-1]:.0%}"} if use else {}
@@ -63,7 +70,7 @@ def row(entry: running.Entry) -> dict[str, Any]:
     said = progress(Path(entry.log) if entry.log else None)
     if not entry.is_here() and not entry.is_alive():
         said = f"SILENT for {clock(entry.silent_seconds())}: look at {entry.host}"
-    numbers = measured(Path(entry.out))
+    numbers = measured(entry)
     return {
         **numbers,
         "host": entry.host,

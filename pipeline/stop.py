@@ -54,8 +54,10 @@ def main(argv: list[str]) -> None:
     here, elsewhere = ([e for e in found if e.is_here() == side] for side in (True, False))
     for entry in elsewhere:
         print(f"{entry.module} runs on {entry.host}: run `make stop` there, or cancel its job")
+    refused = False
     if (pid := engine()) is not None:
-        does = "starts nothing more" if tell(pid) else "is another user's: ask them to stop it"
+        refused = not tell(pid)
+        does = "is another user's: ask them to stop it" if refused else "starts nothing more"
         print(f"snakemake (process {pid}) {does}")
     mine = []
     for entry in here:
@@ -63,12 +65,13 @@ def main(argv: list[str]) -> None:
             mine.append(entry)
             print(f"stopping {entry.module} {entry.out} (process {entry.pid})", flush=True)
         else:
+            refused = True
             print(f"{entry.module} (process {entry.pid}) is another user's: ask them to stop it")
     for entry in (left := wait(mine, PATIENCE)):
         print(f"{entry.module} (process {entry.pid}) is still there: kill -KILL {entry.pid}")
     if not found and pid is None:
         print("nothing runs in this folder")
-    sys.exit(1 if left else 0)
+    sys.exit(1 if left or refused else 0)
 
 
 if __name__ == "__main__":

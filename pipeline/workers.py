@@ -19,6 +19,7 @@ import numpy as np
 from pipeline.decode import Decoded, decode
 from pipeline.errors import UserError
 from pipeline.keys import Config
+from pipeline.resample import prepare
 from pipeline.rows import write_rows
 from pipeline.sources.base import Item, Stretch
 from pipeline.sources.reading import read_all
@@ -120,6 +121,7 @@ def decode_all(
     Batches are taken from the iterable only a few per worker ahead, so that memory stays flat.
     Raises UserError where a worker dies or the disk is full.
     """
+    prepare()
     if workers == 1:
         keep_memory()
         for batch in batches:

@@ -15,6 +15,7 @@ from PIL import Image, JpegImagePlugin
 
 from pipeline import decode as module
 from pipeline.decode import Decoded, decode, halvings
+from pipeline.errors import Stopped
 from pipeline.recipes import RECIPES
 from tests.photos import PHOTOS, random_crop
 from tests.test_recipes import ORACLES
@@ -224,6 +225,17 @@ def test_decompression_bombs_are_unreadable() -> None:
     data = file_of(photo(16, 16))  # a header alone claims 60000 x 60000 px
     frame = data.index(b"\xff\xc0") + 5
     assert_as_pillow(data[:frame] + b"\xea\x60\xea\x60" + data[frame + 4 :])
+
+
+def test_a_signal_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handler that stops the step may run in the middle of an image."""
+
+    def handler(*_: object) -> None:
+        raise Stopped("told to stop")
+
+    monkeypatch.setattr(module, "plain_size", handler)
+    with pytest.raises(Stopped):
+        decode(file_of(photo(40, 30)), "a.jpg", "box", 8, False)
 
 
 def test_other_formats_are_unreadable() -> None:

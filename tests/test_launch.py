@@ -291,16 +291,17 @@ def test_a_step_that_names_a_launcher_is_launched_by_it(
         assert started[0][5:] == ["--", "-m", "pipeline.train", *argv]
 
 
-@pytest.mark.parametrize(("nodes", "wanted"), [(1, 4), (2, 6)])
+@pytest.mark.parametrize(("nodes", "wanted"), [(1, 3), (2, 6)])
 def test_a_step_by_hand_gets_the_gpus_of_all_its_nodes(
     monkeypatch: pytest.MonkeyPatch, nodes: int, wanted: int
 ) -> None:
-    """In an allocation of several nodes the launcher divides them; three visible on this one."""
+    """In an allocation of several nodes the launcher divides them; three visible on each."""
     started: list[list[str]] = []
     monkeypatch.setattr(os, "execv", lambda _, command: started.append(command))
-    monkeypatch.setattr(gpus, "default_processes", lambda: 4 if nodes == 1 else 3)
+    monkeypatch.setattr(gpus, "default_processes", lambda: 3)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    argv = ["experiment=tiny", "launcher=torchrun", f"launch.nnodes={nodes}"]
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", str(nodes))  # one: the job then stands alone
+    argv = ["experiment=tiny", "launcher=torchrun", "launch.nnodes=2"]
     handover.hand_over("pipeline.train", [*argv, "runtime.gpus.train=8"], ())
     assert started[0][3:5] == ["--gpus", str(wanted)]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from pipeline import gpus, leases
@@ -23,7 +25,8 @@ out, seconds = pathlib.Path(sys.argv[1]), float(sys.argv[2])
 ids = os.environ["CUDA_VISIBLE_DEVICES"]
 if os.environ.get("LOCAL_RANK", "0") == "0":
     start = time.time()
-    out.with_suffix(".started").write_text(json.dumps({"ids": ids, "start": start}))
+    out.with_suffix(".new").write_text(json.dumps({"ids": ids, "start": start}))
+    out.with_suffix(".new").rename(out.with_suffix(".started"))  # readers see it whole
     time.sleep(seconds)
     out.write_text(json.dumps({"ids": ids.split(","), "start": start, "end": time.time()}))
 """
@@ -191,6 +194,15 @@ def test_a_cleared_folder_makes_no_second_lease(machine: Path) -> None:
     os.close(old)
 
 
+def test_a_removed_folder_is_made_again(machine: Path) -> None:
+    with leases.lease(1) as mine:
+        shutil.rmtree(machine / "leases")
+        for descriptor in leases.held_by_rank(mine.rank_locks):
+            os.close(descriptor)
+    with leases.lease(1) as again:
+        assert again.ids == ["0"]
+
+
 def test_declared_devices_are_refused_beside_real_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "device_count", lambda: 2)
     with pytest.raises(UserError, match="this one has 2: unset it"):
@@ -261,8 +273,7 @@ def test_two_workflows_with_a_killed_job_never_share_a_device(machine: Path) -> 
         time.sleep(0.05)
     begun = list((machine / "one").glob("*.started"))
     killed = [json.loads(p.read_text()) for p in begun if not p.with_suffix(".json").exists()]
-    kill_stand_ins(machine / "one")
-    at = time.time()
+    at = kill_stand_ins(machine / "one")
     for run in runs:
         assert run.wait(timeout=120) == 0, run.communicate()[0]
     jobs = [json.loads(path.read_text()) for path in machine.glob("*/job?.json")]
@@ -276,12 +287,15 @@ def test_two_workflows_with_a_killed_job_never_share_a_device(machine: Path) -> 
     assert any(overlap(one, other) for one, other in combinations(jobs, 2))
 
 
-def kill_stand_ins(folder: Path) -> None:
-    """SIGKILL the launchers that work in `folder`."""
-    import psutil
-
+def kill_stand_ins(folder: Path) -> float:
+    """SIGKILL the launchers that work in `folder`; when the last of their jobs' processes ended."""
+    trees: list[psutil.Process] = []
+    ended: list[float] = []
     for process in psutil.process_iter(["cmdline", "cwd"]):
         if process.info["cwd"] == str(folder) and "pipeline.launch" in (
             process.info["cmdline"] or []
         ):
+            trees += [process, *process.children(recursive=True)]
             process.kill()
+    psutil.wait_procs(trees, timeout=20, callback=lambda _: ended.append(time.time()))
+    return max(ended)

@@ -1,5 +1,7 @@
 """Resampling: the bytes of Pillow, by every filter, of any part of any image."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -7,6 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.Image import Resampling
 
+from pipeline import resample as module
+from pipeline.errors import UserError
 from pipeline.resample import AREA, BICUBIC, BOX, LANCZOS, Box, resample
 
 PILLOWS = {
@@ -96,3 +100,27 @@ def test_a_view_is_read_as_it_is(kind: int) -> None:
 def test_what_has_the_size_already_is_kept() -> None:
     pixels = noise(40, 30, 1)
     np.testing.assert_array_equal(resample(pixels, 40, 30, LANCZOS), pixels)
+
+
+def test_a_full_disk_is_told_before_the_first_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "across", full)
+    with pytest.raises(UserError, match="No space left on device.*NUMBA_CACHE_DIR"):
+        module.prepare()
+
+
+def test_without_a_place_to_keep_them_filters_are_compiled_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[dict[str, bool]] = []
+
+    def njit(**options: bool) -> Any:
+        given.append(options)
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function")
+        return lambda function: function
+
+    monkeypatch.setattr(module, "njit", njit)
+    assert module.compiled(len) is len and len(given) == 2

@@ -102,14 +102,18 @@ def test_numbers_are_the_last_that_were_measured(tmp_path: Path) -> None:
     ]
     (scratch / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     seen = {"use": "97%", "memory": "71.0 GB", "progress": "step 2 9 images/s"}
-    assert status.measured(tmp_path) == seen
-    assert status.measured(tmp_path / "none") == {}
+    entry = running.Entry("here", 1, "pipeline.train", str(tmp_path), [], 1, None, time.time() - 9)
+    assert status.measured(entry) == seen
+    assert status.measured(replace(entry, started=time.time() + 9)) == {}  # an earlier job's rows
+    for out in (str(tmp_path / "none"), "word=" * 100, ""):
+        assert status.measured(replace(entry, out=out)) == {}
 
 
 def test_a_job_without_a_log_shows_its_metrics(tmp_path: Path) -> None:
     scratch = tmp_path / "checkpoints/a"
     scratch.mkdir(parents=True)
-    entry = running.Entry("here", 1, "pipeline.train", str(tmp_path), [], 1, None, time.time())
+    began = time.time() - 9
+    entry = running.Entry("here", 1, "pipeline.train", str(tmp_path), [], 1, None, began)
     assert status.row(replace(entry, host=socket.gethostname()))["progress"] == "starting"
     (scratch / "metrics.jsonl").write_text('{"step": 7, "images_per_s": 12.2}\n')
     assert status.row(replace(entry, host=socket.gethostname()))["progress"] == "step 7 12 images/s"
@@ -133,7 +137,7 @@ def test_another_users_job_is_left_alone(
         monkeypatch.setattr(os, "kill", refuse)
         with pytest.raises(SystemExit) as ended:
             stop.main([])
-    assert ended.value.code == 0
+    assert ended.value.code == 1
     assert f"(process {os.getpid()}) is another user's" in capsys.readouterr().out
 
 
