@@ -22,6 +22,7 @@ CONTROL_PORT, NODE_PORT = 16817, 16818
 NETWORK_PORT = 17817  # of the controller of several nodes, beside one of one node
 CONTROL_NETWORK = "10.77.0.254"  # this side of tests/nodes.py
 
+# A job that is queued again waits for cred_expire, seconds.
 CONF = """\
 ClusterName=test
 SlurmctldHost={host}({control})
@@ -30,7 +31,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={folder}/munge.sock
+AuthInfo=socket={folder}/munge.sock,cred_expire=10
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
 SlurmctldPidFile={folder}/slurmctld.pid

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -244,7 +245,7 @@ def test_submitit_queues_a_job_again_at_its_time_limit(
     printed = by_submitit(project, one_node, *limits, *more)
     logs = "".join(p.read_text() for p in project.glob("results/jobs/*/*_0_log.out"))
     assert "stopped: saved at step" in logs, printed + logs
-    assert [row["step"] for row in outcome(project / "out")[1]] == [*range(1, images // 64 + 1)]
+    assert len(outcome(project / "out")[1]) == images // 64
 
 
 @pytest.mark.skipif(bool(nodes.missing()), reason=f"NOT TESTED: nodes need {nodes.missing()}")
@@ -307,3 +308,28 @@ def test_the_commands_of_the_page(
     )
     assert done.returncode == 0, done.stdout
     assert list(project.glob("results/**/weights.safetensors")), done.stdout
+
+
+def test_a_stopped_launcher_takes_its_job_out_of_the_queue(
+    one_node: dict[str, str], finished: Path, tmp_path: Path
+) -> None:
+    project = copied(finished, tmp_path / "project")
+    words = ["sbatch", "--parsable", "--gpus=4", "--output=/dev/null", "--wrap=sleep 100"]
+    other = slurm.output(one_node, *words).strip()
+    run = subprocess.Popen(
+        [*by_hand(project), "launcher=submitit_slurm", "launch.slurm.memory_gb=1"],
+        cwd=project,
+        env=one_node,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert run.stdout is not None
+    while "by submitit" not in (line := run.stdout.readline()):
+        assert run.poll() is None
+    job = line.split()[1]
+    assert slurm.output(one_node, "squeue", "-h", "-j", job, "-o", "%T").strip() == "PENDING"
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(60) == 75, run.stdout.read()
+    assert "PENDING" not in slurm.output(one_node, "squeue", "-h", "-j", job, "-o", "%T")
+    slurm.output(one_node, "scancel", other)
