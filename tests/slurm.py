@@ -82,7 +82,7 @@ def configure(folder: Path, inside: Sequence[Sequence[str]]) -> None:
             place = f"NodeHostname=tn{k} NodeAddr=10.77.0.{k} Port={NODE_PORT}"
         lines.append(
             f"NodeName=tn{k} {place} CPUs=16 SocketsPerBoard=1 CoresPerSocket=16 ThreadsPerCore=1 "
-            "RealMemory=8000 Gres=gpu:4 State=UNKNOWN\n"
+            "RealMemory=500000 Gres=gpu:4 State=UNKNOWN\n"
         )
     nodes = [line for line in lines if line.startswith("NodeName")]
     text = lines[0].replace("PartitionName", "".join(nodes) + "PartitionName")
