@@ -38,7 +38,7 @@ from pipeline.supervise import (
 )
 
 POLL = 0.5  # seconds between two looks at a job
-SIGN = 100  # looks between two signs of life
+SIGN, HURRY = 100, 10  # looks between two signs of life and questions to Slurm; once told to stop
 UNLIMITED = 60 * 24 * 30  # minutes, for the local executor
 
 
@@ -158,7 +158,7 @@ def submit(task: Task, made: submitit.AutoExecutor, folder: Path, registered: Re
 
     signal.signal(signal.SIGINT, before)
     handle(stop)
-    follow(job, registered.touch)
+    follow(job, registered.touch, signals)
     while local and descendants():  # ranks that still save, though what started them has ended
         time.sleep(POLL)
     try:
@@ -171,17 +171,22 @@ def submit(task: Task, made: submitit.AutoExecutor, folder: Path, registered: Re
     return status
 
 
-def follow(job: Any, alive: Callable[[], None]) -> None:
-    """Copy the output of rank 0 to ours until the job is done; `alive` is called now and then."""
+def follow(job: Any, alive: Callable[[], None], signals: Sequence[int]) -> None:
+    """Copy the output of rank 0 to ours until the job is done; `alive` is called now and then.
+
+    A job that leaves no result, as one that is cancelled, is known to be done once Slurm is asked;
+    submitit by itself asks ever more rarely. `signals`: those that have told us to stop.
+    """
     seen = 0
     done = False
     for look in itertools.count():
         if done:
             return
-        if look % SIGN == 0:
+        asked = look % (HURRY if signals else SIGN) == 0
+        if asked:
             alive()
         time.sleep(POLL)
-        done = job.done(force_check=False)
+        done = job.done(force_check=asked)
         if job.paths.stdout.exists():
             with job.paths.stdout.open("rb") as stream:
                 stream.seek(seen)
