@@ -33,6 +33,33 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"} | more
 
 
+@pytest.mark.parametrize(
+    ("number", "devices"), [(0, "2,5,7"), (1, "2,5"), (2, "2,5"), (3, "2,5,7")]
+)
+def test_the_front_doors_take_the_devices_that_are_there(
+    project: Path, number: int, devices: str
+) -> None:
+    """Eight declared devices, of which the shell names three where the line names none."""
+    (project / ".venv").is_symlink() or (project / ".venv").symlink_to(sys.prefix)
+    small = {
+        "make train": "make -o .venv/installed train EXPERIMENT=tiny SET='{}'",
+        "RES=64": "RES=8",
+        "gpu=4": "gpu=4 --config experiment=tiny 'set={}' -- train",
+    }
+    settings = f"runtime.gpus.train=3 train.batch=24 train.seed={90 + number}"
+    words = for_here(commands("one-machine")[number], small).replace("{}", settings)
+    more = {} if "CUDA_VISIBLE_DEVICES" in words else {"CUDA_VISIBLE_DEVICES": "2,5,7"}
+    done = subprocess.run(
+        ["bash", "-c", words],
+        cwd=project,
+        env=environment(PIPELINE_GPU_IDS="0,1,2,3,4,5,6,7", **more),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"CUDA_VISIBLE_DEVICES={devices} " in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("command", BY_HAND)
 def test_a_step_starts_by_hand(project: Path, command: str) -> None:
     words = shlex.split(for_here(command, {"PACK": PACK}))
