@@ -182,11 +182,11 @@ def follow(job: Any, alive: Callable[[], None], signals: Sequence[int]) -> None:
     for look in itertools.count():
         if done:
             return
-        asked = look % (HURRY if signals else SIGN) == 0
-        if asked:
-            alive()
         time.sleep(POLL)
-        done = job.done(force_check=asked)
+        if look % (HURRY if signals else SIGN) == 0:
+            alive()
+            job.get_info(mode="force")  # done() of several tasks never asks at once
+        done = job.done(force_check=False)
         if job.paths.stdout.exists():
             with job.paths.stdout.open("rb") as stream:
                 stream.seek(seen)

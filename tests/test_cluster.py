@@ -288,6 +288,9 @@ SMALL = {
     "train data.path": "train experiment=tiny data.path",
     "profiles/slurm": f"profiles/slurm {' '.join(FLAGS)}",
     "--set-resources": "--set-resources train:mem_mb=2000",
+    "gpus.train=8": "gpus.train=4",
+    "train:gpu=8": "train:gpu=4",
+    "per-node=4": "per-node=2",
 }
 
 
@@ -296,7 +299,7 @@ SMALL = {
 def test_the_commands_of_the_page(
     two_nodes: dict[str, str], finished: Path, tmp_path: Path, number: int
 ) -> None:
-    """As printed, but for what is a cluster's own; with eight ranks where the page has eight."""
+    """As printed, but for what is a cluster's own; with four ranks where the page has eight."""
     project = copied(finished, tmp_path / "project")
     command = pages.for_here(pages.commands("slurm")[number], SMALL)
     done = subprocess.run(
