@@ -152,9 +152,9 @@ def submit(task: Task, made: submitit.AutoExecutor, folder: Path, registered: Re
         elif local:
             os.kill(int(job.job_id), signal.SIGTERM)
         else:
-            subprocess.run(["scancel", "--signal=TERM", job.job_id], check=False)
-            # one that waits in the queue gets no signals
-            subprocess.run(["scancel", "--state=PENDING", job.job_id], check=False)
+            # one that waits in the queue gets no signals: scancel would wait with it
+            for what in (["--state=PENDING"], ["--state=RUNNING", "--signal=TERM"]):
+                subprocess.run(["scancel", "--quiet", *what, job.job_id], check=False)
 
     signal.signal(signal.SIGINT, before)
     handle(stop)

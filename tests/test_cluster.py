@@ -337,3 +337,25 @@ def test_a_stopped_launcher_takes_its_job_out_of_the_queue(
     assert run.wait(60) == 75, run.stdout.read()
     assert "PENDING" not in slurm.output(one_node, "squeue", "-h", "-j", job, "-o", "%T")
     slurm.output(one_node, "scancel", other)
+
+
+def test_a_stopped_launcher_lets_its_job_save(
+    one_node: dict[str, str], finished: Path, tmp_path: Path
+) -> None:
+    project = copied(finished, tmp_path / "project")
+    more = ["launcher=submitit_slurm", "launch.slurm.memory_gb=1", "train.images=320000"]
+    run = subprocess.Popen(
+        [*by_hand(project), *more, "runtime.progress_seconds=1"],
+        cwd=project,
+        env=one_node,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert run.stdout is not None
+    while "images/s" not in run.stdout.readline():
+        assert run.poll() is None
+    run.send_signal(signal.SIGTERM)
+    printed = run.communicate(timeout=60)[0]
+    assert run.returncode == 75 and "stopped: saved at step" in printed, printed
+    assert list((project / "out").glob("checkpoints/*/step-*.pt"))
