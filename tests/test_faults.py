@@ -85,6 +85,7 @@ def kill_a_rank(launched: Launched, number: int, step: int) -> None:
     launched.rank(number).kill()
 
 
+@pytest.mark.slow
 def test_killed_ranks_start_again_then_end_and_the_same_command_goes_on(
     reference: dict[str, Tensor], pack: Path, tmp_path: Path
 ) -> None:
