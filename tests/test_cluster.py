@@ -65,16 +65,10 @@ def of_user(environment: dict[str, str]) -> dict[str, str]:
     }
 
 
-def run(
-    project: Path, environment: dict[str, str], *resources: str, settings: str, target: str = "all"
-) -> str:
-    """The engine with the Slurm profile, and other resources for the training; its output."""
-    words = [sys.executable, "-m", "snakemake", "--profile", "profiles/slurm", *FLAGS]
-    words += ["--set-resources", *(f"train:{one}" for one in ("mem_mb=1000", *resources))]
-    words += ["--set-threads", "train=2"]
-    words += ["--config", "experiment=tiny", f"set={json.dumps([settings])}", "--", target]
+def printed_by(words: list[str], project: Path, environment: dict[str, str]) -> str:
+    """What a command prints, which ends well and in time."""
     done = subprocess.run(
-        ["timeout", "-k", "10", "400", *words],
+        ["timeout", "-k", "10", "500", *words],
         cwd=project,
         env=environment,
         stdout=subprocess.PIPE,
@@ -83,6 +77,17 @@ def run(
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
+
+
+def run(
+    project: Path, environment: dict[str, str], *resources: str, settings: str, target: str = "all"
+) -> str:
+    """The engine with the Slurm profile, and other resources for the training; its output."""
+    words = [sys.executable, "-m", "snakemake", "--profile", "profiles/slurm", *FLAGS]
+    words += ["--set-resources", *(f"train:{one}" for one in ("mem_mb=1000", *resources))]
+    words += ["--set-threads", "train=2"]
+    words += ["--config", "experiment=tiny", f"set={json.dumps([settings])}", "--", target]
+    return printed_by(words, project, environment)
 
 
 @pytest.fixture(scope="module")
@@ -206,32 +211,15 @@ def test_the_same_by_submitit_and_by_srun(
     one_node: dict[str, str], finished: Path, tmp_path: Path, before: list[str], after: list[str]
 ) -> None:
     project = copied(finished, tmp_path / "project")
-    done = subprocess.run(
-        [*before, *by_hand(project), *after],
-        cwd=project,
-        env=one_node,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert ("by submitit" in done.stdout) == bool(after)
+    printed = printed_by([*before, *by_hand(project), *after], project, one_node)
+    assert ("by submitit" in printed) == bool(after)
     assert [row["loss"] for row in outcome(project / "out")[1]] == training(finished)[1]
 
 
 def by_submitit(project: Path, environment: dict[str, str], *more: str) -> str:
     """The training by hand through submitit on Slurm; what it printed."""
-    done = subprocess.run(
-        [*by_hand(project), "launcher=submitit_slurm", "launch.slurm.memory_gb=1", *more],
-        cwd=project,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    words = [*by_hand(project), "launcher=submitit_slurm", "launch.slurm.memory_gb=1", *more]
+    return printed_by(words, project, environment)
 
 
 def test_submitit_queues_a_job_again_at_its_time_limit(
@@ -302,16 +290,8 @@ def test_the_commands_of_the_page(
     """As printed, but for what is a cluster's own; with four ranks where the page has eight."""
     project = copied(finished, tmp_path / "project")
     command = pages.for_here(pages.commands("slurm")[number], SMALL)
-    done = subprocess.run(
-        ["timeout", "-k", "10", "300", "bash", "-c", command],
-        cwd=project,
-        env=two_nodes,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
-    assert list(project.glob("results/**/weights.safetensors")), done.stdout
+    printed = printed_by(["bash", "-c", command], project, two_nodes)
+    assert list(project.glob("results/**/weights.safetensors")), printed
 
 
 def test_a_stopped_launcher_takes_its_job_out_of_the_queue(
