@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests import nodes, pages, slurm
+from tests.conftest import ROOT
 from tests.test_train import outcome
 from tests.test_workflow import copy_code
 
@@ -83,7 +84,8 @@ def run(
     project: Path, environment: dict[str, str], *resources: str, settings: str, target: str = "all"
 ) -> str:
     """The engine with the Slurm profile, and other resources for the training; its output."""
-    words = [sys.executable, "-m", "snakemake", "--profile", "profiles/slurm", *FLAGS]
+    words = [sys.executable, f"{ROOT}/tests/impatient_snakemake.py"]
+    words += ["--profile", "profiles/slurm", *FLAGS]
     words += ["--set-resources", *(f"train:{one}" for one in ("mem_mb=1000", *resources))]
     words += ["--set-threads", "train=2"]
     words += ["--config", "experiment=tiny", f"set={json.dumps([settings])}", "--", target]
@@ -158,17 +160,33 @@ def copied(finished: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def rate(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
+    """Images per second of a training by two ranks, when it is under way."""
+    project = copied(finished, tmp_path_factory.mktemp("rate") / "project")
+    more = ["runtime.gpus.train=2", "train.images=5120", "runtime.log_images=64"]
+    printed_by([*by_hand(project), *more], project, os.environ | {"OMP_NUM_THREADS": "1"})
+    rows = outcome(project / "out")[1]
+    return sorted(row["images_per_s"] for row in rows)[-len(rows) // 4]
+
+
+def check_stops(printed: list[str], images: int) -> None:
+    """A job saved at its limit, or came to the end: the last, and one that was stopped there."""
+    stopped = sum("stopped: saved at step" in text for text in printed)
+    ended = sum(f"train: {images:,} images" in text for text in printed)
+    assert stopped, "no job was at its limit"
+    assert ended and stopped + ended == len(printed)
+
+
 def test_a_job_at_its_time_limit_saves_and_goes_on(
-    one_node: dict[str, str], finished: Path, tmp_path: Path
+    one_node: dict[str, str], finished: Path, rate: float, tmp_path: Path
 ) -> None:
     project = copied(finished, tmp_path / "project")
-    rate = outcome(finished / "results/tiny/shapes_tiny_8-box/train")[1][-1]["images_per_s"]
-    images = round(45 * rate / 64) * 64  # 45 s of work, of which a job has time for 30
+    images = round(30 * rate / 64) * 64  # 30 s of work; a job leaves after 30, its start included
     settings = f"train.images={images} launch.slurm.signal_seconds=30 runtime.log_images=64"
     run(project, one_node, "runtime=1", settings=settings, target="train")
     printed = logs(project, "train")
-    assert len(printed) > 1, "the job was never at its limit"
-    assert sum("stopped: saved at step" in text for text in printed) == len(printed) - 1
+    check_stops(printed, images)
     assert all("Slurm gives this job" in text for text in printed)
     assert len(training(project)[1]) == images // 64
 
@@ -223,12 +241,11 @@ def by_submitit(project: Path, environment: dict[str, str], *more: str) -> str:
 
 
 def test_submitit_queues_a_job_again_at_its_time_limit(
-    one_node: dict[str, str], finished: Path, tmp_path: Path
+    one_node: dict[str, str], finished: Path, rate: float, tmp_path: Path
 ) -> None:
     project = copied(finished, tmp_path / "project")
-    rate = outcome(finished / "results/tiny/shapes_tiny_8-box/train")[1][-1]["images_per_s"]
-    # Slurm's own signals come up to 60 s early, so after 30 to 90 s of a job; 120 s of work.
-    images = round(120 * rate / 64) * 64
+    # Slurm's own signals come up to 60 s early, so after 30 to 90 s of a job; 100 s of work.
+    images = round(100 * rate / 64) * 64
     limits = ("launch.slurm.minutes=2", "launch.slurm.signal_seconds=30")
     more = (f"train.images={images}", "runtime.log_images=64")  # a row each two steps
     printed = by_submitit(project, one_node, *limits, *more)
@@ -251,17 +268,15 @@ def test_submitit_over_two_nodes_is_one_of_four(
 
 @pytest.mark.skipif(bool(nodes.missing()), reason=f"NOT TESTED: nodes need {nodes.missing()}")
 def test_two_nodes_at_their_time_limit_save_and_go_on(
-    two_nodes: dict[str, str], finished: Path, tmp_path: Path
+    two_nodes: dict[str, str], finished: Path, rate: float, tmp_path: Path
 ) -> None:
     project = copied(finished, tmp_path / "project")
-    rate = outcome(finished / "results/tiny/shapes_tiny_8-box/train")[1][-1]["images_per_s"]
-    images = round(45 * rate / 64) * 64
+    images = round(20 * rate / 64) * 64  # 25 to 30 s for four ranks with a network between
     settings = f"train.images={images} launch.slurm.signal_seconds=30 runtime.log_images=64 "
     settings += "runtime.gpus.train=4 runtime.micro_batch=8 launcher=torchrun launch.nnodes=2"
     run(project, two_nodes, *TWO, "runtime=1", settings=settings, target="train")
     printed = logs(project, "train")
-    assert len(printed) > 1, "the job was never at its limit"
-    assert sum("stopped: saved at step" in text for text in printed) == len(printed) - 1
+    check_stops(printed, images)
     assert len(training(project)[1]) == images // 64
 
 

@@ -42,7 +42,7 @@ def test_snakemake_at_32(project: Project) -> None:
 
 
 def test_make_train_at_64_lies_beside(project: Project) -> None:
-    make = ["make", "-o", ".venv/installed", "EXPERIMENT=photos", "RES=64"]
+    make = ["make", "-o", ".venv/installed", "EXPERIMENT=photos", "RES=64", "SET=train.images=640"]
     output = checked(project, [*make, "train"])
     assert "resolution 64 from the configuration" in output
     for res in (32, 64):
