@@ -57,8 +57,11 @@ def place() -> Iterator[Path]:
 
 
 def of_user(environment: dict[str, str]) -> dict[str, str]:
-    """With the project's tools, and GPUs that this machine does not have."""
-    path = f"{environment['PATH'].partition(':')[0]}:{Path(sys.executable).parent}"
+    """With the project's tools, a snakemake that waits less, GPUs that this machine lacks."""
+    commands = environment["PATH"].partition(":")[0]
+    ours = f"{sys.executable} {ROOT}/tests/impatient_snakemake.py"
+    slurm.executable(Path(commands) / "snakemake", f'#!/bin/sh\nexec {ours} "$@"\n')
+    path = f"{commands}:{Path(sys.executable).parent}"
     return environment | {
         "PATH": f"{path}:{os.environ['PATH']}",
         "PIPELINE_GPU_IDS": "0,1,2,3",
@@ -84,8 +87,7 @@ def run(
     project: Path, environment: dict[str, str], *resources: str, settings: str, target: str = "all"
 ) -> str:
     """The engine with the Slurm profile, and other resources for the training; its output."""
-    words = [sys.executable, f"{ROOT}/tests/impatient_snakemake.py"]
-    words += ["--profile", "profiles/slurm", *FLAGS]
+    words = ["snakemake", "--profile", "profiles/slurm", *FLAGS]
     words += ["--set-resources", *(f"train:{one}" for one in ("mem_mb=1000", *resources))]
     words += ["--set-threads", "train=2"]
     words += ["--config", "experiment=tiny", f"set={json.dumps([settings])}", "--", target]
