@@ -13,7 +13,12 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
+from torch.distributed.elastic.agent.server.api import (
+    DEFAULT_ROLE,
+    RunResult,
+    WorkerGroup,
+    WorkerState,
+)
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -52,6 +57,16 @@ class Agent(LocalElasticAgent):
         """As torchrun makes it."""
         super().__init__(*args, **kwargs)
         self.came: list[int] = []  # signals while the ranks were being stopped
+
+    def run(self, role: str = DEFAULT_ROLE) -> RunResult:
+        """As torchrun does; but a signal to ranks at their very end leaves them their success."""
+        try:
+            return super().run(role)
+        except SignalException:
+            ended = self._pcontext.wait(0) if self._pcontext else None
+            if ended is None or ended.is_failed():
+                raise
+            return RunResult(state=WorkerState.SUCCEEDED)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result = super()._monitor_workers(worker_group)

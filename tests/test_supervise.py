@@ -129,6 +129,33 @@ time.sleep(100)
 """
 
 
+ENDING = """
+import os, pathlib, signal, sys, time
+ended = []
+signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
+pathlib.Path(sys.argv[1], "rank" + os.environ["RANK"]).touch()
+while not ended:
+    time.sleep(0.05)
+sys.exit(int(sys.argv[2 + int(os.environ["RANK"])]))
+"""
+
+
+@pytest.mark.parametrize(("ends", "status"), [(("0", "0"), 0), (("0", "75"), EXIT_RESUMABLE)])
+def test_a_signal_to_ranks_at_their_very_end_leaves_their_success(
+    tmp_path: Path, ends: tuple[str, str], status: int
+) -> None:
+    (tmp_path / "ending.py").write_text(ENDING)
+    words = ["-m", "pipeline.torchrun", "--standalone", "--nproc-per-node=2"]
+    words += [str(tmp_path / "ending.py"), str(tmp_path), *ends]
+    agent = subprocess.Popen([sys.executable, *words], cwd=ROOT)
+    until = time.monotonic() + 60
+    while not all((tmp_path / f"rank{k}").exists() for k in (0, 1)):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    agent.send_signal(signal.SIGTERM)
+    assert agent.wait(30) == status
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> dict[str, psutil.Process]:
     """A launcher, its torchrun and two ranks of another project's module that ignore SIGTERM."""
