@@ -117,16 +117,20 @@ def run(job: Job, log: Path | None) -> int:
     config = config.model_copy(update={"launch": launch})
     if slurm.over_nodes(launch):
         return on_every_node(job, launch, log)
-    visible = gpus.visible()
+    with Registered(job.module, max(1, job.wanted), log) as registered:  # its checks may wait
+        return run_here(job, config, log, registered)
+
+
+def run_here(job: Job, config: Config, log: Path | None, registered: Registered) -> int:
+    """The same on this machine, or as one job of Slurm through submitit."""
+    launch, visible = config.launch, gpus.visible()
     count = ranks(job, config, visible)
     if launch.launcher == "submitit_slurm":
-        with Registered(job.module, count * launch.nnodes, log) as registered:
-            return submitted(job, count, job.wanted, launch, None, registered)
+        registered.say(processes=count * launch.nnodes)
+        return submitted(job, count, job.wanted, launch, None, registered)
+    registered.say(processes=count)
     announce(job, count, visible)
-    with (
-        Registered(job.module, count, log) as registered,
-        lease(devices(job, config, count, visible)) as mine,
-    ):
+    with lease(devices(job, config, count, visible)) as mine:
         leased = mine.ids if visible else None
         registered.say(gpus=mine.ids)
         with slurm.warned(launch):

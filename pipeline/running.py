@@ -18,6 +18,7 @@ from typing import Any
 
 FOLDER = Path("results/.running")
 SILENT = 300  # seconds without a sign after which another machine's job counts as lost
+FORGOTTEN = 86400  # … and after which nobody needs to be told of it any more
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,15 @@ class Entry:
             return False
         except BlockingIOError:
             return True
+        except OSError:  # a file system without locks
+            return self.silent_seconds() < SILENT
         return False
+
+    def is_forgotten(self) -> bool:
+        """Whether it ended long ago without saying so."""
+        if self.is_here():
+            return not self.is_alive()
+        return self.silent_seconds() >= FORGOTTEN
 
 
 class Sign:
@@ -128,15 +137,15 @@ class Registered:
 
 
 def entries() -> list[Entry]:
-    """The jobs that run, the oldest first; files that were left behind on this machine go."""
+    """The jobs that run, the oldest first; files that were left behind go."""
     found = []
     for path in FOLDER.glob("*.json"):
         try:
             entry = Entry(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError):  # ended or begins just now
             continue
-        if entry.is_alive() or not entry.is_here():
-            found.append(entry)
-        else:
+        if entry.is_forgotten():
             path.unlink(missing_ok=True)
+        else:
+            found.append(entry)
     return sorted(found, key=lambda entry: entry.started)

@@ -40,38 +40,53 @@ def tell(pid: int) -> bool:
     return True
 
 
-def wait(what: list[running.Entry], seconds: float) -> list[running.Entry]:
-    """Those that are still alive after they all had `seconds` to end."""
+def stop_engine(pid: int) -> bool:
+    """Tell the engine to start nothing more; whether that was allowed."""
+    allowed = tell(pid)
+    does = "starts nothing more" if allowed else "is another user's: ask them to stop it"
+    print(f"snakemake (process {pid}) {does}")
+    return allowed
+
+
+def stop_launcher(entry: running.Entry) -> bool:
+    """Tell a job's launcher to let it save; whether that was allowed."""
+    allowed = tell(entry.pid)
+    if allowed:
+        print(f"stopping {entry.module} {entry.out} (process {entry.pid})", flush=True)
+    else:
+        print(f"{entry.module} (process {entry.pid}) is another user's: ask them to stop it")
+    return allowed
+
+
+def stop_launchers(seconds: float) -> dict[Path, bool]:
+    """Stop every launcher of this machine, those that begin meanwhile too: {file: allowed}.
+
+    Returns when those that may be stopped have ended, or after `seconds`.
+    """
+    told: dict[Path, bool] = {}
     until = time.monotonic() + seconds
-    while (left := [entry for entry in what if entry.is_alive()]) and time.monotonic() < until:
+    while True:
+        here = [entry for entry in running.entries() if entry.is_here()]
+        told |= {entry.path: stop_launcher(entry) for entry in here if entry.path not in told}
+        if not any(told[entry.path] for entry in here) or time.monotonic() > until:
+            return told
         time.sleep(0.1)
-    return left
 
 
 def main(argv: list[str]) -> None:
     """Stop, wait, say what was stopped; status 1 where something did not end."""
-    found = running.entries()
-    here, elsewhere = ([e for e in found if e.is_here() == side] for side in (True, False))
+    pid = engine()
+    allowed = pid is None or stop_engine(pid)
+    elsewhere = [entry for entry in running.entries() if not entry.is_here()]
     for entry in elsewhere:
         print(f"{entry.module} runs on {entry.host}: run `make stop` there, or cancel its job")
-    refused = False
-    if (pid := engine()) is not None:
-        refused = not tell(pid)
-        does = "is another user's: ask them to stop it" if refused else "starts nothing more"
-        print(f"snakemake (process {pid}) {does}")
-    mine = []
-    for entry in here:
-        if tell(entry.pid):
-            mine.append(entry)
-            print(f"stopping {entry.module} {entry.out} (process {entry.pid})", flush=True)
-        else:
-            refused = True
-            print(f"{entry.module} (process {entry.pid}) is another user's: ask them to stop it")
-    for entry in (left := wait(mine, PATIENCE)):
+    told = stop_launchers(PATIENCE)
+    left = [entry for entry in running.entries() if told.get(entry.path)]
+    for entry in left:
         print(f"{entry.module} (process {entry.pid}) is still there: kill -KILL {entry.pid}")
-    if not found and pid is None:
+    if not told and not elsewhere and pid is None:
         print("nothing runs in this folder")
-    sys.exit(1 if left or refused else 0)
+    sys.exit(0 if allowed and all(told.values()) and not left else 1)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import psutil
 import submitit
 from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
+from pipeline import slurm
 from pipeline.errors import EXIT_RESUMABLE
 from pipeline.keys import Launch
 from pipeline.leases import held_by_rank
@@ -37,6 +38,7 @@ from pipeline.supervise import (
     show,
 )
 
+STOP = signal.SIGUSR1  # tells the tasks of a Slurm job to save and end
 POLL = 0.5  # seconds between two looks at a job
 SIGN, HURRY = 100, 10  # looks between two signs of life and questions to Slurm; once told to stop
 UNLIMITED = 60 * 24 * 30  # minutes, for the local executor
@@ -58,6 +60,8 @@ class Task:
 
     def __call__(self) -> int:
         """Run the step as the rank that submitit says; returns its exit status."""
+        # what an earlier start of this job, which was queued again, left as its result
+        submitit.JobEnvironment().paths.result_pickle.unlink(missing_ok=True)
         TorchDistributedEnvironment().export(overwrite=True, set_cuda_visible_devices=False)
         if os.environ["WORLD_SIZE"] == os.environ["LOCAL_WORLD_SIZE"]:
             os.environ["MASTER_ADDR"] = "127.0.0.1"  # whatever this node's name means here
@@ -67,7 +71,8 @@ class Task:
             preexec_fn=functools.partial(die_with_parent, signal.SIGTERM, os.getpid()),
             pass_fds=held_by_rank(self.rank_locks),
         )
-        signal.signal(signal.SIGTERM, self._pass_on)
+        signal.signal(signal.SIGTERM, self._preempted if self.launcher is None else self._stop)
+        signal.signal(STOP, self._stop)
         if self.launcher is not None:
             threading.Thread(target=self._follow, args=(self.launcher,), daemon=True).start()
         while (
@@ -76,8 +81,18 @@ class Task:
             time.sleep(POLL)
         return status
 
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        self.child.send_signal(number)
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.child.send_signal(signal.SIGTERM)
+
+    def _preempted(self, number: int, frame: FrameType | None) -> None:
+        """SIGTERM by Slurm: of a job that is cancelled; else of one that is preempted.
+
+        That one is to be queued again, as on submitit's own warning.
+        """
+        if slurm.asked("%T") == "RUNNING":
+            os.kill(os.getpid(), signal.SIGUSR2)
+        else:
+            self._stop(number, frame)
 
     def _follow(self, launcher: int) -> None:
         with suppress(psutil.NoSuchProcess):
@@ -135,29 +150,24 @@ def submit(task: Task, made: submitit.AutoExecutor, folder: Path, registered: Re
     """
     local = made.cluster == "local"
     become_subreaper()
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for us, who let ranks save
-    job = made.submit(task)
-    print(f"job {job.job_id} by submitit, logs in {folder}", flush=True)
-    registered.say(log=str(job.paths.stdout))
-    if not local:
-        registered.say(gpus=[f"Slurm job {job.job_id}"])
+    job: Any = None
     signals: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         signals.append(number)
-        if len(signals) > 1 and local:
-            end_descendants()
-        elif len(signals) > 1:
-            job.cancel(check=False)
-        elif local:
-            os.kill(int(job.job_id), signal.SIGTERM)
-        else:
-            # one that waits in the queue gets no signals: scancel would wait with it
-            for what in (["--state=PENDING"], ["--state=RUNNING", "--signal=TERM"]):
-                subprocess.run(["scancel", "--quiet", *what, job.job_id], check=False)
+        if job is not None:
+            end(job, local, at_once=len(signals) > 1)
 
-    signal.signal(signal.SIGINT, before)
     handle(stop)
+    told = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for us, who let ranks save
+    job = made.submit(task)
+    signal.signal(signal.SIGINT, told)
+    if signals:  # one that came while the job was on its way
+        end(job, local, at_once=False)
+    print(f"job {job.job_id} by submitit, logs in {folder}", flush=True)
+    registered.say(log=str(job.paths.stdout))
+    if not local:
+        registered.say(gpus=[f"Slurm job {job.job_id}"])
     follow(job, registered.touch, signals)
     while local and descendants():  # ranks that still save, though what started them has ended
         time.sleep(POLL)
@@ -169,6 +179,20 @@ def submit(task: Task, made: submitit.AutoExecutor, folder: Path, registered: Re
     if signals and status != 0:
         return EXIT_RESUMABLE
     return status
+
+
+def end(job: Any, local: bool, at_once: bool) -> None:
+    """Have the ranks of a job save and leave; `at_once`: without saving."""
+    if local and at_once:
+        end_descendants()
+    elif at_once:
+        job.cancel(check=False)
+    elif local:
+        os.kill(int(job.job_id), signal.SIGTERM)
+    else:
+        # one that waits in the queue gets no signals: scancel would wait with it
+        for what in (["--state=PENDING"], ["--state=RUNNING", f"--signal={STOP.name}"]):
+            subprocess.run(["scancel", "--quiet", *what, job.job_id], check=False)
 
 
 def follow(job: Any, alive: Callable[[], None], signals: Sequence[int]) -> None:

@@ -29,6 +29,7 @@ pytestmark = [
 # There is no accounting here, so the state of jobs comes from squeue.
 FLAGS = ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1"]
 FLAGS += ["--seconds-between-status-checks", "1", "--slurm-keep-successful-logs"]
+FLAGS += ["--retries", "9"]  # for machines on which little is done before a limit of a minute
 FLAGS += ["--latency-wait", "5", "--default-resources", "mem_mb=1000", "runtime=5"]
 
 
@@ -166,7 +167,8 @@ def copied(finished: Path, folder: Path) -> Path:
 def rate(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
     """Images per second of a training by two ranks, when it is under way."""
     project = copied(finished, tmp_path_factory.mktemp("rate") / "project")
-    more = ["runtime.gpus.train=2", "train.images=5120", "runtime.log_images=64"]
+    more = ["launcher=standalone", "runtime.gpus.train=2", "train.images=5120"]
+    more.append("runtime.log_images=64")
     printed_by([*by_hand(project), *more], project, os.environ | {"OMP_NUM_THREADS": "1"})
     rows = outcome(project / "out")[1]
     return sorted(row["images_per_s"] for row in rows)[-len(rows) // 4]
@@ -184,7 +186,7 @@ def test_a_job_at_its_time_limit_saves_and_goes_on(
     one_node: dict[str, str], finished: Path, rate: float, tmp_path: Path
 ) -> None:
     project = copied(finished, tmp_path / "project")
-    images = round(30 * rate / 64) * 64  # 30 s of work; a job leaves after 30, its start included
+    images = round(35 * rate / 64) * 64  # 35 s of work; a job leaves after 30, its start included
     settings = f"train.images={images} launch.slurm.signal_seconds=30 runtime.log_images=64"
     run(project, one_node, "runtime=1", settings=settings, target="train")
     printed = logs(project, "train")
@@ -236,6 +238,35 @@ def test_the_same_by_submitit_and_by_srun(
     assert [row["loss"] for row in outcome(project / "out")[1]] == training(finished)[1]
 
 
+def test_submitit_queues_a_preempted_job_again(
+    one_node: dict[str, str], finished: Path, rate: float, tmp_path: Path
+) -> None:
+    """Slurm sends SIGTERM, and ends the job after the partition's time of grace."""
+    project = copied(finished, tmp_path / "project")
+    images = round(20 * rate / 64) * 64
+    more = ["launcher=submitit_slurm", "launch.slurm.memory_gb=1", f"train.images={images}"]
+    run = subprocess.Popen(
+        [*by_hand(project), *more, "runtime.progress_seconds=1", "runtime.log_images=64"],
+        cwd=project,
+        env=one_node,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert run.stdout is not None
+    printed = [run.stdout.readline()]
+    while "images/s" not in printed[-1]:
+        assert run.poll() is None, printed
+        printed.append(run.stdout.readline())
+    [job] = [line.split()[1] for line in printed if "by submitit" in line]
+    slurm.output(one_node, "scancel", "--signal=TERM", job)
+    printed.append(run.communicate(timeout=200)[0])
+    text = "".join(printed)
+    assert run.returncode == 0 and "Requeued job" in text, text
+    assert "stopped: saved at step" in text and "going on from step" in text
+    assert len(outcome(project / "out")[1]) == images // 64
+
+
 def by_submitit(project: Path, environment: dict[str, str], *more: str) -> str:
     """The training by hand through submitit on Slurm; what it printed."""
     words = [*by_hand(project), "launcher=submitit_slurm", "launch.slurm.memory_gb=1", *more]
@@ -246,8 +277,8 @@ def test_submitit_queues_a_job_again_at_its_time_limit(
     one_node: dict[str, str], finished: Path, rate: float, tmp_path: Path
 ) -> None:
     project = copied(finished, tmp_path / "project")
-    # Slurm's own signals come up to 60 s early, so after 30 to 90 s of a job; 100 s of work.
-    images = round(100 * rate / 64) * 64
+    # Slurm's own signals come up to 60 s early, so after 30 to 90 s of a job; 110 s of work.
+    images = round(110 * rate / 64) * 64
     limits = ("launch.slurm.minutes=2", "launch.slurm.signal_seconds=30")
     more = (f"train.images={images}", "runtime.log_images=64")  # a row each two steps
     printed = by_submitit(project, one_node, *limits, *more)

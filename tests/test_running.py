@@ -1,5 +1,7 @@
 """What runs in a folder is seen, and stopped, from its files alone."""
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -91,6 +93,54 @@ def test_a_job_of_another_machine_that_gives_no_sign_is_named(folder: Path) -> N
     long_ago = time.time() - 2 * running.SILENT
     os.utime(entry.path, (long_ago, long_ago))
     assert re.search(r"SILENT for 10:0\d: look at node7", said("pipeline.status"))
+
+
+def test_a_job_that_was_silent_for_a_day_is_forgotten(folder: Path) -> None:
+    entry = running.Entry("node7", 1, "pipeline.train", "results/x/train", ["0"], 1, None, 0.0)
+    running.FOLDER.mkdir()
+    entry.path.write_text(json.dumps(asdict(entry)))
+    long_ago = time.time() - running.FORGOTTEN - 1
+    os.utime(entry.path, (long_ago, long_ago))
+    assert said("pipeline.stop") == "nothing runs in this folder\n" and not entry.path.exists()
+
+
+def test_without_locks_only_the_signs_of_life_count(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    with running.Registered(["-m", "pipeline.train"], 1, None) as registered:
+        [entry] = running.entries()
+        assert entry == registered.entry
+        long_ago = time.time() - running.SILENT - 1
+        os.utime(entry.path, (long_ago, long_ago))
+        assert running.entries() == []
+
+
+def test_a_job_that_begins_is_stopped_too(folder: Path, pack: Path) -> None:
+    words = ["-m", "pipeline.launch", "--", "-m", "pipeline.train", f"data.path={pack}", "out=run"]
+    job = psutil.Popen([sys.executable, *words, "experiment=tiny"], cwd=folder)
+    while not running.entries():
+        assert job.poll() is None
+    assert not job.children()  # it has yet to check everything
+    assert "stopping pipeline.train run" in said("pipeline.stop")
+    assert job.wait(10) == -signal.SIGTERM and not running.entries()
+
+
+def test_a_launcher_that_comes_while_others_end_is_stopped(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = socket.gethostname()
+    one, two = (
+        running.Entry(host, pid, "pipeline.train", "", [], 1, None, 0.0) for pid in (101, 102)
+    )
+    seen = iter([[one], [one, two], [two], []])
+    told: list[int] = []
+    monkeypatch.setattr(running, "entries", lambda: next(seen))
+    monkeypatch.setattr(stop, "tell", lambda pid: told.append(pid) is None)
+    assert stop.stop_launchers(60) == {one.path: True, two.path: True} and told == [101, 102]
 
 
 def test_numbers_are_the_last_that_were_measured(tmp_path: Path) -> None:

@@ -113,6 +113,21 @@ def test_a_failure_of_the_step_is_the_launchers(pack: Path, tmp_path: Path) -> N
     assert run.wait(60) == 2 and re.search(r"^error: .*launch.folder", printed(tmp_path), re.M)
 
 
+def test_a_job_that_starts_again_forgets_its_last_result(tmp_path: Path) -> None:
+    """A rank that saved has left the result 75, which the launcher must not take for the end."""
+    task = {"JOB_ID": "7", "NTASKS": "1", "GLOBALID": "0", "LOCALID": "0"}
+    environment = {f"SUBMITIT_LOCAL_{key}": value for key, value in task.items()}
+    environment |= {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_FOLDER": str(tmp_path)}
+    stale = tmp_path / "7_0_result.pkl"
+    stale.write_bytes(b"75")
+    code = f"import pathlib, sys; sys.exit(3 + pathlib.Path({str(stale)!r}).exists())"
+    words = (
+        f"import sys; from pipeline.submit import Task; sys.exit(Task(['-c', {code!r}], {{}})())"
+    )
+    run = [sys.executable, "-c", words]
+    assert subprocess.run(run, cwd=ROOT, env=os.environ | environment).returncode == 3
+
+
 def test_what_a_slurm_job_asks_for() -> None:
     launch = resolved(
         "launch.launcher=submitit_slurm", "launch.slurm.partition=gpu", "launch.slurm.memory_gb=64"
