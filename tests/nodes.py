@@ -87,6 +87,8 @@ def remove(count: int) -> None:
     for k in range(1, count + 1):
         power_off(k)
         with suppress(subprocess.CalledProcessError):
+            ip("link", "del", f"tv{k}")  # by itself it would go some time after the machine
+        with suppress(subprocess.CalledProcessError):
             ip("netns", "del", f"tn{k}")
     with suppress(subprocess.CalledProcessError):
         ip("link", "del", BRIDGE)

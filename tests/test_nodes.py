@@ -63,6 +63,7 @@ def alone(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, l
     out = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIPELINE_GPU_IDS", "0,1,2,3")
+        patch.setenv("PIPELINE_LEASE_DIR", str(out / "leases"))
         assert start([], 4, pack, out).wait(200) == 0, (out / "printed").read_text()
     return outcome(out)
 

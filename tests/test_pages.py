@@ -49,6 +49,7 @@ def test_the_front_doors_take_the_devices_that_are_there(
     settings = f"runtime.gpus.train=3 train.batch=24 train.seed={90 + number}"
     words = for_here(commands("one-machine")[number], small).replace("{}", settings)
     more = {} if "CUDA_VISIBLE_DEVICES" in words else {"CUDA_VISIBLE_DEVICES": "2,5,7"}
+    more["PIPELINE_LEASE_DIR"] = str(project / "leases")
     done = subprocess.run(
         ["bash", "-c", words],
         cwd=project,
@@ -58,6 +59,22 @@ def test_the_front_doors_take_the_devices_that_are_there(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"CUDA_VISIBLE_DEVICES={devices} " in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", commands("memory-and-speed"))
+def test_what_memory_a_run_takes_is_told_and_limited(project: Path, command: str) -> None:
+    small = {"make ": "make -o .venv/installed EXPERIMENT=tiny ", "RES=64": "RES=8"}
+    (project / ".venv").is_symlink() or (project / ".venv").symlink_to(sys.prefix)
+    done = subprocess.run(
+        ["bash", "-c", for_here(command, small)],
+        cwd=project,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed
+    assert ("images/s" if "plan" in command else "train: 640 images") in printed
 
 
 @pytest.mark.parametrize("command", BY_HAND)
