@@ -92,6 +92,8 @@ rule downsample:
 
 
 rule extractor:
+    input:
+        given=X.given_extractor,
     output:
         record=X.extractor,
     log:

@@ -39,6 +39,7 @@ class Experiment:
         names = layout.weights_files(self.config.train).values()
         self.weights = [f"{self.run}/train/{name}" for name in names]
         self.extractor = str(layout.extractor_file(self.config))
+        self.given_extractor = existing("evaluate.weights", self.config.evaluate.weights)
         self.samplers = by_sampler(self.config)  # the configuration of each, by the sampler's name
         self.sampled_weights = {k: str(layout.weights_file(c)) for k, c in self.samplers.items()}
         self.guides = {name: self.guide(name) for name in self.samplers}
@@ -61,19 +62,15 @@ class Experiment:
     def guide(self, sampler: str) -> list[str]:
         """The file of the guiding weights, where this sampler has one.
 
-        Raises UserError where there is no such file: the engine would take old results for new.
-        Likewise where the network is to guide itself and cannot.
+        Raises UserError where the network is to guide itself and cannot.
         """
         sample, config = self.samplers[sampler].sample, self.config
         check_guidance(sample, config.model.class_conditional, config.train.label_dropout)
         if sample.guide is None or sample.guidance == 1:
             return []
-        if sample.guide not in self.weights and not Path(sample.guide).is_file():
-            raise UserError(
-                f"sample.guide={sample.guide} is not a file: give the weights of another training, "
-                "or null"
-            )
-        return [sample.guide]
+        if sample.guide in self.weights:
+            return [sample.guide]
+        return existing("sample.guide", sample.guide)
 
     def threads(self, stage: str, workflow: Any) -> int:
         """CPU threads of a stage's job: four a GPU, fewer where cores are scarce.
@@ -94,6 +91,16 @@ class Experiment:
             f"experiment {self.config.experiment}, data {self.data} "
             f"(resolution {self.config.data.resolution} from {self.resolution_source})"
         )
+
+
+def existing(key: str, file: str | None) -> list[str]:
+    """The file of weights that a key names, as an input of a rule; none where it is null.
+
+    Raises UserError where there is no such file: the engine would take old results for new.
+    """
+    if file is not None and not Path(file).is_file():
+        raise UserError(f"{key}={file} is not a file: give a file of weights, or null")
+    return [] if file is None else [file]
 
 
 def start(workflow: Any, experiment: Experiment) -> None:

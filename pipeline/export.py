@@ -2,9 +2,9 @@
 
     python -m pipeline.export samples=FOLDER png=OUTFOLDER npz=FILE.npz
 
-`png` gets 000000.png … in the order of the samples and, where they have classes, labels.csv
-(file, label, class). `npz` holds arr_0, images uint8 (N,H,W,3), and arr_1, labels int64 (N,) where
-there are classes. Neither may exist before.
+`png` gets 000000.png … in the order of the samples, sample.json, which says how they were made, and
+labels.csv (file, label, class) where they have classes. `npz` holds arr_0, images uint8 (N,H,W,3),
+and arr_1, labels int64 (N,) where there are classes. Neither may exist before.
 """
 
 import csv
@@ -33,6 +33,7 @@ class Samples(NamedTuple):
     images: np.ndarray  # uint8 (N,H,W,3)
     labels: np.ndarray | None  # int64 (N,); None: no classes
     classes: list[str]  # names in label order
+    about: Path  # the file that says how they were made
 
 
 def read_samples(folder: Path) -> Samples:
@@ -44,12 +45,12 @@ def read_samples(folder: Path) -> Samples:
             "sample again"
         )
     try:
-        classes = read_json(folder / "sample.json")["data"]["classes"]
+        about = folder / "sample.json"
+        classes = read_json(about)["data"]["classes"]
     except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / 'sample.json'} does not name the classes: sample again"
-        ) from error
-    return Samples(images, read_labels(folder / "labels.npy", len(images), len(classes)), classes)
+        raise UserError(f"{about} does not name the classes: sample again") from error
+    labels = read_labels(folder / "labels.npy", len(images), len(classes))
+    return Samples(images, labels, classes, about)
 
 
 def check_targets(targets: list[Path]) -> None:
@@ -93,6 +94,7 @@ def write_png(target: Path, samples: Samples, progress_seconds: float) -> None:
             rows = [(n, lb, samples.classes[lb]) for n, lb in zip(names, labels, strict=True)]
             with (folder / "labels.csv").open("w", newline="") as stream:
                 csv.writer(stream).writerows([("file", "label", "class"), *rows])
+        shutil.copyfile(samples.about, folder / samples.about.name)
 
 
 def write_npz(target: Path, samples: Samples) -> None:

@@ -148,6 +148,25 @@ def check_same_data(
     ]
 
 
+def check_same_recipe(images: Entry, pack: str, path: Path, across: str | None) -> list[str]:
+    """Raise UserError where a pack is compared with one of another recipe or resolution.
+
+    `images` is its record, `pack` the name of the reference's; `across` as above.
+    """
+    one = named(images)
+    if one.rpartition("_")[2] == pack.rpartition("_")[2]:
+        return []
+    if across is None:
+        raise UserError(
+            f"images {path} are {one}, the reference is of {pack}: compare image sets of one "
+            f"recipe, or give across={pack}"
+        )
+    return [
+        f"the images are {one}, the reference is of {pack}: the distances measure the difference "
+        "of these recipes too"
+    ]
+
+
 def check_reference(reference: Reference, record: Entry, extractor: str, path: Path) -> None:
     """Raise UserError where the reference says that it is of another pack or extractor."""
     check_extractor(reference, extractor, path)
@@ -231,12 +250,13 @@ def read_any(config: Config, path: Path, reference: Path, across: str | None) ->
         check_sizes(real, size)
     how: Entry = {"images": path.name, "num": len(images)}
     data = None
-    if (path / "sample.json").is_file():
-        how, data = read_about(path)
-    record = pack_record(reference)
+    if (home(path) / "sample.json").is_file():
+        how, data = read_about(home(path))
+    record, other = pack_record(home(reference)), pack_record(home(path))
     sha256 = record["sha256"]["images"] if record else statistics and statistics.pack_sha256
     name = named(record) if record else (statistics and statistics.data) or reference.name
     notes = check_same_data(data if sha256 else None, name, str(sha256), path, across)
+    notes += check_same_recipe(other, name, path, across) if other and sha256 else []
     notes += unsaid(statistics, reference, config.evaluate.extractor) if statistics else []
     check_numbers(config.evaluate, len(images), len(real) if real else None)
     about = {"file": reference.name, "resolution": size[0]}
@@ -245,6 +265,11 @@ def read_any(config: Config, path: Path, reference: Path, across: str | None) ->
     elif real:
         about |= {"num_images": len(real), "pack_sha256": sha256, "flipped": False}
     return Inputs(images, None, how, real, None, [], statistics, about, notes)
+
+
+def home(path: Path) -> Path:
+    """The folder whose files say what the images at `path` are: a pack's, or that of samples."""
+    return path.parent if path.name == "images.npy" else path
 
 
 def open_reference(path: Path) -> tuple[Reference | None, ImageSet | None]:

@@ -264,7 +264,8 @@ def recipe_name(recipe: Any, fast: Any) -> str:
 
 
 # The keys that each stage reads, which are all that can make it run again. Places
-# (data.dir, evaluate.weights, ...), runtime and launch are in none of them.
+# (data.dir, ...), runtime and launch are in none of them. A file that evaluate.weights names is an
+# input of the rule extractor.
 DATA_KEYS = ("data.source", "data.resolution", "data.recipe", "downsample.fast")
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "downsample": (*DATA_KEYS, "data.expected_images", "data.expected_classes", "downsample"),

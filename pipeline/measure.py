@@ -223,6 +223,7 @@ class Search:
     def __init__(self, work: Work, real: ImageSet, rows_a: np.ndarray) -> None:
         inputs = work.inputs
         self.rows, self.num = queries(inputs.labels, len(inputs.images)), len(rows_a)
+        self.total = len(real)
         features = work.features(self.rows, inputs.images)
         self.near_a, self.near_b = Nearest(features, NEAREST), Nearest(features, NEAREST)
         few = rows_a[np.linspace(0, self.num - 1, min(REAL, self.num)).astype(int)]
@@ -233,4 +234,5 @@ class Search:
         self.near_a.merge(self.near_b.distances, self.near_b.rows)
         median = float(np.median(self.near_real.distances))
         near = self.near_a
-        return Neighbours(self.rows, near.rows, near.distances, 2 * self.num, median, self.num)
+        counts = (2 * self.num, self.total)
+        return Neighbours(self.rows, near.rows, near.distances, *counts, median, self.num)

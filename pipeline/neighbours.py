@@ -76,6 +76,7 @@ class Neighbours(NamedTuple):
     real_rows: np.ndarray  # (Q,k) of their nearest real images
     distances: np.ndarray  # (Q,k)
     searched: int  # real images
+    total: int  # real images that there are
     real: float  # median distance of real images to their nearest of `real_searched` others
     real_searched: int
 
@@ -83,6 +84,7 @@ class Neighbours(NamedTuple):
         """For the metrics file."""
         return {
             "searched": self.searched,
+            "total": self.total,
             "samples": self.rows.tolist(),
             "rows": self.real_rows.tolist(),
             "distances": self.distances.tolist(),
@@ -92,8 +94,11 @@ class Neighbours(NamedTuple):
 
     def caption(self) -> list[str]:
         """Lines below the picture."""
+        share = f"{self.searched:,}"
+        if self.searched < self.total:  # a copy of one of the others would not be seen
+            share += f" ({self.searched / self.total:.1%}) of {self.total:,}"
         return [
-            f"nearest of {self.searched:,} real images, with their distance in feature space",
+            f"nearest of {share} real images, with their distance in feature space",
             f"real images to their nearest of {self.real_searched:,} others: "
             f"{self.real:.4g} (median)",
         ]

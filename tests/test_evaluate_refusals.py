@@ -1,6 +1,7 @@
 """What an evaluation refuses, and what it takes where it is named."""
 
 import json
+import shutil
 from typing import Any
 
 import numpy as np
@@ -131,8 +132,23 @@ def test_any_reference_that_names_its_pack_is_checked(world: World) -> None:
     manifest = json.loads((world.root / "record").read_text())
     (world.root / "pack" / "manifest.json").write_text(json.dumps(manifest))
     (world.root / "reference").rename(world.root / "reference.npz")
-    for name in ("pack", "reference.npz"):
-        with pytest.raises(UserError, match="trained on shapes_16-adm"):
-            world.compare(world.root / "samples", world.root / name)
+    for name in ("pack", "pack/images.npy", "reference.npz"):
+        for samples in (world.root / "samples", world.root / "samples/images.npy"):
+            with pytest.raises(UserError, match="trained on shapes_16-adm"):
+                world.compare(samples, world.root / name)
         found = world.compare(world.root / "samples", world.root / name, "across=shapes_16-box")
         assert any("shapes_16-adm (ffffffff" in note for note in found["notes"])
+
+
+def test_a_pack_of_another_recipe_is_refused(world: World) -> None:
+    record = json.loads((world.root / "record").read_text())
+    (world.root / "pack" / "manifest.json").write_text(json.dumps(record))
+    other = world.root / "other"
+    shutil.copytree(world.root / "pack", other)
+    world.compare(other, world.root / "pack")  # the same recipe
+    (other / "manifest.json").write_text(json.dumps(record | {"recipe": "adm"}))
+    for images in (other, other / "images.npy"):
+        with pytest.raises(UserError, match="are shapes_16-adm, the reference is of shapes_16-box"):
+            world.compare(images, world.root / "pack")
+    found = world.compare(other, world.root / "pack", "across=shapes_16-box")
+    assert any("difference of these recipes" in note for note in found["notes"])

@@ -42,7 +42,7 @@ def test_every_image_stands_in_the_picture_pixel_by_pixel(size: int, scale: int)
     real = rng.integers(0, 256, (2, NEAREST, size, size, 3), np.uint8)
     distances = np.sort(rng.random((2, NEAREST)), 1)
     rows = np.zeros((2, NEAREST), int)
-    found = Neighbours(np.arange(2), rows, distances, 1000, 0.5, 500)
+    found = Neighbours(np.arange(2), rows, distances, 1000, 4000, 0.5, 500)
     shown = np.asarray(picture(found, samples, real))
     content = shown.tobytes()
     for image in (*samples, *real.reshape(-1, size, size, 3)):

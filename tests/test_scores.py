@@ -126,6 +126,19 @@ def test_scores_equal_torch_fidelity(tmp_path: Path) -> None:
         assert value == pytest.approx(wanted[key], abs=error), key
 
 
+def test_frechet_of_fewer_images_than_features() -> None:
+    """Covariances X'X/(n-1): the trace of the root of their product is a sum of singular values."""
+    rng, num, width = np.random.default_rng(0), 70, 1280
+    spread = np.exp(-np.arange(width) / 100)
+    one, two = (rng.standard_normal((num, width)) * spread * k + k for k in (1, 1.1))
+    mu = [side.mean(0) for side in (one, two)]
+    centred = [side - mean for side, mean in zip((one, two), mu, strict=True)]
+    sigma = [side.T @ side / (num - 1) for side in centred]
+    singular = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum() / (num - 1)
+    expected = ((mu[0] - mu[1]) ** 2).sum() + sum(map(np.trace, sigma)) - 2 * singular
+    assert frechet(mu[0], sigma[0], mu[1], sigma[1]) == pytest.approx(expected, rel=1e-6)
+
+
 def test_precision_is_of_the_made_images_and_recall_of_the_real_ones() -> None:
     """All made images in one of two real clusters: precision 1, recall one half."""
     rng = np.random.default_rng(4)

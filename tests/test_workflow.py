@@ -226,6 +226,15 @@ def test_a_guide_is_an_input_and_must_exist(finished: Project) -> None:
     assert_stopped(finished.snakemake("--dry-run", set=guided), "weak.safetensors is not a file")
 
 
+def test_a_file_of_the_extractors_weights_is_an_input(finished: Project) -> None:
+    (finished.folder / "mine.pth").write_bytes(b"w")
+    after = ["evaluate", "extractor", "reference", "report"]
+    assert finished.jobs(set="evaluate.weights=mine.pth") == after
+    (finished.folder / "mine.pth").unlink()
+    done = finished.snakemake("--dry-run", set="evaluate.weights=mine.pth")
+    assert_stopped(done, "evaluate.weights=mine.pth is not a file")
+
+
 def test_unknown_keys_of_a_run_stop_the_engine(finished: Project) -> None:
     done = finished.snakemake("--dry-run", set="sample.runs=[{}, {stpes: 9}]")
     assert_stopped(done, "sample.runs[1]: unknown key stpes; did you mean steps?")
