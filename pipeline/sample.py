@@ -33,7 +33,7 @@ from pipeline.keys import Model
 from pipeline.layout import write_config
 from pipeline.metering import Progress
 from pipeline.sample_job import WORDS, Job, Weights, prepare
-from pipeline.samplers import sampler_name
+from pipeline.samplers import rounding_note, sampler_name
 from pipeline.unet import UNet
 
 GRID_ROWS, GRID_COLUMNS = 10, 10  # classes and samples of a class in grid.png
@@ -238,6 +238,8 @@ def main(argv: list[str]) -> None:
         at_once = runtime.sample_batch
         with execution.enough_memory(at_once, "runtime.sample_batch", group.device):
             networks = build(job, group)
+            if group.first and (note := rounding_note(job.config.sample)):
+                print(f"note: {note}", flush=True)
             mine = sample_shards(job, networks, group, shards)
         speed = float(group.mean(torch.tensor(mine, device=group.device))) * group.world
         group.barrier()

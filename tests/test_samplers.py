@@ -75,3 +75,18 @@ def test_two_of_one_name_are_refused(runs: str, sentence: str) -> None:
     with pytest.raises(UserError) as caught:
         resolved("experiment=cifar10", "data.resolution=32", f"sample.runs={runs}")
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), False),  # as config.yaml has it
+        (("sample.precision=bf16",), True),
+        (("sample.precision=bf16", "sample.atol=1e-3"), True),
+        (("sample.precision=bf16", "sample.atol=1e-4", "sample.rtol=1e-4"), False),
+        (("sample.precision=bf16", "sample.solver=heun"), False),
+        (("sample.precision=fp32",), False),
+    ],
+)
+def test_a_tolerance_that_bf16_cannot_keep_is_told(words: tuple[str, ...], said: bool) -> None:
+    assert ("rounding of bf16" in samplers.rounding_note(resolved(*words).sample)) == said

@@ -2,8 +2,9 @@
 
 The network is the smoke run's, trained for a minute. Evaluations: dopri5 with one step size for
 the whole batch (torchdiffeq) against ours with one for each sample, at equal tolerances, with the
-distance of each sample from the solution that it has alone. Guidance: one batched evaluation of
-both branches against two. Precision: bf16, on a GPU compiled too, against eager float32.
+distance of each sample from the solution that it has alone; ours in lower precision too. Guidance:
+one batched evaluation of both branches against two. Precision: bf16, on a GPU compiled too, against
+eager float32.
 """
 
 import subprocess
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline import noise, sample, solver
+from pipeline import execution, noise, sample, solver
 from pipeline.bench import record
 from pipeline.distributed import Ranks, pick_device
 from pipeline.files import read_json
@@ -28,6 +29,8 @@ from pipeline.sample_job import Job, prepare
 TRAINED = 25_600  # images
 SOLVED, TIMED = 24, 64  # images of the comparison of solvers, and of speeds
 TOLERANCES = (1e-5, 1e-3)
+LOWER_TOLERANCES = (1e-5, 1e-4)  # of lower precision
+PLAIN = ("sample.solver=dopri5", "sample.guidance=1", "sample.precision=fp32")
 EXACT = 1e-7  # tolerance of the solutions that count as exact
 STEPS = 8
 
@@ -121,7 +124,7 @@ def furthest(one: Tensor, other: Tensor) -> float:
 
 def evaluations(bench: Bench) -> dict[str, Any]:
     """For each tolerance: mean evaluations of both, their ratio, and distances of samples."""
-    job = bench.job("sample.solver=dopri5", "sample.guidance=1")
+    job = bench.job(*PLAIN)
     exact, _ = per_sample(*bench.field(job, SOLVED), EXACT)
     found = {}
     for tolerance in TOLERANCES:
@@ -136,6 +139,22 @@ def evaluations(bench: Bench) -> dict[str, Any]:
             }
         entry["nfe_ratio"] = entry["ours"]["nfe_mean"] / entry["torchdiffeq"]["nfe_mean"]
         found[f"{tolerance:g}"] = entry
+    return found
+
+
+def by_precision(bench: Bench) -> dict[str, Any]:
+    """Mean evaluations of our dopri5 in lower precision, and distances of samples."""
+    exact, _ = per_sample(*bench.field(bench.job(*PLAIN), SOLVED), EXACT)
+    found: dict[str, Any] = {}
+    for precision in ("bf16", "tf32") if bench.device.type == "cuda" else ("bf16",):
+        job = bench.job(*PLAIN[:-1], f"sample.precision={precision}")
+        for tolerance in LOWER_TOLERANCES:
+            field = bench.field(job, SOLVED)
+            execution.set_float32(precision, bench.device)
+            x, count = per_sample(*field, tolerance)
+            entry = {"nfe_mean": count, "furthest_from_exact": furthest(x, exact)}
+            found[f"{precision} at {tolerance:g}"] = entry
+    execution.set_float32("fp32", bench.device)
     return found
 
 
@@ -203,11 +222,17 @@ def run(rounds: int = 5) -> dict[str, Any]:
             record.interleaved(cases, rounds),
             baseline="two calls",
         )
-        solved = evaluations(bench)
+        solved, lower = evaluations(bench), by_precision(bench)
         differ = grey_levels(bench, plain, fast)
         trained_images = read_json(Path(folder) / "record.json")["num_images"]
-    extra = {"evaluations": solved, "bf16_grey_levels": differ, "trained_on": trained_images}
-    return result | extra | {"bars": bars(result, solved, device), "notes": notes(solved, differ)}
+    extra = {
+        "evaluations": solved,
+        "lower_precision": lower,
+        "bf16_grey_levels": differ,
+        "trained_on": trained_images,
+    }
+    said = notes(solved, lower, differ)
+    return result | extra | {"bars": bars(result, solved, device), "notes": said}
 
 
 def on(device: torch.device) -> str:
@@ -232,7 +257,7 @@ def bars(result: dict[str, Any], solved: dict[str, Any], device: torch.device) -
     return found
 
 
-def notes(solved: dict[str, Any], differ: float) -> list[str]:
+def notes(solved: dict[str, Any], lower: dict[str, Any], differ: float) -> list[str]:
     """What the figures beside the bars are."""
     lines = [f"bf16 moves the images by {differ:.3f} grey levels on average"]
     for tolerance, entry in solved.items():
@@ -243,6 +268,11 @@ def notes(solved: dict[str, Any], differ: float) -> list[str]:
                 f"{one['furthest_from_alone']:.2g} from the solution alone and "
                 f"{one['furthest_from_exact']:.2g} from that at {EXACT:g}"
             )
+    for what, one in lower.items():
+        lines.append(
+            f"dopri5 in {what}: {one['nfe_mean']:.1f} evaluations, at most "
+            f"{one['furthest_from_exact']:.2g} from the solution in fp32 at {EXACT:g}"
+        )
     if not torch.cuda.is_available():
         lines.append("on a GPU (compiled bf16 at 2 x eager float32): unmeasured, there is none")
     return lines
