@@ -26,7 +26,7 @@ def sampler_name(sample: Sample) -> str:
 def rounding_note(sample: Sample) -> str:
     """What to say of a tolerance that bf16 cannot keep; else empty.
 
-    bf16 rounds to 2^-9: dopri5 takes that for its own error and shortens its steps, to five times
+    bf16 rounds to 2^-9: dopri5 takes that for its own error and shortens its steps, to three times
     the evaluations at 1e-5 for images that are no better (results/benchmarks/sampling.json).
     """
     tolerance = min(sample.rtol, sample.atol)
