@@ -167,7 +167,7 @@ def copied(finished: Path, folder: Path) -> Path:
 def rate(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
     """Images per second of a training by two ranks, when it is under way."""
     project = copied(finished, tmp_path_factory.mktemp("rate") / "project")
-    more = ["launcher=standalone", "runtime.gpus.train=2", "train.images=5120"]
+    more = ["launcher=standalone", "runtime.gpus.train=2", "train.images=3200"]
     more.append("runtime.log_images=64")
     printed_by([*by_hand(project), *more], project, os.environ | {"OMP_NUM_THREADS": "1"})
     rows = outcome(project / "out")[1]
