@@ -45,7 +45,7 @@ def test_every_sampler_and_seed_is_a_set_of_its_own(here: Path) -> None:
 
 def test_a_guide_must_be_a_file_where_it_is_used(tmp_path: Path) -> None:
     missing = {"guide": str(tmp_path / "weak.safetensors")}
-    with pytest.raises(UserError, match=r"weak.safetensors is not a file: give the weights of"):
+    with pytest.raises(UserError, match=r"weak.safetensors is not a file: give a file of weights"):
         experiment(sample=missing)
     assert list(experiment(sample={**missing, "guidance": 1}).guides.values()) == [[]]
     own = f"{experiment().run}/train/weights-ema0.safetensors"  # the training makes it
