@@ -30,7 +30,8 @@ COLUMNS = {
     "experiment": "experiment", "data": "data", "sampler": "sampler", "seeds": "seeds",
     "nfe_mean": "NFE", "num_images": "N", "label": "metric", "protocol": "protocol",
     "mean": "mean", "better": "better", "min": "min", "max": "max", "floor": "floor",
-    "real": "real", "trained": "images trained", "gpu_hours": "GPU-hours", "weights": "weights",
+    "ceiling": "ceiling", "real": "real", "trained": "images trained", "gpu_hours": "GPU-hours",
+    "weights": "weights",
 }  # fmt: skip
 TEXT_COLUMNS = {
     "name": "metric", "data": "data", "experiment": "experiment", "sampler": "sampler",
@@ -39,10 +40,10 @@ TEXT_COLUMNS = {
 }  # fmt: skip
 LEGEND = (
     "Mean, min, max: over the seeds. ↓ lower is better, ↑ higher is better. N: samples in the "
-    "value. NFE: network evaluations an image. Floor: other real images, at their own number of "
-    "images (the table of each run has it). Real: the value of other real images. GPU-hours: hours "
-    "times devices, of the training; processes on a CPU. Weights: the first digits of their "
-    "sha256. Only values of one protocol and one data set can be compared."
+    "value. NFE: network evaluations an image. Floor, ceiling: other real images and noise, at "
+    "their own number of images (the table of each run has it). Real: the value of other real "
+    "images. GPU-hours: hours times devices, of the training; processes on a CPU. Weights: the "
+    "first digits of their sha256. Only values of one protocol and one data set can be compared."
 )
 
 

@@ -41,6 +41,7 @@ def test_seeds_join_and_experiments_do_not(tmp_path: Path) -> None:
     assert (row["trained"], row["gpu_hours"], row["weights"]) == (64_000, 12.5, SHA256[:8])
     assert (row["data"], row["nfe_mean"]) == ("train_64-box", 18)
     assert (row["num_images"], row["floor"], row["sampler"]) == (12, 12.25, "heun-9")
+    assert row["ceiling"] == 4321
     names = [row["name"] for row in found.rows]
     assert names == [*["fid"] * 2, *["class_accuracy"] * 2, *["recall"] * 2]
 
