@@ -238,39 +238,47 @@ def test_the_same_by_submitit_and_by_srun(
     assert [row["loss"] for row in outcome(project / "out")[1]] == training(finished)[1]
 
 
+def by_submitit(project: Path, environment: dict[str, str], *more: str) -> str:
+    """The training by hand through submitit on Slurm; what it printed."""
+    words = [*by_hand(project), "launcher=submitit_slurm", "launch.slurm.memory_gb=1", *more]
+    return printed_by(words, project, environment)
+
+
+def started(project: Path, environment: dict[str, str], *more: str) -> "subprocess.Popen[str]":
+    """The same, begun."""
+    words = [*by_hand(project), "launcher=submitit_slurm", "launch.slurm.memory_gb=1", *more]
+    return subprocess.Popen(
+        [*words, "runtime.progress_seconds=1"],
+        cwd=project,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def until(words: str, run: "subprocess.Popen[str]") -> str:
+    """The first further line of a command's that has these words."""
+    assert run.stdout is not None
+    while words not in (line := run.stdout.readline()):
+        assert run.poll() is None, line
+    return line
+
+
 def test_submitit_queues_a_preempted_job_again(
     one_node: dict[str, str], finished: Path, rate: float, tmp_path: Path
 ) -> None:
     """Slurm sends SIGTERM, and ends the job after the partition's time of grace."""
     project = copied(finished, tmp_path / "project")
     images = round(20 * rate / 64) * 64
-    more = ["launcher=submitit_slurm", "launch.slurm.memory_gb=1", f"train.images={images}"]
-    run = subprocess.Popen(
-        [*by_hand(project), *more, "runtime.progress_seconds=1", "runtime.log_images=64"],
-        cwd=project,
-        env=one_node,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert run.stdout is not None
-    printed = [run.stdout.readline()]
-    while "images/s" not in printed[-1]:
-        assert run.poll() is None, printed
-        printed.append(run.stdout.readline())
-    [job] = [line.split()[1] for line in printed if "by submitit" in line]
+    run = started(project, one_node, f"train.images={images}", "runtime.log_images=64")
+    job = until("by submitit", run).split()[1]
+    until("images/s", run)
     slurm.output(one_node, "scancel", "--signal=TERM", job)
-    printed.append(run.communicate(timeout=200)[0])
-    text = "".join(printed)
+    text = run.communicate(timeout=200)[0]
     assert run.returncode == 0 and "Requeued job" in text, text
     assert "stopped: saved at step" in text and "going on from step" in text
     assert len(outcome(project / "out")[1]) == images // 64
-
-
-def by_submitit(project: Path, environment: dict[str, str], *more: str) -> str:
-    """The training by hand through submitit on Slurm; what it printed."""
-    words = [*by_hand(project), "launcher=submitit_slurm", "launch.slurm.memory_gb=1", *more]
-    return printed_by(words, project, environment)
 
 
 def test_submitit_queues_a_job_again_at_its_time_limit(
@@ -348,18 +356,8 @@ def test_a_stopped_launcher_takes_its_job_out_of_the_queue(
     project = copied(finished, tmp_path / "project")
     words = ["sbatch", "--parsable", "--gpus=4", "--output=/dev/null", "--wrap=sleep 100"]
     other = slurm.output(one_node, *words).strip()
-    run = subprocess.Popen(
-        [*by_hand(project), "launcher=submitit_slurm", "launch.slurm.memory_gb=1"],
-        cwd=project,
-        env=one_node,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert run.stdout is not None
-    while "by submitit" not in (line := run.stdout.readline()):
-        assert run.poll() is None
-    job = line.split()[1]
+    run = started(project, one_node)
+    job = until("by submitit", run).split()[1]
     assert slurm.output(one_node, "squeue", "-h", "-j", job, "-o", "%T").strip() == "PENDING"
     run.send_signal(signal.SIGTERM)
     assert run.wait(60) == 75, run.stdout.read()
@@ -371,18 +369,8 @@ def test_a_stopped_launcher_lets_its_job_save(
     one_node: dict[str, str], finished: Path, tmp_path: Path
 ) -> None:
     project = copied(finished, tmp_path / "project")
-    more = ["launcher=submitit_slurm", "launch.slurm.memory_gb=1", "train.images=320000"]
-    run = subprocess.Popen(
-        [*by_hand(project), *more, "runtime.progress_seconds=1"],
-        cwd=project,
-        env=one_node,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert run.stdout is not None
-    while "images/s" not in run.stdout.readline():
-        assert run.poll() is None
+    run = started(project, one_node, "train.images=320000")
+    until("images/s", run)
     run.send_signal(signal.SIGTERM)
     printed = run.communicate(timeout=60)[0]
     assert run.returncode == 75 and "stopped: saved at step" in printed, printed

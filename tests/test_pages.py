@@ -122,7 +122,8 @@ def test_the_same_command_on_two_machines(project: Path, tmp_path: Path, command
 def test_anybodys_module_on_a_shared_machine(tmp_path: Path) -> None:
     """The module of the page is a stand-in that says what it got; the timed one sleeps less."""
     (tmp_path / "lcm").mkdir()
-    stand_in = "import os, sys\nprint(sys.argv[1:], os.environ['RANK'])"
+    # one write, which the other rank's does not divide
+    stand_in = "import os, sys\nprint(f\"{sys.argv[1:]} {os.environ['RANK']}\")"
     (tmp_path / "lcm/train.py").write_text(stand_in)
     path = environment(
         PYTHONPATH=f"{ROOT}:{tmp_path}",
