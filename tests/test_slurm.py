@@ -52,7 +52,7 @@ def test_a_warning_comes_before_the_limit(
         while not told:
             time.sleep(0.01)
     assert 2.9 < told[0] - start < 5.9
-    assert "Slurm gives this job 2 s" in capsys.readouterr().out
+    assert "Slurm gives this job 6 s" in capsys.readouterr().out
 
 
 def test_no_limit_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
