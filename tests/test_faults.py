@@ -94,7 +94,7 @@ def test_killed_ranks_start_again_then_end_and_the_same_command_goes_on(
     kill_a_rank(launched, 0, 100)
     killed = time.monotonic()
     status, output = launched.end()
-    assert time.monotonic() - killed < 30
+    assert time.monotonic() - killed < 10
     assert status == 128 + signal.SIGKILL, output
     said = r"error: rank {} \(process \d+\) was killed by SIGKILL: {}; .* from the last checkpoint"
     assert re.search(said.format(1, r"all start again \(1 of 1\)"), output)
