@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 # --- variables ------------------------------------------------------------------------------------
 CORES ?= $(shell nproc)
-GPUS ?= $(shell $(VENV)/bin/python -m pipeline.gpus)
+GPUS ?= $(shell $(VENV)/bin/python -m pipeline.launching.gpus)
 CONFIG ?=
 RES ?=
 EXPERIMENT ?=
@@ -59,7 +59,7 @@ evaluate: setup  ## score the samples, and what that needs
 
 report: setup  ## figures, tables, results/report.html and experiments.html, and what they need
 	$(SNAKEMAKE) $(CONFIGURED) -- all
-	@python -m pipeline.overview
+	@python -m pipeline.reporting.overview
 
 all: report  ## everything: the same as report
 

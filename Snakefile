@@ -19,7 +19,7 @@ import re
 
 from snakemake.utils import min_version
 
-from pipeline import dag
+from pipeline.workflow import experiment
 
 min_version("9.27")
 
@@ -30,7 +30,7 @@ configfile: "config.yaml"
 report: "pipeline/captions/workflow.rst"
 
 
-X = dag.Experiment(config, workflow.config_settings.config)
+X = experiment.Experiment(config, workflow.config_settings.config)
 RUN, RECORD, REFERENCE = X.run, X.record, X.reference
 SAMPLE = f"{RUN}/sample/{{sampler}}/seed{{seed}}"
 SCORES = f"{RUN}/metrics/{{sampler}}-seed{{seed}}"
@@ -47,11 +47,11 @@ wildcard_constraints:
 
 
 onstart:
-    dag.start(workflow, X)
+    experiment.start(workflow, X)
 
 
 onsuccess:
-    dag.finish(workflow, f"{RUN}/report/summary.txt")
+    experiment.finish(workflow, f"{RUN}/report/summary.txt")
 
 
 rule all:

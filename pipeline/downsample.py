@@ -2,10 +2,10 @@
 
     python -m pipeline.downsample config=config.yaml out=results/data/train_64-box.json
 
-Pixels are those that Pillow gives, byte for byte (pipeline/recipes.py); EXIF orientation is left
+Pixels are those that Pillow gives, byte for byte (images/recipes.py); EXIF orientation is left
 alone. The rows are sorted by (class, file), whatever the packaging of the image set, the number of
 worker processes and the way in which they start. What is finished stays when a run ends in any
-way (pipeline/spool.py), and the same command goes on from it.
+way (pipeline/images/spool.py), and the same command goes on from it.
 """
 
 import platform
@@ -20,18 +20,35 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import layout, packing, workers
-from pipeline.config import load_step, stage_keys
-from pipeline.decode import TRAITS
-from pipeline.errors import Stopped, UserError, run_main
-from pipeline.files import write_json
-from pipeline.keys import Config
-from pipeline.locks import locked, wait_until_free
-from pipeline.pack import check_expected, check_left_out, check_space, check_writable, existing_pack
-from pipeline.sources.base import Item, Source, Span, Stretch
-from pipeline.sources.opening import open_source
-from pipeline.spool import Spool
-from pipeline.workers import Batch, Recipe
+from pipeline.base.errors import Stopped, UserError, run_main
+from pipeline.base.files import write_json
+from pipeline.base.locks import locked, wait_until_free
+from pipeline.config import paths
+from pipeline.config.load import load_step
+from pipeline.config.schema import Config
+from pipeline.config.stages import stage_keys
+from pipeline.images import workers
+from pipeline.images.assemble import (
+    check_unique,
+    counts,
+    finished,
+    move_into_place,
+    pack_order,
+    write_arrays,
+)
+from pipeline.images.checks import (
+    check_expected,
+    check_left_out,
+    check_space,
+    check_writable,
+    existing_pack,
+)
+from pipeline.images.decode import TRAITS
+from pipeline.images.recipes import Recipe
+from pipeline.images.sources.base import Item, Source, Span, Stretch
+from pipeline.images.sources.opening import open_source
+from pipeline.images.spool import Spool
+from pipeline.images.workers import Batch
 
 RECORD_KEYS = ("source", "resolution", "recipe", "num_images", "classes", "per_class", "sha256")
 
@@ -154,7 +171,7 @@ def make_pack(folder: Path, config: Config) -> dict[str, Any]:
     making = folder / ".making"
     if (making / "manifest.json").exists():  # a run was killed while it moved the pack
         with locked(making):
-            packing.move_into_place(making, folder)
+            move_into_place(making, folder)
         if manifest := existing_pack(folder, config):
             return manifest
     print(f"downsample: listing the images of data.source={config.data.source}", flush=True)
@@ -179,7 +196,7 @@ def write_pack(folder: Path, making: Path, source: Source, config: Config) -> di
     finally:
         spool.close()
     write_json(making / "manifest.json", manifest)
-    packing.move_into_place(making, folder)
+    move_into_place(making, folder)
     return manifest
 
 
@@ -188,14 +205,14 @@ def assemble(spool: Spool, source: Source, config: Config) -> dict[str, Any]:
 
     Raises UserError where images or classes are missing, or too many are unreadable.
     """
-    images = packing.finished(spool)
-    packing.check_unique(images, source.place)
+    images = finished(spool)
+    check_unique(images, source.place)
     kinds = np.unique(images.classes)
     classes = [name.decode("utf-8", "surrogateescape") for name in kinds]
     check_expected(config, source.place, len(images.kept), len(classes))
-    order = packing.pack_order(images)
+    order = pack_order(images)
     labels = np.searchsorted(kinds, images.classes[order]).astype(np.int64)
-    per_class = packing.counts(classes, labels)
+    per_class = counts(classes, labels)
     check_left_out(config, source.place, images.left_out, per_class)
     return {
         "source": config.data.source,
@@ -203,7 +220,7 @@ def assemble(spool: Spool, source: Source, config: Config) -> dict[str, Any]:
         "recipe": config.recipe,
         "num_images": len(labels),
         "classes": classes,
-        "sha256": packing.write_arrays(spool, order, labels),
+        "sha256": write_arrays(spool, order, labels),
         "config": stage_keys(config, "downsample"),
         "kind": source.kind,
         "per_class": per_class,
@@ -217,7 +234,7 @@ def assemble(spool: Spool, source: Source, config: Config) -> dict[str, Any]:
 def downsample(config: Config, record: Path) -> None:
     """Make the pack where it is not there yet, then write its record."""
     start = time.monotonic()
-    folder = layout.pack_folder(config)
+    folder = paths.pack_folder(config)
     manifest = existing_pack(folder, config)
     if manifest is None:
         manifest = make_pack(folder, config)
@@ -240,7 +257,7 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     config, own = load_step(argv, ["out"])
-    downsample(config, Path(own.get("out") or layout.record_file(config)))
+    downsample(config, Path(own.get("out") or paths.record_file(config)))
 
 
 if __name__ == "__main__":

@@ -23,30 +23,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.checked import Entry
-from pipeline.config import load_step
-from pipeline.distributed import Ranks, ranks
-from pipeline.errors import UserError, run_main
-from pipeline.extractor_weights import find_weights
-from pipeline.extractors import Extractor, load_extractor
-from pipeline.files import write_json
-from pipeline.grid import save_picture
-from pipeline.handover import hand_over
-from pipeline.inputs import Inputs, check_weights, read_any, read_inputs
-from pipeline.keys import Config
-from pipeline.layout import (
-    out_file,
-    record_file,
-    reference_file,
-    run_folder,
-    samples_folder,
-    write_config,
-)
-from pipeline.measure import Accuracy, Parts, Work, measure, split, why_no_accuracy
-from pipeline.neighbours import Neighbours, picture
-from pipeline.scores import HELD, all_scores
-from pipeline.statistics_files import Reference
-from pipeline.torchvision_cpu import torch_fidelity
+from pipeline.base.errors import UserError, run_main
+from pipeline.base.files import write_json
+from pipeline.compute.distributed import Ranks, ranks
+from pipeline.config.load import load_step
+from pipeline.config.paths import out_file, record_file, reference_file, run_folder, samples_folder
+from pipeline.config.schema import Config
+from pipeline.config.stages import write_config
+from pipeline.drawing.tiles import save_picture
+from pipeline.launching.handover import hand_over
+from pipeline.reporting.records import Entry
+from pipeline.scoring.extractors import Extractor, load_extractor
+from pipeline.scoring.fidelity import torch_fidelity
+from pipeline.scoring.inputs import Inputs, check_weights, read_any, read_inputs
+from pipeline.scoring.measure import Accuracy, Parts, Work, measure, split, why_no_accuracy
+from pipeline.scoring.neighbours import Neighbours, picture
+from pipeline.scoring.references import Reference
+from pipeline.scoring.scores import HELD, all_scores
+from pipeline.scoring.weights import find_weights
 
 WORDS = ("samples", "record", "reference", "out", "images", "across")
 

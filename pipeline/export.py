@@ -18,11 +18,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from pipeline.config import load_step
-from pipeline.errors import UserError, run_main
-from pipeline.files import atomic_stream, disk_error, load_npy, read_json
-from pipeline.imagesets import read_labels
-from pipeline.metering import Progress
+from pipeline.base.errors import UserError, run_main
+from pipeline.base.files import atomic_stream, disk_error, load_npy, read_json
+from pipeline.base.progress import Progress
+from pipeline.config.load import load_step
+from pipeline.scoring.image_sets import read_labels
 
 WORDS = ("samples", "png", "npz")
 

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import torch
 
-from pipeline import locks
-from pipeline.config import load_step
-from pipeline.errors import UserError, run_main
-from pipeline.extractor_weights import (
+from pipeline.base import locks
+from pipeline.base.errors import UserError, run_main
+from pipeline.base.files import write_json
+from pipeline.config.load import load_step
+from pipeline.config.paths import extractor_file, out_file
+from pipeline.scoring.weights import (
     PUBLISHED,
     cached_file,
     find_weights,
@@ -24,8 +26,6 @@ from pipeline.extractor_weights import (
     read_weights,
     remedies,
 )
-from pipeline.files import write_json
-from pipeline.layout import extractor_file, out_file
 
 WORDS = ("out",)
 

@@ -2,8 +2,8 @@
 
     python -m pipeline.import_weights checkpoint-899.pth OUT.safetensors data.path=PACK
 
-reads a `.pth` of that trainer (see pipeline/peer.py) and writes what our trainer writes. Keys, all
-optional where the checkpoint answers:
+reads a `.pth` of that trainer (interop/flow_matching.py) and writes what our trainer writes. Keys,
+all optional where the checkpoint answers:
 
     weights=ema|plain                   default: the averaged weights, where there are any
     model.head_channels=N, model.heads=N  the attention heads, which leave no trace in any shape
@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline import checkpoint
-from pipeline.config import DEFAULT_FILE, load_yaml, nearest, validate
-from pipeline.errors import UserError, run_main
-from pipeline.files import read_json, sha256_file
-from pipeline.keys import Model
-from pipeline.overrides import lookup, merge, parse_overrides
-from pipeline.peer import TRAINER, Peer, Shapes, State, architecture, read_peer
-from pipeline.unet import UNet
+from pipeline.base.errors import UserError, run_main
+from pipeline.base.files import read_json, sha256_file
+from pipeline.config.load import DEFAULT_FILE, load_yaml, nearest, validate
+from pipeline.config.model_keys import Model
+from pipeline.config.words import lookup, merge, parse_overrides
+from pipeline.interop.flow_matching import TRAINER, Peer, Shapes, State, architecture, read_peer
+from pipeline.networks import weights_file
+from pipeline.networks.unet import UNet
 
 KEYS = ("weights", "record", "data.path", "data.resolution", "model.heads", "model.head_channels")
 EXCLUSIVE = (("record", "data.path"), ("model.heads", "model.head_channels"))
@@ -238,7 +238,7 @@ def main(argv: list[str]) -> None:
         raise UserError("give CHECKPOINT.pth and OUT.safetensors, then key=value words")
     source, out, options = Path(argv[0]), Path(argv[1]), read_options(argv[2:])
     state, about = imported(source, options)
-    checkpoint.save_weights(out, state, about)
+    weights_file.save_weights(out, state, about)
     print(f"{summary(state, about)} -> {out}")
 
 

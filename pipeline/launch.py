@@ -5,7 +5,7 @@
 
 With several processes the command that runs is `torchrun --standalone --nproc-per-node=N …`, and
 for another project's module it is torchrun with one process too, its arguments handed on untouched.
-The job's GPUs are leased (pipeline/leases.py). What it prints goes to the terminal and to the log.
+The job's GPUs are leased (launching/leases.py). What it prints goes to the terminal and to the log.
 Exit status: the job's own, or 75 where a signal stopped it after it had saved its state.
 """
 
@@ -20,15 +20,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import gpus, launchers, slurm
-from pipeline.config import load_step
-from pipeline.errors import UserError, run_main
-from pipeline.keys import Config, Launch
-from pipeline.leases import Lease, lease
-from pipeline.overrides import parse_overrides
-from pipeline.running import Registered
-from pipeline.sharing import processes
-from pipeline.supervise import supervise
+from pipeline.base.errors import UserError, run_main
+from pipeline.config.load import load_step
+from pipeline.config.schema import Config, Launch
+from pipeline.config.words import parse_overrides
+from pipeline.launching import commands, gpus, slurm
+from pipeline.launching.gpus import processes
+from pipeline.launching.leases import Lease, lease
+from pipeline.launching.running import Registered
+from pipeline.launching.supervise import supervise
 
 NO_DATA = (
     "data.source=shapes",
@@ -136,8 +136,8 @@ def run_here(job: Job, config: Config, log: Path | None, registered: Registered)
         with slurm.warned(launch):
             if launch.launcher == "submitit_local":
                 return submitted(job, count, len(mine.ids), launch, mine, registered)
-            more = launchers.environment(leased, job.threads, count, launch)
-            words = launchers.command(job.module, count, launch, job.ours)
+            more = commands.environment(leased, job.threads, count, launch)
+            words = commands.command(job.module, count, launch, job.ours)
             show(words[: -len(job.module)] + job.module[:2], more)
             return supervise(words, os.environ | more, log, mine.descriptors, registered.touch)
 
@@ -189,7 +189,7 @@ def submitted(
 
     `mine`: the GPUs here; None where Slurm finds them.
     """
-    from pipeline import submit  # needed by these launchers only
+    from pipeline.launching import submit  # needed by these launchers only
 
     name = f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     folder = Path(launch.folder).absolute() / name
@@ -200,7 +200,7 @@ def submitted(
             f"launch.folder={launch.folder} cannot be written to ({error.strerror}): name another"
         ) from error
     leased = mine.ids if mine and mine.ids else None
-    more = launchers.environment(leased, job.threads, count, launch)
+    more = commands.environment(leased, job.threads, count, launch)
     show(["submitit", launch.launcher, *job.module[:2]], more)
     made = submit.executor(folder, count, max(1, job.threads // count), devices, launch)
     task = submit.Task(job.module, more)

@@ -8,61 +8,24 @@ steps on made-up images tell how long the training takes on this machine.
 import argparse
 import math
 import os
-import re
-import subprocess
-import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline import gpus, layout, sharing
-from pipeline.calibration import Calibration, calibrate
-from pipeline.config import DEFAULT_FILE, load_yaml, resolve
-from pipeline.errors import UserError, run_main
-from pipeline.keys import MADE_SOURCES, Config, Sample
-from pipeline.overrides import merge, parse_overrides
-from pipeline.samplers import sampler_name
-from pipeline.shapes import CLASSES
-from pipeline.unet import UNet
+from pipeline.base.errors import UserError, run_main
+from pipeline.config import paths
+from pipeline.config.load import DEFAULT_FILE, load_yaml, resolve
+from pipeline.config.samplers import sampler_name
+from pipeline.config.schema import MADE_SOURCES, Config, Sample
+from pipeline.config.words import merge, parse_overrides
+from pipeline.images.shapes import CLASSES
+from pipeline.launching import gpus
+from pipeline.networks.unet import UNet
+from pipeline.training.calibration import Calibration, calibrate
+from pipeline.workflow.dry_run import Job, dry_run
 
 IMAGENET_CLASSES = 1000  # for the size of the embedding where no record tells
-
-
-@dataclass
-class Job:
-    """One job of the dry run: its rule, and the fields that the engine prints of it."""
-
-    rule: str
-    fields: dict[str, str] = field(default_factory=dict)
-
-    def resource(self, name: str) -> str:
-        """The value of one resource, empty where the rule does not declare it."""
-        found = re.search(rf"(?:^|, ){name}=(.*?)(?:, \w+=|$)", self.fields.get("resources", ""))
-        return found[1].strip() if found else ""
-
-
-def parse_dry_run(text: str) -> list[Job]:
-    """The jobs of `snakemake --dry-run` output, in its order, without the target rule."""
-    jobs: list[Job] = []
-    for line in text.splitlines():
-        if found := re.match(r"(?:local)?rule (\w+):$", line):
-            jobs.append(Job(found[1]))
-        elif jobs and (found := re.match(r"    (\w+): (.*)$", line)):
-            jobs[-1].fields[found[1]] = found[2]
-        elif not line.startswith(" "):
-            continue
-    return [job for job in jobs if job.fields.get("output")]
-
-
-def dry_run(words: list[str]) -> list[Job]:
-    """The jobs that the engine would run; raises UserError with its last words where it refuses."""
-    command = [sys.executable, "-m", "snakemake", "--dry-run", "--nocolor", *words]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise UserError(f"the engine refuses: {(done.stderr or done.stdout).strip()[-500:]}")
-    return parse_dry_run(done.stdout + done.stderr)
 
 
 def size(count: float) -> str:
@@ -104,7 +67,7 @@ def job_table(jobs: list[Job]) -> str:
 
 def num_images(config: Config) -> int | None:
     """Images of the pack: from its record, else as the configuration expects them."""
-    path = layout.record_file(config)
+    path = paths.record_file(config)
     if path.exists():
         return int(load_yaml(path)["num_images"])
     if config.data.source in MADE_SOURCES:
@@ -114,7 +77,7 @@ def num_images(config: Config) -> int | None:
 
 def num_classes(config: Config) -> int:
     """Classes of the pack: from its record, else as the configuration expects them."""
-    path = layout.record_file(config)
+    path = paths.record_file(config)
     if path.exists():
         return len(load_yaml(path)["classes"])
     if config.data.source in MADE_SOURCES:
@@ -165,7 +128,7 @@ def ranks(config: Config, most: int) -> int:
     if not gpus.visible() or config.runtime.device == "cpu":
         return 1
     wanted = min(config.runtime.gpus.train, most)
-    return sharing.processes(wanted, config.launch.launcher, config.runtime.device, gpus.visible())
+    return gpus.processes(wanted, config.launch.launcher, config.runtime.device, gpus.visible())
 
 
 def expectation(config: Config, found: Calibration, world: int) -> str:
@@ -191,11 +154,11 @@ def describe(config: Config, jobs: list[Job]) -> str:
         f"GPUs {','.join(devices)}" if devices else f"no GPU: {gpus.cpu_cores()} CPU cores, gloo"
     )
     try:
-        pack = str(layout.pack_folder(config))
+        pack = str(paths.pack_folder(config))
     except UserError as error:
         pack = f"({error})"
-    head = f"experiment {config.experiment}   data {layout.data_name(config)}   {where}"
-    places = f"pack    {pack}\nresults {layout.run_folder(config)}"
+    head = f"experiment {config.experiment}   data {paths.data_name(config)}   {where}"
+    places = f"pack    {pack}\nresults {paths.run_folder(config)}"
     table = job_table(jobs) if jobs else "nothing to do: every result is up to date"
     return f"{head}\n{places}\n\n{table}\n\n{facts(config)}"
 

@@ -15,24 +15,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.config import load_step
-from pipeline.data import Pack, open_pack
-from pipeline.distributed import Ranks, ranks
-from pipeline.errors import UserError, run_main
-from pipeline.extractor_weights import find_weights
-from pipeline.extractors import Extractor, load_extractor
-from pipeline.files import read_json, sha256_npy
-from pipeline.handover import hand_over
-from pipeline.inputs import named
-from pipeline.keys import Config, Runtime
-from pipeline.layout import out_file, pack_folder, record_file, reference_file
-from pipeline.statistics_files import (
-    Reference,
-    export_reference,
-    load_reference,
-    save_reference,
-)
-from pipeline.streaming import Moments, stream
+from pipeline.base.errors import UserError, run_main
+from pipeline.base.files import read_json, sha256_npy
+from pipeline.compute.distributed import Ranks, ranks
+from pipeline.config.load import load_step
+from pipeline.config.paths import out_file, pack_folder, record_file, reference_file
+from pipeline.config.schema import Config, Runtime
+from pipeline.data.pack import Pack, open_pack
+from pipeline.launching.handover import hand_over
+from pipeline.scoring.extractors import Extractor, load_extractor
+from pipeline.scoring.inputs import named
+from pipeline.scoring.keepers import Moments, stream
+from pipeline.scoring.references import Reference, export_reference, load_reference, save_reference
+from pipeline.scoring.weights import find_weights
 
 WORDS = ("record", "out", "reference", "export")
 

@@ -16,16 +16,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.charts import curve_chart, distance_chart, nfe_chart
-from pipeline.checked import Entry, checked, read_evaluation
-from pipeline.config import load_step
-from pipeline.errors import UserError, run_main
-from pipeline.files import atomic_stream, load_npy, read_json
-from pipeline.grid import Panel, panel_grid
-from pipeline.keys import Config
-from pipeline.layout import out_folder, pack_folder, write_config
-from pipeline.pages import report_page
-from pipeline.tables import (
+from pipeline.base.errors import UserError, run_main
+from pipeline.base.files import atomic_stream, load_npy, read_json
+from pipeline.config.load import load_step
+from pipeline.config.paths import out_folder, pack_folder
+from pipeline.config.schema import Config
+from pipeline.config.stages import write_config
+from pipeline.drawing.charts import curve_chart, distance_chart, nfe_chart
+from pipeline.drawing.tiles import Panel, panel_grid
+from pipeline.reporting.pages import report_page
+from pipeline.reporting.records import Entry, checked, read_evaluation
+from pipeline.reporting.tables import (
     frechet_rows,
     numbered,
     protocol_texts,

@@ -12,10 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline import running
-from pipeline.errors import run_main
-from pipeline.metering import clock, read_rows
-from pipeline.tables import text_table
+from pipeline.base.errors import run_main
+from pipeline.base.progress import clock, read_rows
+from pipeline.launching import running
+from pipeline.reporting.tables import text_table
 
 TAIL = 8192  # bytes of a log that are looked at
 PROGRESS = re.compile(r"^[\w ,]+: .*(images/s|left)")

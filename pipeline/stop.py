@@ -12,9 +12,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline import running
-from pipeline.errors import run_main
-from pipeline.locks import is_locked
+from pipeline.base.errors import run_main
+from pipeline.base.locks import is_locked
+from pipeline.launching import running
 
 ENGINE = Path(".snakemake/pipeline.lock")
 PATIENCE = 600  # seconds for ranks to write a checkpoint

@@ -15,20 +15,24 @@ from typing import Any
 
 import torch
 
-from pipeline import checkpoint, execution, locks
-from pipeline.config import load_step, stage_keys, validate
-from pipeline.data import open_pack
-from pipeline.distributed import StopFlag, ranks
-from pipeline.errors import Stopped, UserError, run_main
-from pipeline.files import read_json, sha256_json
-from pipeline.handover import hand_over
-from pipeline.keys import Config
-from pipeline.layout import pack_folder, run_folder, weights_files, write_config
-from pipeline.metering import Mark, Metrics, Progress, read_rows, write_rows
-from pipeline.overrides import merge
-from pipeline.preflight import check, identity_keys
-from pipeline.sharing import micro_batch
-from pipeline.trainer import Job, Trainer
+from pipeline.base import locks
+from pipeline.base.errors import Stopped, UserError, run_main
+from pipeline.base.files import read_json, sha256_json
+from pipeline.base.progress import Progress, read_rows, write_rows
+from pipeline.compute import execution
+from pipeline.compute.distributed import StopFlag, ranks
+from pipeline.config.load import load_step, validate
+from pipeline.config.paths import pack_folder, run_folder, weights_files
+from pipeline.config.schema import Config
+from pipeline.config.stages import stage_keys, write_config
+from pipeline.config.words import merge
+from pipeline.data.pack import open_pack
+from pipeline.launching.handover import hand_over
+from pipeline.networks import weights_file
+from pipeline.training.batch_size import micro_batch
+from pipeline.training.curve import Mark, Metrics
+from pipeline.training.preflight import check, identity_keys
+from pipeline.training.trainer import Job, Trainer
 
 WORDS = ("record", "out", "checkpoints")  # paths on the command line
 # What the weights' file says of the pack.
@@ -135,7 +139,7 @@ def finish(trainer: Trainer, averages: list[dict[str, torch.Tensor]]) -> None:
     files = weights_files(job.config.train)
     for weights, (halflife, name) in zip(averages, files.items(), strict=True):
         own = about | {"ema_halflife_images": halflife}
-        checkpoint.save_weights(job.out / name, weights, own)
+        weights_file.save_weights(job.out / name, weights, own)
     names = ", ".join(files.values())
     print(f"train: {trainer.images:,} images, {job.out}: {names}", flush=True)
 

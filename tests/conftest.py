@@ -13,17 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import config, import_weights
-from pipeline.keys import Config, Model
-from pipeline.overrides import parse_overrides
+from pipeline import import_weights
+from pipeline.config import load
+from pipeline.config.model_keys import Model
+from pipeline.config.schema import Config
+from pipeline.config.words import parse_overrides
 
 ROOT = Path(__file__).parent.parent
 
 
 def resolved(*overrides: str, environment: dict[str, str] | None = None) -> Config:
     """config.yaml with `key=value` overrides; no environment unless given."""
-    base = config.load_yaml(config.DEFAULT_FILE)
-    return config.resolve(base, parse_overrides(overrides), environment or {})
+    base = load.load_yaml(load.DEFAULT_FILE)
+    return load.resolve(base, parse_overrides(overrides), environment or {})
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from pipeline import evaluate, extractors, measure, reference
-from pipeline.extractors import Extractor
+from pipeline import evaluate, reference
+from pipeline.scoring import extractors, measure
+from pipeline.scoring.extractors import Extractor
 from tests.drawings import drawn
-from tests.test_streaming import LOGITS, WIDTH, small_extractor
+from tests.scoring.test_keepers import LOGITS, WIDTH, small_extractor
 
 SIZE = 16  # px
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.sources.synsets import sorted_synsets
+from pipeline.images.sources.synsets import sorted_synsets
 from tests.photos import PHOTOS, write_photos
 
 # One for each photograph, far apart in both orders.

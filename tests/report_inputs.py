@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import stage_keys
+from pipeline.config.stages import stage_keys
 from tests.conftest import resolved
 
 CLASSES = ["n00000001_circle", "n00000002_square", "n00000003_ring"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import known_keys
-from pipeline.keys import Config
+from pipeline.config.load import known_keys
+from pipeline.config.schema import Config
 from tests.conftest import ROOT
 
 

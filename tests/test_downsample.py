@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from pipeline import downsample as step
-from pipeline import layout
-from pipeline.errors import UserError
-from pipeline.sources import synsets
+from pipeline.base.errors import UserError
+from pipeline.config import paths
+from pipeline.images.sources import synsets
 from tests.array_sets import write_batches, write_cifar
 from tests.conftest import ROOT, resolved
 from tests.photos import write_photos
@@ -34,7 +34,7 @@ def make(root: Path, *more: str) -> tuple[dict, np.ndarray, np.ndarray, dict]:
     """Run the step in this process: record, images, labels, manifest."""
     config = resolved(*words(root, *more))
     step.downsample(config, root / "record.json")
-    pack = layout.pack_folder(config)
+    pack = paths.pack_folder(config)
     record, manifest = (
         json.loads(path.read_text()) for path in (root / "record.json", pack / "manifest.json")
     )

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from scipy.linalg import sqrtm
 
-from pipeline import evaluate, measure, reference, scores
-from pipeline.extractors import Extractor
-from pipeline.statistics_files import load_reference
-from pipeline.torchvision_cpu import torch_fidelity
+from pipeline import evaluate, reference
+from pipeline.scoring import measure, scores
+from pipeline.scoring.extractors import Extractor
+from pipeline.scoring.fidelity import torch_fidelity
+from pipeline.scoring.references import load_reference
 from tests.conftest import ROOT
 from tests.drawings import CLASSES, drawn
 from tests.evaluate_world import World, made, sha256, small, small_steps, world

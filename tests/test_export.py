@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from pipeline import export
-from pipeline.errors import UserError
-from pipeline.torchvision_cpu import torch_fidelity
+from pipeline.base.errors import UserError
+from pipeline.scoring.fidelity import torch_fidelity
 from tests.conftest import ROOT
 from tests.report_inputs import noise
 

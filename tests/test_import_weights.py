@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import checkpoint, import_weights, peer
-from pipeline.errors import UserError
-from pipeline.keys import Model
-from pipeline.unet import UNet
+from pipeline import import_weights
+from pipeline.base.errors import UserError
+from pipeline.config.model_keys import Model
+from pipeline.interop import flow_matching
+from pipeline.networks import weights_file
+from pipeline.networks.unet import UNet
 from tests.conftest import ROOT, load_fixture, our_model, peer_state, write_pack
 
 IMAGENET, CIFAR = "unet_imagenet_tiny", "unet_cifar_tiny"
@@ -55,7 +57,7 @@ def imported(path: Path, *words: str) -> tuple[State, dict[str, Any]]:
     """What the command line writes for the checkpoint at `path`."""
     out = path.with_suffix(".safetensors")
     import_weights.main([str(path), str(out), *words])
-    return checkpoint.load_weights(out)
+    return weights_file.load_weights(out)
 
 
 def refused(path: Path, *words: str) -> str:
@@ -132,7 +134,7 @@ def test_the_architecture_is_told_from_names_and_shapes(
     )  # fmt: skip
     with torch.device("meta"):
         state = {their_name(k): v for k, v in UNet(model, 5).state_dict().items()}
-    found = peer.architecture(peer.Peer(Path("a.pth"), state, "plain", {}, None))
+    found = flow_matching.architecture(flow_matching.Peer(Path("a.pth"), state, "plain", {}, None))
     told = model.model_dump(exclude={"heads", "head_channels"})
     told["attention_at"] = tuple(n for n in told["attention_at"] if n < 2 ** len(mult))
     unseen = {"residual_updown", "conv_resample"} if len(mult) == 1 else set()

@@ -2,9 +2,11 @@
 
 import pytest
 
-from pipeline import calibration, plan
-from pipeline.errors import UserError
-from pipeline.trainer import Trainer
+from pipeline import plan
+from pipeline.base.errors import UserError
+from pipeline.training import calibration
+from pipeline.training.trainer import Trainer
+from pipeline.workflow import dry_run
 from tests.conftest import resolved
 
 DRY_RUN = """
@@ -26,7 +28,7 @@ localrule all:
 
 
 def test_jobs_of_a_dry_run() -> None:
-    train, report = plan.parse_dry_run(DRY_RUN)
+    train, report = dry_run.parse_dry_run(DRY_RUN)
     assert (train.rule, train.resource("gpu")) == ("train", "4")
     assert train.resource("env") == "IMAGENET_DIR CUDA_VISIBLE_DEVICES?"
     assert train.fields["threads"] == "8"
@@ -34,7 +36,7 @@ def test_jobs_of_a_dry_run() -> None:
 
 
 def test_variables_show_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    (train, _) = plan.parse_dry_run(DRY_RUN)
+    (train, _) = dry_run.parse_dry_run(DRY_RUN)
     assert plan.variables(train) == "IMAGENET_DIR=(NOT SET)"
     monkeypatch.setenv("IMAGENET_DIR", "/data")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")

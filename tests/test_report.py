@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import grid, report, tables
-from pipeline.errors import UserError
+from pipeline import report
+from pipeline.base.errors import UserError
+from pipeline.drawing import tiles
+from pipeline.reporting import tables
 from tests.conftest import ROOT
 from tests.report_inputs import SIZE, build, curve_row, evaluation, noise, write_images
 
@@ -51,12 +53,12 @@ def test_report_writes_and_prints_everything(
 def test_picture_has_real_images_left_and_samples_right(tmp_path: Path) -> None:
     report.main(build(tmp_path, seeds=(0,)))
     pixels = np.asarray(Image.open(tmp_path / "out" / "samples_vs_real.png"))
-    size, top = 4 * SIZE, grid.MARGIN + grid.TITLE_HEIGHT
-    right = pixels.shape[1] - grid.MARGIN - 2 * size - grid.GAP
-    left = right - 2 * grid.MARGIN - 2 * size - grid.GAP
+    size, top = 4 * SIZE, tiles.MARGIN + tiles.TITLE_HEIGHT
+    right = pixels.shape[1] - tiles.MARGIN - 2 * size - tiles.GAP
+    left = right - 2 * tiles.MARGIN - 2 * size - tiles.GAP
     for row in range(3):
         for column in range(2):
-            y, x = top + row * (size + grid.GAP), column * (size + grid.GAP)
+            y, x = top + row * (size + tiles.GAP), column * (size + tiles.GAP)
             real = pixels[y : y + size : 4, left + x : left + x + size : 4]
             made = pixels[y : y + size : 4, right + x : right + x + size : 4]
             np.testing.assert_array_equal(real, noise(12, 99)[4 * row + column])
@@ -73,8 +75,8 @@ def test_the_picture_shows_four_samplers_and_names_the_others(tmp_path: Path) ->
     text = " ".join((tmp_path / "out" / "summary.txt").read_text().split())
     assert "samples_vs_real.png shows the first 4 samplers, not heun-5" in text
     height = Image.open(tmp_path / "out" / "samples_vs_real.png").height
-    line = 3 * (4 * SIZE + grid.GAP) - grid.GAP + grid.TITLE_HEIGHT + grid.MARGIN
-    assert height == 3 * line + grid.MARGIN  # five panels, two abreast
+    line = 3 * (4 * SIZE + tiles.GAP) - tiles.GAP + tiles.TITLE_HEIGHT + tiles.MARGIN
+    assert height == 3 * line + tiles.MARGIN  # five panels, two abreast
 
 
 def test_the_page_counts_the_images_of_each_class(words: list[str], tmp_path: Path) -> None:
@@ -92,9 +94,9 @@ def test_samples_without_classes(tmp_path: Path) -> None:
     np.save(tmp_path / "sample" / "seed0" / "labels.npy", np.full(12, -1))
     report.main(arguments)
     pixels = np.asarray(Image.open(tmp_path / "out" / "samples_vs_real.png"))
-    size, bottom = 4 * SIZE, pixels.shape[0] - grid.MARGIN
-    right = pixels.shape[1] - grid.MARGIN
-    left = right - 2 * size - grid.GAP - 2 * grid.MARGIN
+    size, bottom = 4 * SIZE, pixels.shape[0] - tiles.MARGIN
+    right = pixels.shape[1] - tiles.MARGIN
+    left = right - 2 * size - tiles.GAP - 2 * tiles.MARGIN
     for edge, expected in ((right, noise(12, 0)[5]), (left, noise(12, 99)[11])):
         last = pixels[bottom - size : bottom : 4, edge - size : edge : 4]
         np.testing.assert_array_equal(last, expected)

@@ -12,10 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import checkpoint, files, locks, sample, sample_job, samplers
-from pipeline.errors import UserError
+from pipeline import sample
+from pipeline.base import files, locks
+from pipeline.base.errors import UserError
+from pipeline.config import samplers
+from pipeline.networks import weights_file
+from pipeline.sampling import network, shards
+from pipeline.sampling.job import prepare
 from tests.conftest import ROOT, resolved
-from tests.networks import COUNTS, save_network
+from tests.random_networks import COUNTS, save_network
 
 TINY = ["experiment=tiny", "sample.num=24", "runtime.progress_seconds=1000"]
 
@@ -77,7 +82,7 @@ def test_finished_batches_are_kept(
 ) -> None:
     whole, _ = run(weights, tmp_path / "a", "runtime.sample_batch=5")
     calls: list[int] = []
-    real = sample.sample_images
+    real = network.sample_images
 
     def fails_at_the_third(*arguments: object) -> object:
         calls.append(1)
@@ -85,7 +90,7 @@ def test_finished_batches_are_kept(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(sample, "sample_images", fails_at_the_third)
+    monkeypatch.setattr(network, "sample_images", fails_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         run(weights, tmp_path / "b", "runtime.sample_batch=5")
     assert not (tmp_path / "b" / "images.npy").exists()
@@ -126,7 +131,7 @@ def test_images_are_a_plain_npy(weights: Path, tmp_path: Path) -> None:
 
 def test_labels_are_drawn_as_often_as_in_the_data(weights: Path, tmp_path: Path) -> None:
     words = [*TINY, f"weights={weights}", "sample.classes=histogram", "seed=3"]
-    job = sample_job.prepare([*words, "sample.num=20000"])
+    job = prepare([*words, "sample.num=20000"])
     labels = job.labels(np.arange(20000, dtype=np.int64))
     share, found = np.array(COUNTS) / sum(COUNTS), np.bincount(labels, minlength=10) / 20000
     deviation = np.sqrt(share * (1 - share) / 20000)
@@ -167,7 +172,7 @@ def test_shards_of_another_guide_are_not_taken(
     expected, _ = run(weights, tmp_path / "a", *words)
     save_network(guide, seed=1)
     with monkeypatch.context() as patch:
-        patch.setattr(sample, "collect", lambda *_: 1 / 0)
+        patch.setattr(shards, "collect", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(weights, tmp_path / "b", *words)
     save_network(guide, seed=2)
@@ -221,9 +226,9 @@ def test_the_strip_ends_in_the_samples(
 
 @pytest.mark.parametrize("solver", ["euler", "dopri5"])
 def test_images_that_are_not_finite_are_refused(weights: Path, tmp_path: Path, solver: str) -> None:
-    state, about = checkpoint.load_weights(weights)
+    state, about = weights_file.load_weights(weights)
     state["out_conv.bias"] = torch.full_like(state["out_conv.bias"], torch.nan)
-    checkpoint.save_weights(tmp_path / "nan.safetensors", state, about)
+    weights_file.save_weights(tmp_path / "nan.safetensors", state, about)
     with pytest.raises(UserError, match="images 0 to 23 of seed 0 .* finite"):
         run(tmp_path / "nan.safetensors", tmp_path / "out", f"sample.solver={solver}")
     assert not list((tmp_path / "out").glob("shards/*/*"))
@@ -234,7 +239,7 @@ def test_an_older_description_never_stands_beside_new_images(
 ) -> None:
     run(weights, tmp_path, "seed=0")
     (tmp_path / ".images.npy.1.tmp").write_text("begun by a run that was killed")
-    monkeypatch.setattr(sample, "save_strip", lambda *_: 1 / 0)  # the images are written by then
+    monkeypatch.setattr(network, "save_strip", lambda *_: 1 / 0)  # the images are written by then
     with pytest.raises(ZeroDivisionError):
         run(weights, tmp_path, "seed=1")
     assert (tmp_path / "images.npy").exists() and not (tmp_path / "sample.json").exists()
@@ -246,7 +251,7 @@ def test_progress_counts_finished_batches(
 ) -> None:
     words = ["runtime.sample_batch=6", "runtime.progress_seconds=0"]
     with monkeypatch.context() as patch:
-        patch.setattr(sample, "collect", lambda *_: 1 / 0)
+        patch.setattr(shards, "collect", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(weights, tmp_path, *words)
     next(tmp_path.glob("shards/*/00000006.npz")).unlink()

@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import checkpoint, sharing, train
-from pipeline.distributed import Ranks
-from pipeline.errors import Stopped, UserError
+from pipeline import train
+from pipeline.base.errors import Stopped, UserError
+from pipeline.compute.distributed import Ranks
+from pipeline.networks import weights_file
+from pipeline.training import batch_size, checkpoint
 from tests.conftest import ROOT, resolved
 
 SMALL = [
@@ -44,7 +46,7 @@ def run(pack: Path, out: Path, *more: str) -> tuple[dict[str, Tensor], list[dict
 
 
 def outcome(out: Path) -> tuple[dict[str, Tensor], list[dict]]:
-    weights, _ = checkpoint.load_weights(out / "weights.safetensors")
+    weights, _ = weights_file.load_weights(out / "weights.safetensors")
     rows = [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
     return weights, rows
 
@@ -101,7 +103,7 @@ def test_all_at_once_does_not_know_the_ranks(all_at_once: Path, pack: Path, tmp_
     assert process.returncode == 0, output
     weights = []
     for name in ("weights.safetensors", "weights-ema200.safetensors"):
-        one, two = (checkpoint.load_weights(out / name) for out in (all_at_once, tmp_path))
+        one, two = (weights_file.load_weights(out / name) for out in (all_at_once, tmp_path))
         assert difference(one[0], two[0]) < 1e-5
         weights.append(one[0])
         assert one[1]["ema_halflife_images"] == (200 if "200" in name else 50)
@@ -115,12 +117,12 @@ def test_averages_do_not_touch_each_other(all_at_once: Path, pack: Path, tmp_pat
     """Each is what it is alone, also over a resume."""
     alone = [*ALL_AT_ONCE[:-1], "train.ema_halflife_images=200"]
     weights, _ = run(pack, tmp_path, *alone)
-    beside, _ = checkpoint.load_weights(all_at_once / "weights-ema200.safetensors")
+    beside, _ = weights_file.load_weights(all_at_once / "weights-ema200.safetensors")
     assert all(torch.equal(weights[name], beside[name]) for name in weights)
     for step in (8, 6):  # go on from step 6, and from step 4
         next(all_at_once.glob(f"checkpoints/*/step-*{step}.pt")).unlink()
         run(pack, all_at_once, *ALL_AT_ONCE)
-        again, _ = checkpoint.load_weights(all_at_once / "weights-ema200.safetensors")
+        again, _ = weights_file.load_weights(all_at_once / "weights-ema200.safetensors")
         assert all(torch.equal(again[name], beside[name]) for name in beside)
 
 
@@ -259,7 +261,7 @@ def test_a_longer_run_is_another_only_where_the_rate_falls_to_its_end(schedule: 
 
 def test_weights_carry_what_made_them(reference: tuple, pack: Path, tmp_path: Path) -> None:
     run(pack, tmp_path)
-    _, about = checkpoint.load_weights(tmp_path / "weights.safetensors")
+    _, about = weights_file.load_weights(tmp_path / "weights.safetensors")
     assert about["config"]["train"]["batch"] == 12
     assert about["record"]["sha256"] == json.loads((pack / "manifest.json").read_text())["sha256"]
     assert about["images"] == 96
@@ -336,10 +338,10 @@ def test_too_little_memory_names_the_key(
 
 
 def test_auto_micro_batch_is_bounded_and_divides() -> None:
-    assert sharing.micro_batch(resolved("train.batch=2048"), 4) == 64
-    assert sharing.micro_batch(resolved("train.batch=2048", "data.resolution=32"), 4) == 256
-    assert sharing.micro_batch(resolved("train.batch=1000"), 4) == 50
-    assert sharing.micro_batch(resolved("experiment=smoke"), 2) == 32
+    assert batch_size.micro_batch(resolved("train.batch=2048"), 4) == 64
+    assert batch_size.micro_batch(resolved("train.batch=2048", "data.resolution=32"), 4) == 256
+    assert batch_size.micro_batch(resolved("train.batch=1000"), 4) == 50
+    assert batch_size.micro_batch(resolved("experiment=smoke"), 2) == 32
 
 
 def test_steps_by_hand_take_the_packs_own_name(pack: Path) -> None:

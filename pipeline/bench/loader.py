@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline import data
+from pipeline.base.files import save_npy, write_json
 from pipeline.bench import record
-from pipeline.files import save_npy, write_json
+from pipeline.data import pack
+from pipeline.data.reader import Mapped, epoch_order, load_batch, rows_at
 
 BAR = 50.0  # times the baseline's rate that `gathered` reaches
 SIZE, BATCH, SEED = 64, 256, 0  # px, images
@@ -42,7 +43,7 @@ def photographs(num: int) -> np.ndarray:
     return np.stack([np.asarray(crop.resize((SIZE, SIZE), box)) for crop in crops])
 
 
-def write_pack(folder: Path, images: np.ndarray) -> data.Pack:
+def write_pack(folder: Path, images: np.ndarray) -> pack.Pack:
     """A pack of `images` in `folder`, opened."""
     labels = np.arange(len(images), dtype=np.int64) % 2
     manifest = {
@@ -54,7 +55,7 @@ def write_pack(folder: Path, images: np.ndarray) -> data.Pack:
     save_npy(folder / "images.npy", images)
     save_npy(folder / "labels.npy", labels)
     write_json(folder / "manifest.json", manifest)
-    return data.open_pack(folder, manifest)
+    return pack.open_pack(folder, manifest)
 
 
 def write_pngs(folder: Path, images: np.ndarray) -> list[Path]:
@@ -68,7 +69,7 @@ def write_pngs(folder: Path, images: np.ndarray) -> list[Path]:
 def decoded(paths: list[Path], positions: np.ndarray) -> np.ndarray:
     """uint8 (B,64,64,3): the images at `positions` of the run, decoded one by one."""
     batch = np.empty((len(positions), SIZE, SIZE, 3), dtype=np.uint8)
-    for place, row in enumerate(data.rows_at(positions, SEED, len(paths))):
+    for place, row in enumerate(rows_at(positions, SEED, len(paths))):
         with Image.open(paths[row]) as image:
             batch[place] = np.asarray(image)
     return batch
@@ -76,7 +77,7 @@ def decoded(paths: list[Path], positions: np.ndarray) -> np.ndarray:
 
 def rate(load: Callable[[np.ndarray], object], num: int, epochs: Iterator[int]) -> float:
     """Images per second of processor time over the next epoch; its order is computed in it."""
-    data.epoch_order.cache_clear()
+    epoch_order.cache_clear()
     first = next(epochs) * num
     began = time.process_time()
     for start in range(first, first + num, BATCH):
@@ -88,11 +89,11 @@ def cases(folder: Path, num: int) -> dict[str, Callable[[np.ndarray], Any]]:
     """The ways to load a batch by its positions, over the same `num` images."""
     images = photographs(num)
     paths = write_pngs(folder, images)
-    reader = data.Mapped(write_pack(folder, images), SEED, torch.device("cpu"))
+    reader = Mapped(write_pack(folder, images), SEED, torch.device("cpu"))
     return {
         "png": lambda positions: decoded(paths, positions),
         "gathered": lambda positions: reader.gather(positions)[0],
-        "gathered, float and flip": lambda positions: data.load_batch(reader, positions, True)[0],
+        "gathered, float and flip": lambda positions: load_batch(reader, positions, True)[0],
     }
 
 

@@ -13,12 +13,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import flow
-from pipeline.data import open_reader
-from pipeline.distributed import Ranks
-from pipeline.learning_rate import learning_rate
-from pipeline.trainer import Job, draw, share
-from pipeline.unet import Attention, UNet
+from pipeline.compute.distributed import Ranks
+from pipeline.data.reader import open_reader
+from pipeline.flow import probability_path
+from pipeline.flow.workload import draw
+from pipeline.networks.unet import Attention, UNet
+from pipeline.training.learning_rate import learning_rate
+from pipeline.training.trainer import Job, share
 
 
 class PlainAttention(Attention):
@@ -76,9 +77,9 @@ class PlainTrainer:
         self.optimizer.zero_grad()
         half = self.cuda and train.precision != "fp32"
         with torch.autocast(self.group.device.type, torch.float16, enabled=half):
-            x_t = flow.interpolate(batch.x0, batch.x1, batch.t).contiguous()
+            x_t = probability_path.interpolate(batch.x0, batch.x1, batch.t).contiguous()
             velocity = self.model(x_t, batch.t, batch.labels)
-        loss = flow.loss(velocity, batch.x0, batch.x1)
+        loss = probability_path.loss(velocity, batch.x0, batch.x1)
         self.scaler.scale(loss).backward()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(train, seen)

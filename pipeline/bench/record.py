@@ -16,8 +16,8 @@ import numpy as np
 import PIL
 import torch
 
-from pipeline import gpus
-from pipeline.files import read_json, write_json
+from pipeline.base.files import read_json, write_json
+from pipeline.launching import gpus
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "results" / "benchmarks"

@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline import execution, noise, sample, solver
+from pipeline.base.files import read_json
 from pipeline.bench import record
-from pipeline.distributed import Ranks, pick_device
-from pipeline.files import read_json
-from pipeline.guidance import Field
-from pipeline.keys import Sample
-from pipeline.sample_job import Job, prepare
+from pipeline.compute import draws, execution
+from pipeline.compute.distributed import Ranks, pick_device
+from pipeline.config.schema import Sample
+from pipeline.sampling import network, solvers
+from pipeline.sampling.field import Field
+from pipeline.sampling.job import Job, prepare
 
 TRAINED = 25_600  # images
 SOLVED, TIMED = 24, 64  # images of the comparison of solvers, and of speeds
@@ -63,22 +64,22 @@ class Bench:
         """The network, compiled where the job's runtime says so; made once."""
         compiled = job.config.runtime.compile is True
         if compiled not in self.nets:
-            self.nets[compiled] = sample.build(job, Ranks(0, 1, self.device))[0]
+            self.nets[compiled] = network.build(job, Ranks(0, 1, self.device))[0]
         return self.nets[compiled], None
 
     def field(self, job: Job, count: int) -> tuple[Field, Tensor]:
         """Velocity field and first state of images 0 … count-1."""
         index = np.arange(count, dtype=np.int64)
-        return sample.begin(job, self.networks(job), index, self.device)
+        return network.begin(job, self.networks(job), index, self.device)
 
     def rate(self, job: Job, repeats: int = 3) -> float:
         """Images/s of sampling TIMED images, after one that is not timed."""
         index = np.arange(TIMED, dtype=np.int64)
         networks = self.networks(job)
-        sample.sample_images(job, networks, index, self.device)
+        network.sample_images(job, networks, index, self.device)
         began = time.monotonic()
         for _ in range(repeats):
-            sample.sample_images(job, networks, index, self.device)
+            network.sample_images(job, networks, index, self.device)
         return repeats * TIMED / (time.monotonic() - began)
 
 
@@ -103,7 +104,7 @@ def batch_wide(field: Field, x: Tensor, tolerance: float) -> tuple[Tensor, float
 @torch.inference_mode()
 def per_sample(field: Field, x: Tensor, tolerance: float) -> tuple[Tensor, float]:
     """Our dopri5; state and mean evaluations."""
-    done = solver.dopri5(field, x, tolerance, tolerance)
+    done = solvers.dopri5(field, x, tolerance, tolerance)
     return done.x, float(field.evaluations.double().mean())
 
 
@@ -112,7 +113,7 @@ def alone(bench: Bench, job: Job, solve: Any, tolerance: float) -> Tensor:
     states = []
     for k in range(SOLVED):
         index = np.array([k], dtype=np.int64)
-        field, x = sample.begin(job, bench.networks(job), index, bench.device)
+        field, x = network.begin(job, bench.networks(job), index, bench.device)
         states.append(solve(field, x, tolerance)[0])
     return torch.cat(states)
 
@@ -183,8 +184,8 @@ def two_calls(bench: Bench, job: Job, repeats: int = 3) -> float:
     times = torch.linspace(0, 1, keys.steps + 1, dtype=torch.float64)
 
     def once() -> None:
-        noise.normal(job.seed, noise.SAMPLE_NOISE, torch.arange(TIMED), tuple(x.shape[1:]))
-        sample.pixels(solver.solve(keys.solver, twice, x, times, keys.rtol, keys.atol).x)
+        draws.normal(job.seed, draws.SAMPLE_NOISE, torch.arange(TIMED), tuple(x.shape[1:]))
+        network.pixels(solvers.solve(keys.solver, twice, x, times, keys.rtol, keys.atol).x)
 
     once()
     began = time.monotonic()
@@ -197,7 +198,7 @@ def grey_levels(bench: Bench, one: Job, other: Job) -> float:
     """Mean difference of the images of two jobs, in grey levels."""
     index = np.arange(TIMED, dtype=np.int64)
     images = [
-        sample.sample_images(job, bench.networks(job), index, bench.device)[0].astype(np.float64)
+        network.sample_images(job, bench.networks(job), index, bench.device)[0].astype(np.float64)
         for job in (one, other)
     ]
     return float(np.abs(images[0] - images[1]).mean())

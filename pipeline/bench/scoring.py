@@ -18,12 +18,13 @@ import numpy as np
 import psutil
 import torch
 
-from pipeline import extractor_weights, gpus
+from pipeline.base.files import write_json
 from pipeline.bench import record
-from pipeline.distributed import pick_device
-from pipeline.extractors import load_extractor
-from pipeline.files import write_json
-from pipeline.torchvision_cpu import torch_fidelity
+from pipeline.compute.distributed import pick_device
+from pipeline.launching import gpus
+from pipeline.scoring.extractors import load_extractor
+from pipeline.scoring.fidelity import torch_fidelity
+from pipeline.scoring.weights import find_weights, present
 
 SIZE = 32  # px
 MANY, BASELINE = 100_000, 2_000  # images
@@ -97,7 +98,7 @@ class Images(torch.utils.data.Dataset):
 def baseline(folder: Path, extractor: str) -> float:
     """Images/s of torch-fidelity's Fréchet distance of the first images to themselves."""
     load_extractor(extractor, None, torch.device("cpu"))  # registers the network
-    weights = extractor_weights.find_weights(extractor, None)[0]
+    weights = find_weights(extractor, None)[0]
     images = Images(folder, BASELINE)
     began = time.monotonic()
     torch_fidelity.calculate_metrics(
@@ -121,7 +122,7 @@ LAYERS = {"efficientnet-lite0": "1280", "inception-v3-compat": "2048"}
 
 def others_on(device: str) -> list[str]:
     """The extractor that takes too long for a CPU, on a GPU and where its weights are at hand."""
-    there = device == "cuda" and extractor_weights.present(INCEPTION)
+    there = device == "cuda" and present(INCEPTION)
     return [INCEPTION] if there else []
 
 

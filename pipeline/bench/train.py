@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from pipeline import flops, plan
+from pipeline import plan
 from pipeline.bench import record
 from pipeline.bench.plain import PlainTrainer, one_rank
-from pipeline.calibration import finish, made_up_job
-from pipeline.distributed import Ranks
-from pipeline.trainer import Trainer
+from pipeline.compute.distributed import Ranks
+from pipeline.networks import flops
+from pipeline.training.calibration import finish, made_up_job
+from pipeline.training.trainer import Trainer
 
 AnyTrainer = PlainTrainer | Trainer
 

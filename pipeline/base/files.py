@@ -1,0 +1,118 @@
+"""Files that are never seen half-written: temporary name, fsync, rename; and their hashes."""
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from safetensors import SafetensorError
+
+from pipeline.base.errors import UserError
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; on success fsync it and rename it to `path`.
+
+    On any failure the temporary file is removed and `path` is left as it was.
+    Raises UserError where the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def disk_error(error: OSError, path: Path) -> Exception:
+    """The UserError for a full disk or quota; any other OSError comes back as it is."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return error
+    return UserError(
+        f"no space left on the disk of {path.parent} while writing {path.name}: "
+        "free some and run the same command again"
+    )
+
+
+@contextmanager
+def atomic_stream(path: Path) -> Iterator[IO[bytes]]:
+    """Like `atomic`, with the temporary file opened for writing bytes."""
+    with atomic(path) as temporary, temporary.open("wb") as stream:
+        yield stream
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON with sorted keys: equal values give equal bytes."""
+    with atomic_stream(path) as stream:
+        stream.write((json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`; raises UserError where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: run the step that makes it") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and run again") from error
+
+
+def save_npy(path: Path, array: np.ndarray) -> None:
+    """Save one array as .npy, atomically."""
+    with atomic_stream(path) as stream:
+        np.save(stream, array, allow_pickle=False)
+
+
+def load_npy(path: Path) -> np.ndarray:
+    """Memory-map one .npy read-only; raises UserError where it is missing or damaged."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: run the step that makes it") from error
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(
+            f"{path} is no readable .npy ({error}): delete it and run the step again"
+        ) from error
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex sha256 of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def sha256_npy(path: Path) -> str:
+    """Hex sha256 of the array in a .npy, without its header."""
+    with path.open("rb") as stream:
+        major, _ = np.lib.format.read_magic(stream)
+        read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+        read[major](stream)
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what torch and safetensors raise where a file cannot be written into a UserError."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{path} could not be written ({str(error).splitlines()[0]}): is there space on the "
+            f"disk of {path.parent}? The same command goes on from the checkpoint before"
+        ) from error

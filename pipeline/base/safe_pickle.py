@@ -1,0 +1,211 @@
+"""Arrays out of pickle files, without running anything that such a file names.
+
+A pickle is a program: it names functions and has them called. Here every name that numpy's arrays
+need stands for a piece of this module, which keeps dtype, shape and bytes, and every other name is
+refused. The names are those of numpy 1 and 2, pickle protocols 0 … 5, and Python 2.
+"""
+
+import math
+import pickle
+import re
+from collections.abc import Callable
+from typing import IO, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from pipeline.base.errors import UserError
+
+PLAIN = (str, bytes, int, float, bool, type(None))
+NUMBERS = r"[biuf]\d+"  # dtypes: bool, int, uint, float, with the size in bytes
+
+
+def load_arrays(stream: IO[bytes], where: str) -> Any:
+    """The containers, plain values and numpy arrays of the first pickle in `stream`.
+
+    Arrays are read-only views of the bytes read. Python 2's str come as str (latin1), keys that
+    are bytes too, a bytearray as bytes. `where` names the file in messages. Raises UserError where
+    the pickle is damaged, or holds anything but dict, list, tuple, str, bytes, int, float, bool,
+    None and arrays or scalars of numbers.
+    """
+    try:
+        return _finished(_Loader(stream, encoding="latin1").load(), {})
+    except _Refused as error:
+        raise UserError(
+            f"{where} holds {error}, which is no array or plain container: it was refused, "
+            "get the original file"
+        ) from error
+    except Exception as error:  # a damaged pickle may raise anything
+        raise UserError(
+            f"{where} is damaged or no pickle ({type(error).__name__}: {error}): "
+            "get the original file"
+        ) from error
+
+
+class _Refused(Exception):
+    """What is no array or plain container, by its name."""
+
+
+class _Name(NamedTuple):
+    """What a name stands for. A tuple: the pickle cannot set anything of it."""
+
+    named: str
+    make: Callable[..., Any]
+
+    def __call__(self, *args: Any) -> Any:
+        return self.make(*args)
+
+
+class _Loader(pickle._Unpickler):
+    """Unpickler that knows the names in NAMES, and no other.
+
+    It is the one in Python: the one in C fills gigabytes where a damaged byte reads as a place in
+    its memo.
+    """
+
+    read: Callable[[int], bytes]
+    append: Callable[[Any], None]
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(pickle._Unpickler.dispatch)
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The stand-in for `module.name`; raises _Refused where there is none."""
+        if (module, name) not in NAMES:
+            raise _Refused(f"{module}.{name}")
+        return _Name(f"{module}.{name}", NAMES[module, name])
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Refuse objects that lie outside the pickle."""
+        raise _Refused("a persistent id")
+
+    def get_extension(self, code: int) -> None:
+        """Refuse names by number: the process may know them already, from another pickle."""
+        raise _Refused(f"extension code {code}")
+
+    def load_bytearray8(self) -> None:
+        """Read a bytearray as bytes: pickle fills one of the size claimed before it reads any."""
+        size = int.from_bytes(self.read(8), "little")
+        self.append(self.read(size))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
+
+# --- stand-ins ---------------------------------------------------------------------------------
+
+
+class _Dtype:
+    """Stand-in for numpy.dtype."""
+
+    __slots__ = ("value",)
+    named = "numpy.dtype"
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if not re.fullmatch(NUMBERS, code):
+            raise _Refused(f"numpy.dtype({code!r})")
+        self.value = np.dtype(code)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.value = self.value.newbyteorder(state[1])
+
+
+class _Array:
+    """Stand-in for numpy.ndarray and numpy's scalars; without a value until its state is read."""
+
+    __slots__ = ("value",)
+    named = "numpy.ndarray"
+
+    def __init__(self, *_: Any) -> None:
+        self.value: Any = None
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _version, shape, dtype, fortran, raw = state
+        self.value = _array(raw, dtype, shape, "F" if fortran else "C")
+
+
+def _array(raw: Any, dtype: _Dtype, shape: tuple[int, ...], order: Any) -> np.ndarray:
+    """A read-only array on `raw`; raises ValueError where its size is not what `shape` claims."""
+    if isinstance(raw, str):  # Python 2
+        raw = raw.encode("latin1")
+    claimed = math.prod(shape) * dtype.value.itemsize
+    if not all(type(side) is int and side >= 0 for side in shape) or claimed != len(raw):
+        raise ValueError(f"an array of shape {shape} has {len(raw)} bytes")
+    array: np.ndarray = np.ndarray(shape, dtype.value, buffer=raw, order=order)
+    array.flags.writeable = False
+    return array
+
+
+def _from_buffer(raw: Any, dtype: _Dtype, shape: Any, order: str, axes: Any = None) -> _Array:
+    """Stand-in for the function that protocol 5 names; order K: `shape` in the order `axes`."""
+    result = _Array()
+    result.value = _array(raw, dtype, shape, "C" if order == "K" else order)
+    if axes is not None:
+        result.value = result.value.transpose(axes)
+    return result
+
+
+def _scalar(dtype: _Dtype, raw: Any) -> _Array:
+    """Stand-in for the function that makes numpy's scalars."""
+    result = _Array()
+    result.value = _array(raw, dtype, (), "C")[()]
+    return result
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Stand-in for _codecs.encode, as protocols 0 … 2 of Python 3 write bytes."""
+    if encoding != "latin1":
+        raise _Refused(f"_codecs.encode to {encoding!r}")
+    return str.encode(text, "latin1")
+
+
+def _no_bytes() -> bytes:
+    """Stand-in for bytes without arguments, as protocols 0 … 2 of Python 3 write b""."""
+    return b""
+
+
+NAMES: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy", "dtype"): _Dtype,
+    ("numpy", "ndarray"): _Array,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy._core.multiarray", "scalar"): _scalar,
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
+    ("_codecs", "encode"): _encode,
+    ("builtins", "bytes"): _no_bytes,
+    ("__builtin__", "bytes"): _no_bytes,
+}
+
+
+# --- from stand-ins to arrays ------------------------------------------------------------------
+
+
+def _finished(value: Any, done: dict[int, Any]) -> Any:
+    """`value` with arrays in place of stand-ins; `done`: by id, so that what is shared stays so."""
+    if type(value) in PLAIN:
+        return value
+    if id(value) not in done:
+        done[id(value)] = _converted(value, done)
+    return done[id(value)]
+
+
+def _converted(value: Any, done: dict[int, Any]) -> Any:
+    """A container of finished values, or a stand-in's array; raises _Refused for anything else."""
+    if type(value) is list:
+        return [_finished(part, done) for part in value]
+    if type(value) is tuple:
+        return tuple(_finished(part, done) for part in value)
+    if type(value) is dict:
+        return _converted_dict(value, done)
+    if type(value) is _Array and value.value is not None:
+        return value.value
+    raise _Refused(getattr(value, "named", f"builtins.{type(value).__name__}"))
+
+
+def _converted_dict(value: dict[Any, Any], done: dict[int, Any]) -> dict[Any, Any]:
+    """A dict of finished keys and values; raises ValueError where b"a" and "a" are both keys."""
+    result = {
+        key.decode("latin1") if type(key) is bytes else _finished(key, done): _finished(part, done)
+        for key, part in value.items()
+    }
+    if len(result) != len(value):
+        raise ValueError("a key is there twice, as bytes and as str")
+    return result

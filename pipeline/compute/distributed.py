@@ -1,0 +1,153 @@
+"""This process among the ranks: rank, world size, device, and what ranks say to each other."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from pipeline.base.errors import UserError
+from pipeline.base.processes import die_with_parent
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `world` processes. `device` is the one it computes on."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which prints and writes."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world > 1:
+            dist.barrier()
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """Mean over all ranks of a float tensor on `device`."""
+        if self.world > 1:
+            dist.all_reduce(value)
+            value = value / self.world
+        return value
+
+    def minimum(self, value: torch.Tensor) -> torch.Tensor:
+        """Least of all ranks, element by element, of an integer tensor on `device`."""
+        if self.world > 1:
+            dist.all_reduce(value, dist.ReduceOp.MIN)
+        return value
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Sum over all ranks, element by element, of a tensor on `device` or the CPU."""
+        if self.world > 1:
+            dist.all_reduce(value)
+        return value
+
+    def gather(self, value: torch.Tensor) -> list[torch.Tensor]:
+        """On rank 0 the CPU tensors (n_r, ...) of all ranks, in their order; elsewhere nothing."""
+        lengths = torch.zeros(self.world, dtype=torch.int64)
+        lengths[self.rank] = len(value)
+        lengths = self.sum(lengths)
+        if not self.first:
+            dist.send(value.contiguous(), 0)
+            return []
+        others = [value.new_empty(int(n), *value.shape[1:]) for n in lengths[1:]]
+        for rank, other in enumerate(others, 1):
+            dist.recv(other, rank)
+        return [value, *others]
+
+
+def pick_device(wanted: str, local_rank: int) -> torch.device:
+    """The device of a local rank: `wanted` is auto, cpu or cuda.
+
+    Raises UserError where CUDA is wanted and absent, or devices are fewer than local ranks.
+    """
+    count = torch.cuda.device_count()
+    if wanted == "cpu" or (wanted == "auto" and count == 0):
+        return torch.device("cpu")
+    if local_rank >= count:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        raise UserError(
+            f"{count} GPUs are visible (CUDA_VISIBLE_DEVICES={visible}) but local rank "
+            f"{local_rank} needs one more: start fewer processes or make more devices visible"
+        )
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def ranks(device: str) -> Iterator[Ranks]:
+    """The ranks of this job, from torchrun's environment; one process without it.
+
+    nccl on GPUs, gloo on CPUs. A rank dies with its launcher, so that none is orphaned on a GPU.
+    Where another rank is gone, this one exits with a sentence and status 1. It meets that at the
+    latest in the next exchange over gloo; one that waits on its GPU is killed by torchrun.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    mine = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    if mine.type == "cuda":
+        torch.cuda.set_device(mine)
+    if "RANK" in os.environ:
+        die_with_parent(signal.SIGKILL)
+    if world == 1:
+        yield Ranks(rank, world, mine)
+        return
+    dist.init_process_group(
+        # gloo beside nccl carries what lives on the CPU, such as the stop flag
+        backend="cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo",
+        timeout=timedelta(hours=1),
+        device_id=mine if mine.type == "cuda" else None,
+    )
+    lost = False
+    try:
+        yield Ranks(rank, world, mine)
+    except RuntimeError as error:
+        lost = lost_rank(error)
+        if not lost:
+            raise
+        reason = str(error).splitlines()[0].rpartition("] ")[2]
+        raise SystemExit(
+            f"error: rank {rank} lost another rank ({reason[:80]}), which was killed or failed: "
+            "the same command goes on from the last checkpoint"
+        ) from error
+    finally:
+        if not lost:  # nccl would wait for the rank that is gone
+            dist.destroy_process_group()
+
+
+def lost_rank(error: RuntimeError) -> bool:
+    """Whether torch raised `error` since another rank no longer answers."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+class StopFlag:
+    """Turns SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 into a flag that all ranks read alike.
+
+    The flag is reduced over the CPU group, which costs no GPU synchronisation.
+    """
+
+    def __init__(self, group: Ranks) -> None:
+        self.group = group
+        self.signal: int | None = None
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: object) -> None:
+        self.signal = number
+
+    def agree(self, save: bool = False) -> tuple[bool, bool]:
+        """(stop, save): whether any rank was signalled, and whether any wants to save.
+
+        Every rank must ask at the same place; all get the same answer.
+        """
+        flags = torch.tensor([self.signal is not None, save], dtype=torch.int32)
+        if self.group.world > 1:
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags[0]), bool(flags[1])

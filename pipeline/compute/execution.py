@@ -1,0 +1,82 @@
+"""How the network is run on a device: precision, memory format, compilation."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.base.errors import OneRankError
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # fp32 and tf32: see set_float32
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast to bf16 or fp16 where `precision` says so, else nothing; weights stay float32."""
+    return torch.autocast(device.type, HALF.get(precision), enabled=precision in HALF)
+
+
+def set_float32(precision: str, device: torch.device) -> None:
+    """Let float32 products on CUDA round their inputs to TF32 where `precision` is tf32, else not.
+
+    torch lets convolutions do so unless told. A CPU has no TF32: there tf32 is fp32.
+    """
+    if device.type == "cuda":
+        # set by these names every reader in torch agrees; by fp32_precision the older ones raise
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+@contextmanager
+def enough_memory(images: int, key: str, device: torch.device) -> Iterator[None]:
+    """Turn a lack of device memory into a UserError that names the runtime key to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OneRankError(
+            f"{images} images at once do not fit on {device}: give a smaller {key}, "
+            "which changes no result"
+        ) from error
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """Channels last on CUDA, where bf16 convolutions want it; on CPU the plain format is faster."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
+def compiler(device: torch.device) -> str | None:
+    """The compiler that torch.compile needs for a device: C for CUDA (Triton), C++ for CPU."""
+    names = ["gcc", "cc", "clang"] if device.type == "cuda" else ["g++", "c++", "clang++"]
+    chosen = os.environ.get("CC" if device.type == "cuda" else "CXX")
+    return next((n for n in [chosen, *names] if n and shutil.which(n)), None)
+
+
+def place(net: nn.Module, device: torch.device) -> nn.Module:
+    """`net`, moved to `device` and its memory format."""
+    return net.to(device).to(memory_format=memory_format(device))  # type: ignore[call-overload]
+
+
+def compiles(device: torch.device, setting: str | bool, loud: bool) -> bool:
+    """Whether `setting` (runtime.compile) means compilation, and there is a compiler for it.
+
+    Auto compiles on CUDA only: on CPU the compilation takes longer than it saves in a short run.
+    """
+    if setting is False:
+        return False
+    if compiler(device) is None:
+        if loud:
+            print(f"torch.compile is off: no C++ compiler was found for {device.type}", flush=True)
+        return False
+    return setting is True or device.type != "cpu"
+
+
+def prepare(net: nn.Module, device: torch.device, setting: str | bool, loud: bool) -> nn.Module:
+    """`net` on `device` in its memory format; compiled where `compiles` says so."""
+    net = place(net, device)
+    if not compiles(device, setting, loud):
+        return net
+    compiled: nn.Module = torch.compile(net)  # type: ignore[assignment]
+    return compiled

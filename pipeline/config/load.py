@@ -1,0 +1,227 @@
+"""The configuration: values laid over each other, checked, and handed to the stages.
+
+config.yaml holds the values (the reference experiment, and named deltas under `experiments:`),
+schema.py what a value may be. The order is config.yaml < experiments.NAME < command line; an
+unknown key is an error that names the nearest known one.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pipeline.base.errors import UserError
+from pipeline.base.files import read_json
+from pipeline.config.messages import explain, known_keys, nearest
+from pipeline.config.model_keys import Model
+from pipeline.config.samplers import check_names
+from pipeline.config.schema import Config, Sample, recipe_name
+from pipeline.config.words import merge, nested, parse_overrides
+from pipeline.images.sources.find import detect
+
+DEFAULT_FILE = Path(__file__).parents[2] / "config.yaml"
+
+
+# --- resolving ---------------------------------------------------------------------------------
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; raises UserError where it is missing or no mapping."""
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"config file {path} does not exist") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config file {path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"config file {path} must hold a mapping of keys")
+    return loaded
+
+
+def layered(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """All values of one experiment: base < experiments[experiment] < overrides.
+
+    `overrides` may hold `set`, dotted `key=value` words as one string or a list of strings (as
+    `make SET=...` passes them).
+    """
+    words = set_words(overrides.get("set") or [])
+    overrides = {k: v for k, v in overrides.items() if k != "set"}
+    overrides = merge(overrides, parse_overrides(words))
+    tree = merge({k: v for k, v in base.items() if k not in ("experiments", "set")}, overrides)
+    deltas = merge(base, overrides).get("experiments") or {}
+    if not isinstance(deltas, Mapping):
+        raise UserError(f"experiments={deltas!r} is not a mapping of named experiments")
+    for name, delta in deltas.items():
+        if not isinstance(delta or {}, Mapping):
+            raise UserError(f"experiments.{name}={delta!r} is not a mapping of keys")
+    tree = merge(merge(tree, experiment_delta(str(tree.get("experiment")), deltas)), overrides)
+    tree.pop("experiments", None)
+    return tree
+
+
+def set_words(given: Any) -> list[str]:
+    """The `key=value` words of a string, or of a list of strings; spaces in a value are part of it.
+
+    Raises UserError where it is neither: the engine reads a bare `a: b` on its command line as a
+    mapping, and strips quotes, so only a list brings every character through.
+    """
+    texts = given if isinstance(given, list) else [given]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f"set={given!r} is no text: write it as a list of one text, set=['...']")
+    words = [re.split(r"\s+(?=[+]{0,2}[A-Za-z_][\w.]*=)", text.strip()) for text in texts]
+    return [word for group in words for word in group if word]
+
+
+def resolve(
+    base: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    environment: Mapping[str, str] = os.environ,
+) -> Config:
+    """The validated configuration of `layered` values; raises UserError about the first problem."""
+    return validate(layered(base, overrides), environment)
+
+
+def experiment_delta(
+    name: str, deltas: Mapping[str, Any], seen: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The keys of experiments.NAME, laid over those of the experiment it is `like`.
+
+    Raises UserError where the name is unknown or `like` goes in a circle.
+    """
+    if name not in deltas:
+        raise UserError(
+            f"no experiment {name!r} in config.yaml{nearest(name, deltas)} "
+            f"(known: {', '.join(sorted(deltas))}; a new one needs an entry under `experiments:`)"
+        )
+    if name in seen:
+        raise UserError(f"experiments.{name} is `like` itself: {' -> '.join((*seen, name))}")
+    delta = dict(deltas[name] or {})
+    parent = delta.pop("like", None)
+    return merge(experiment_delta(str(parent), deltas, (*seen, name)), delta) if parent else delta
+
+
+def resolve_resolution(tree: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[Any, str]:
+    """The resolution and where it comes from: the config, else IMAGENET_RES, else 64."""
+    section = tree.get("data")
+    value = section.get("resolution") if isinstance(section, Mapping) else None
+    if value not in ("auto", None):
+        return value, "the configuration"
+    if environment.get("IMAGENET_RES"):
+        return environment["IMAGENET_RES"], "IMAGENET_RES"
+    return 64, "the default"
+
+
+def resolve_source(tree: Mapping[str, Any], environment: Mapping[str, str]) -> Any:
+    """The image set: the config's, else that of data.path, else the one in the image folder.
+
+    `tree` has its resolution already. Raises UserError where several sets lie there.
+    """
+    data = tree["data"]
+    if data.get("source") != "auto":
+        return data.get("source")
+    if data.get("path") and (Path(data["path"]) / "manifest.json").is_file():
+        return read_json(Path(data["path"]) / "manifest.json").get("source")
+    images = data.get("dir") or environment.get("IMAGENET_DIR")
+    packs = data.get("pack_dir") or environment.get("IMAGENET_DIR")
+    recipe = recipe_name(data.get("recipe"), (tree.get("downsample") or {}).get("fast"))
+    name = f"*_{data['resolution']}/{recipe}"
+    return detect(Path(images) if images else None, Path(packs) if packs else None, name)
+
+
+def validate(tree: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Config:
+    """`tree` as a Config whose sections fit each other; raises UserError about the first problem.
+
+    That is one sentence, here and wherever a configuration is read.
+    """
+    config = parsed(tree, environment)
+    check_runs(config.sample)
+    check_heads(config.model)
+    check_halvings(config)
+    return config
+
+
+def parsed(tree: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Config:
+    """`tree` as a Config of which each section is valid by itself; raises UserError otherwise."""
+    if isinstance(tree.get("data"), Mapping):
+        tree = merge(tree, nested("data.resolution", resolve_resolution(tree, environment)[0]))
+        tree = merge(tree, nested("data.source", resolve_source(tree, environment)))
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(explain(error)) from error
+
+
+def check_halvings(config: Config) -> None:
+    """Raise UserError unless the network can halve the resolution as often as it is to."""
+    halvings = len(config.model.channel_mult) - 1
+    if config.data.resolution % 2**halvings:
+        raise UserError(
+            f"data.resolution={config.data.resolution} cannot be halved {halvings} times, as "
+            f"model.channel_mult with {halvings + 1} entries needs: use a multiple of "
+            f"{2**halvings} or a shorter model.channel_mult"
+        )
+
+
+def check_runs(sample: Sample) -> None:
+    """Raise UserError where a run is no valid sampler, or two runs have one name."""
+    for place, run in enumerate(sample.runs):
+        where = f"sample.runs[{place}]"
+        if "runs" in run:
+            raise UserError(f"{where}: runs within a run are not known: put all into one list")
+        try:
+            sample.with_run(run)
+        except ValidationError as error:
+            raise UserError(f"{where}: {explain(error, Sample)}") from error
+    check_names(sample)
+
+
+def check_heads(model: Model) -> None:
+    """Raise UserError unless the heads divide the width of every level with attention."""
+    levels = [n for n in range(len(model.channel_mult)) if 2**n in model.attention_at]
+    for level in {*levels, len(model.channel_mult) - 1}:  # the middle always has attention
+        width = model.channels * model.channel_mult[level]
+        divisor, name = model.heads, "model.heads"
+        if model.head_channels is not None:
+            divisor, name = model.head_channels, "model.head_channels"
+        if width % divisor:
+            raise UserError(
+                f"{name}={divisor} does not divide the {width} channels at downsampling factor "
+                f"{2**level}: use a divisor, or leave the factor out of model.attention_at"
+            )
+
+
+def load_step(argv: list[str], extra: Iterable[str]) -> tuple[Config, dict[str, str]]:
+    """Configuration and step arguments of a command line of `key=value` words.
+
+    `extra` names the step's own words (paths, without dots). `config=FILE` replaces config.yaml
+    and `config={...}` (JSON) lays a stage's resolved keys over it, as the workflow does, which has
+    checked that they fit each other: sections that the stage does not read may not fit them.
+    """
+    # torch.distributed.launch adds --local-rank; the environment says the same
+    words = parse_overrides(a for a in argv if not re.match(r"--local[-_]rank=\d+$", a))
+    own = {k: str(words.pop(k)) for k in list(words) if k in extra and words[k] is not None}
+    given = words.pop("config", None)
+    if isinstance(given, dict):
+        tree = {k: v for k, v in load_yaml(DEFAULT_FILE).items() if k != "experiments"}
+        return parsed(merge(merge(tree, given), words)), own
+    path = Path(given) if given else DEFAULT_FILE
+    check_words(words, extra)
+    return resolve(load_yaml(path), words), own
+
+
+def check_words(words: Mapping[str, Any], extra: Iterable[str]) -> None:
+    """Raise UserError for a top-level word that is neither a section nor one of `extra`.
+
+    Those of `extra` that had a value are no longer among the words.
+    """
+    extra = list(extra)
+    known = [*Config.model_fields, "experiments", "config", *extra]
+    for word in words:
+        if word in extra:
+            raise UserError(f"{word}= is empty: give it a value or leave it out")
+        if word not in known:
+            raise UserError(f"unknown key {word}{nearest(word, [*known, *known_keys()])}")

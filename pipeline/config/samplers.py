@@ -1,0 +1,146 @@
+"""The samplers of an experiment: their names, and that no two have the same."""
+
+import re
+from collections.abc import Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.base.errors import UserError
+from pipeline.base.files import sha256_json
+from pipeline.config.schema import Config, Sample
+
+BF16_TOLERANCE = 1e-4  # the least at which dopri5 in bf16 needs about what it needs in fp32 at 1e-5
+
+
+def sampler_name(sample: Sample) -> str:
+    """Name of the sampler's folder: heun-18-edm, dopri5-1e-05-g1.2, heun-18-ema500000, ...
+
+    Each key that differs from the plainest sampler adds a part; `num` and `precision` add none.
+    """
+    return "-".join([sample.solver, *_length(sample), *_kind(sample)])
+
+
+def rounding_note(sample: Sample) -> str:
+    """What to say of a tolerance that bf16 cannot keep; else empty.
+
+    bf16 rounds to 2^-9: dopri5 takes that for its own error and shortens its steps, to three times
+    the evaluations at 1e-5 for images that are no better (results/benchmarks/sampling.json).
+    """
+    tolerance = min(sample.rtol, sample.atol)
+    if sample.solver != "dopri5" or sample.precision != "bf16" or tolerance >= BF16_TOLERANCE:
+        return ""
+    return (
+        f"dopri5 takes the rounding of bf16 for error at a tolerance of {tolerance:g} and needs "
+        f"several times the evaluations: sample.precision=tf32 does not, nor do sample.rtol and "
+        f"sample.atol of {BF16_TOLERANCE:g} or more"
+    )
+
+
+def by_sampler(config: Config) -> dict[str, Config]:
+    """One configuration a sampler, without `runs`, by the sampler's name."""
+    samplers = config.sample.samplers
+    return {sampler_name(one): config.model_copy(update={"sample": one}) for one in samplers}
+
+
+def one_sampler(config: Config, name: str | None) -> Config:
+    """The configuration of one sampler of sample.runs: `name`, or the only one.
+
+    Raises UserError where there are several and none of them is named.
+    """
+    every = by_sampler(config)
+    if name is None and len(every) == 1:
+        return next(iter(every.values()))
+    if name not in every:
+        raise UserError(
+            f"{'several samplers' if name is None else f'no sampler {name}'} in this experiment: "
+            f"choose one of its own by sampler=NAME, {' or '.join(every)}"
+        )
+    return every[name]
+
+
+def family(about: Mapping[str, Any]) -> str:
+    """The sampler's name without its steps or tolerances: those that a curve over NFE joins.
+
+    `about`: a sample.json; one without our keys (another program's) is a family of its own.
+    """
+    try:
+        sample = Sample.model_validate({"seeds": [0], "runs": []} | about["config"]["sample"])
+    except (KeyError, TypeError, ValidationError):
+        return str(about["sampler"])
+    return "-".join([sample.solver, *_kind(sample)])
+
+
+def _length(sample: Sample) -> list[str]:
+    """Tolerances of dopri5, one where they are equal; steps of the others."""
+    if sample.solver == "dopri5":
+        return [f"{tolerance:g}" for tolerance in dict.fromkeys((sample.rtol, sample.atol))]
+    return [str(len(sample.grid) - 1 if isinstance(sample.grid, tuple) else sample.steps)]
+
+
+def _kind(sample: Sample) -> list[str]:
+    """A part for each other key that differs from the plainest sampler."""
+    parts = [] if sample.solver == "dopri5" else _grid(sample)
+    if sample.guidance != 1:
+        parts.append(f"g{sample.guidance:g}")
+        if sample.guidance_interval != (0, 1):
+            parts.append("from{:g}to{:g}".format(*sample.guidance_interval))
+        if sample.guide is not None:
+            stem = re.sub(r"[^A-Za-z0-9_.]", "_", Path(sample.guide).stem)
+            parts.append(f"by-{stem}-{sha256_json(sample.guide)[:6]}")
+    if sample.classes != "balanced":
+        parts.append(sample.classes)
+    if sample.ema_halflife_images is not None:
+        parts.append(f"ema{sample.ema_halflife_images}")
+    return parts
+
+
+def _grid(sample: Sample) -> list[str]:
+    """Which grid of times it is; the uniform one needs no part."""
+    if isinstance(sample.grid, tuple):
+        return [f"grid{sha256_json(sample.grid)[:6]}"]
+    return [] if sample.grid == "uniform" else [sample.grid]
+
+
+def check_guidance(sample: Sample, class_conditional: bool, label_dropout: float | None) -> None:
+    """Raise UserError where a network is to guide itself and has no velocity without a class.
+
+    It knows no classes, or was trained with every image's class: `label_dropout` is that of its
+    training, None where that is not known.
+    """
+    if sample.guidance == 1 or sample.guide is not None:
+        return
+    why = "" if class_conditional else "the network knows no classes"
+    if class_conditional and label_dropout == 0:
+        why = "the network was trained with train.label_dropout=0, always with the class"
+    if why:
+        raise UserError(
+            f"sample.guidance={sample.guidance:g} is not possible, since {why}: give "
+            "sample.guidance=1, or weights that guide in sample.guide"
+        )
+
+
+def check_names(sample: Sample) -> None:
+    """Raise UserError where two samplers have one name: they would write the same files."""
+    named = [(place, one, sampler_name(one)) for place, one in enumerate(sample.samplers)]
+    for (a, one, name), (b, other, again) in combinations(named, 2):
+        if name == again:
+            raise UserError(
+                f"sample.runs[{a}] and sample.runs[{b}] have one name, {name}, and so one folder: "
+                + _remedy(one, other)
+            )
+
+
+def _remedy(one: Sample, other: Sample) -> str:
+    """What to do about two samplers of one name."""
+    keys = [k for k in Sample.model_fields if getattr(one, k) != getattr(other, k)]
+    if not keys:
+        return "they are equal, so leave one out"
+    if keys == ["seeds"]:
+        return "they differ in their seeds alone, so put all seeds into one of them"
+    return (
+        f"no name shows {', '.join(f'sample.{key}' for key in keys)}, in which they differ, "
+        "so make an experiment of its own for one (under `experiments:` in config.yaml)"
+    )

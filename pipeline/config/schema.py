@@ -1,0 +1,235 @@
+"""Every key of the experiment: its type, its range, and the stages that read it.
+
+The values are in config.yaml; how they are laid over each other is in pipeline/config/load.py.
+"""
+
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from pipeline.config.model_keys import Model
+from pipeline.config.types import (
+    Beta,
+    Fraction,
+    NotNegative,
+    Positive,
+    PositiveInt,
+    Precision,
+    Section,
+    Seed,
+)
+
+# Image sets that the project makes itself, with their number of images per class.
+MADE_SOURCES = {"shapes": 250, "shapes_tiny": 24}
+
+
+class Data(Section):
+    source: Literal["train", "train_blurred", "cifar10", "shapes", "shapes_tiny"]
+    layout: Literal["auto", "folders", "tar", "tar.gz", "parquet", "webdataset", "batches", "cifar"]
+    resolution: Annotated[int, Field(ge=8, le=256)]  # px, both axes
+    recipe: Literal["box", "adm", "edm"]
+    expected_images: PositiveInt | None
+    expected_classes: PositiveInt | None
+    dir: str | None  # where the image set lies; None: IMAGENET_DIR
+    pack_dir: str | None  # where packs lie; None: IMAGENET_DIR
+    path: str | None  # one pack folder, in place of the one named by the keys above
+
+
+class Downsample(Section):
+    allow_bad: Annotated[int, Field(ge=0)]  # unreadable images that may be left out
+    fast: bool  # decode JPEGs at a fraction of their size: other pixels, another recipe's name
+
+
+class Train(Section):
+    images: PositiveInt  # training length, images seen
+    batch: PositiveInt  # global batch, images, over all ranks and accumulation
+    times: Literal["uniform", "logit_normal", "edm_skew"]
+    time_mean: float | None  # of logit t or ln sigma; None: the published one
+    time_std: Positive | None
+    coupling: Literal["independent", "optimal_transport"]
+    coupling_images: PositiveInt  # consecutive images among which noise is reassigned
+    lr: Positive
+    lr_schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"]
+    lr_final: Fraction  # share of lr left at `images`: linear, cosine
+    lr_decay_images: PositiveInt  # where inverse_sqrt begins to fall
+    warmup_images: NotNegative
+    betas: tuple[Beta, Beta]
+    weight_decay: Annotated[float, Field(ge=0)]
+    clip_grad_norm: Positive | None
+    label_dropout: Fraction
+    flip: bool
+    # half-life of each average, images; 0: the weights themselves
+    ema_halflife_images: Annotated[tuple[NotNegative, ...], Field(min_length=1)]
+    ema_rampup: Fraction  # half-life is at most this share of the images seen
+    precision: Precision
+    seed: Seed
+
+    @field_validator("ema_halflife_images", mode="before")
+    @classmethod
+    def _one_number_is_a_list(cls, value: Any) -> Any:
+        return [value] if type(value) in (int, float, str) else value
+
+    @field_validator("ema_halflife_images")
+    @classmethod
+    def _no_halflife_twice(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("expected no number twice")
+        return value
+
+    @field_validator("coupling_images")
+    @classmethod
+    def _groups_fill_the_batch(cls, value: int, info: ValidationInfo) -> int:
+        batch, coupling = info.data.get("batch"), info.data.get("coupling")
+        if coupling == "optimal_transport" and batch and batch % value:
+            raise ValueError(f"with optimal_transport use a divisor of train.batch={batch}")
+        return value
+
+
+class Sample(Section):
+    num: PositiveInt
+    solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
+    steps: PositiveInt  # of the grids uniform and edm
+    grid: Literal["uniform", "edm"] | tuple[Fraction, ...]  # times; not of dopri5
+    rtol: Positive  # of dopri5
+    atol: Positive
+    guidance: Annotated[float, Field(ge=0)]  # 1: the conditional velocity alone
+    guidance_interval: tuple[Fraction, Fraction]  # times between which it is guided
+    guide: str | None  # weights file that guides; None: the network itself without the class
+    classes: Literal["balanced", "histogram"]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    ema_halflife_images: NotNegative | None  # which average of the weights; None: the first
+    precision: Precision
+    runs: tuple[dict[str, Any], ...]  # keys laid over those above, a sampler each; (): one sampler
+
+    @field_validator("grid")
+    @classmethod
+    def _times_increase(cls, value: str | tuple[float, ...]) -> str | tuple[float, ...]:
+        if isinstance(value, str):
+            return value
+        if len(value) < 2 or value[-1] != 1 or any(a >= b for a, b in pairwise(value)):
+            raise ValueError("expected uniform, edm, or increasing times that end at 1")
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _no_seed_twice(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("expected no number twice")
+        return value
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _interval_is_in_order(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] >= value[1]:
+            raise ValueError("expected two times, the smaller one first")
+        return value
+
+    @property
+    def samplers(self) -> tuple["Sample", ...]:
+        """The samplers of an experiment: these keys, or each of `runs` laid over them.
+
+        Raises pydantic's ValidationError where a run is not valid; a Config that was resolved
+        by pipeline/config/load.py has none such.
+        """
+        return tuple(self.with_run(run) for run in self.runs) or (self,)
+
+    def with_run(self, run: dict[str, Any]) -> "Sample":
+        """These keys with those of one run laid over them, as the only sampler."""
+        return Sample.model_validate(self.model_dump() | {"runs": ()} | run)
+
+
+class Evaluate(Section):
+    extractor: Literal[
+        "inception-v3-compat",
+        "efficientnet-lite0",
+        "dinov2-vit-s-14",
+        "dinov2-vit-b-14",
+        "dinov2-vit-l-14",
+        "clip-vit-b-32",
+        "clip-vit-l-14",
+        "vgg16",
+    ]
+    metrics: Annotated[tuple[Literal["fid", "kid", "isc", "prc"], ...], Field(min_length=1)]
+    kid_subsets: PositiveInt
+    kid_subset_size: Annotated[int, Field(ge=2)]
+    isc_splits: PositiveInt
+    prc_neighbourhood: PositiveInt
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    weights: str | None  # file of the extractor's weights; None: look for them
+
+
+class Report(Section):
+    grid_classes: PositiveInt
+    grid_columns: PositiveInt
+
+
+class Gpus(Section):
+    train: PositiveInt
+    sample: PositiveInt
+    reference: PositiveInt
+    evaluate: PositiveInt
+
+
+class Runtime(Section):
+    gpus: Gpus
+    workers: PositiveInt
+    start_method: Literal["spawn", "forkserver", "fork"]
+    data_on_device: Literal["auto"] | bool
+    device: Literal["auto", "cpu", "cuda"]
+    compile: Literal["auto"] | bool
+    strategy: Literal["ddp", "fsdp2"]
+    micro_batch: Literal["auto"] | PositiveInt
+    sample_batch: PositiveInt
+    feature_batch: PositiveInt
+    checkpoint_images: PositiveInt
+    checkpoint_minutes: Positive
+    keep_checkpoints: PositiveInt
+    milestone_images: PositiveInt | None
+    log_images: PositiveInt
+    progress_seconds: Annotated[float, Field(ge=0)]
+
+
+class Slurm(Section):
+    partition: str | None
+    account: str | None
+    constraint: str | None
+    minutes: PositiveInt
+    memory_gb: Positive | None
+    signal_seconds: PositiveInt  # before the limit
+
+
+class Launch(Section):
+    launcher: Literal["standalone", "torchrun", "submitit_local", "submitit_slurm", "none"]
+    nnodes: PositiveInt
+    rdzv_endpoint: str | None  # host:port of the first node
+    rdzv_id: str  # what the nodes of one job have in common
+    join_seconds: PositiveInt  # how long nodes wait for each other
+    interface: str | None  # of the network between the nodes; None: the one that leads there
+    folder: str  # of submitit's jobs
+    slurm: Slurm
+    max_restarts: NotNegative
+    threads: Literal["auto"] | PositiveInt
+
+
+class Config(Section):
+    experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    data: Data
+    downsample: Downsample
+    model: Model
+    train: Train
+    sample: Sample
+    evaluate: Evaluate
+    report: Report
+    runtime: Runtime
+    launch: Launch
+
+    @property
+    def recipe(self) -> str:
+        """The recipe's name in records and paths."""
+        return recipe_name(self.data.recipe, self.downsample.fast)
+
+
+def recipe_name(recipe: Any, fast: Any) -> str:
+    """<recipe>, or <recipe>-fast where JPEGs are decoded fast: other pixels, another name."""
+    return f"{recipe}-fast" if fast else str(recipe)

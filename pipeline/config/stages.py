@@ -1,0 +1,68 @@
+"""The keys that each stage reads, and what its command line and config.json hold of them."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.base.files import write_json
+from pipeline.config.load import DEFAULT_FILE, load_yaml
+from pipeline.config.messages import known_keys
+from pipeline.config.schema import Config, Evaluate, Sample
+from pipeline.config.words import lookup, merge, nested
+
+# --- what a step sees --------------------------------------------------------------------------
+
+
+def stage_keys(config: Config, stage: str) -> dict[str, Any]:
+    """The resolved keys that `stage` reads, nothing else: the content of its config.json."""
+    tree = config.model_dump(mode="json")
+    result: dict[str, Any] = {}
+    for key in STAGE_KEYS[stage]:
+        result = merge(result, nested(key, lookup(tree, key)))
+    return result
+
+
+def settings_words(config: Config) -> str:
+    """Places, runtime and launch as shell-quoted `key=value` words for a step's command line.
+
+    Only those that differ from config.yaml, which the step reads itself.
+    """
+    tree, base = config.model_dump(mode="json"), load_yaml(DEFAULT_FILE)
+    keys = [k for k in known_keys() if k.startswith(("runtime.", "launch."))]
+    keys = [k for k in keys if not k.startswith("runtime.gpus")] + list(PLACES)
+    keys = [k for k in keys if not isinstance(lookup(tree, k), dict)]
+    changed = [k for k in keys if lookup(tree, k) != lookup(base, k)]
+    return shlex.join(f"{k}={yaml_word(lookup(tree, k))}" for k in changed)
+
+
+def yaml_word(value: Any) -> str:
+    """A scalar as one YAML word, quoted where it must be."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**9).strip()
+    return text.removesuffix("...").strip()
+
+
+# The keys that each stage reads, which are all that can make it run again. Places
+# (data.dir, ...), runtime and launch are in none of them. A file that evaluate.weights names is an
+# input of the rule extractor.
+DATA_KEYS = ("data.source", "data.resolution", "data.recipe", "downsample.fast")
+STAGE_KEYS: dict[str, tuple[str, ...]] = {
+    "downsample": (*DATA_KEYS, "data.expected_images", "data.expected_classes", "downsample"),
+    "train": (*DATA_KEYS, "model", "train"),
+    # which seeds and other samplers there are is no key of one set of samples
+    "sample": (
+        *DATA_KEYS,
+        *(f"sample.{k}" for k in Sample.model_fields if k not in ("seeds", "runs")),
+    ),
+    "extractor": ("evaluate.extractor",),
+    "reference": (*DATA_KEYS, "evaluate.extractor"),
+    "evaluate": (*DATA_KEYS, *(f"evaluate.{k}" for k in Evaluate.model_fields if k != "weights")),
+    "report": (*DATA_KEYS, "report"),
+}
+PLACES = ("data.dir", "data.layout", "data.pack_dir", "data.path", "evaluate.weights")
+
+
+def write_config(folder: Path, config: Config, stage: str) -> None:
+    """`config.json` of a stage's folder: the resolved keys that the stage read, nothing else."""
+    write_json(folder / "config.json", stage_keys(config, stage))

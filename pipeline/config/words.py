@@ -1,0 +1,63 @@
+"""Nested dictionaries, dotted keys, and the `key=value` words of a command line."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+
+from pipeline.base.errors import UserError
+
+# Other spellings of keys: `launcher`, and those of the Large Concept Model's trainer.
+ALIASES = {
+    "launcher": "launch.launcher",
+    "trainer.output_dir": "out",
+    "trainer.experiment_name": "experiment",
+    "trainer.use_submitit": "launch.launcher",
+}
+USE_SUBMITIT = {True: "submitit_slurm", False: "standalone"}
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid over `base`, section by section; lists are replaced whole."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = merge(below or {}, value) if both else value
+    return merged
+
+
+def nested(dotted: str, value: Any) -> dict[str, Any]:
+    """{"a": {"b": value}} of "a.b"."""
+    head, _, rest = dotted.partition(".")
+    return {head: nested(rest, value) if rest else value}
+
+
+def lookup(tree: Any, dotted: str) -> Any:
+    """The value at "a.b" in nested dictionaries."""
+    for part in dotted.split("."):
+        tree = tree[part]
+    return tree
+
+
+def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
+    """Nested values of `key=value`, `+key=value` or `++key=value` arguments; values are YAML.
+
+    Keys of ALIASES are replaced by what they mean. Raises UserError where an argument has no `=`
+    or its value is no YAML.
+    """
+    result: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        key = re.sub(r"^\+{1,2}", "", key)
+        if not equals or not key:
+            raise UserError(f"argument {argument!r} is not of the form key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"the value in {argument!r} is no YAML") from error
+        if key == "trainer.use_submitit":
+            value = USE_SUBMITIT.get(value, value)
+        result = merge(result, nested(ALIASES.get(key, key), value))
+    return result

@@ -1,0 +1,126 @@
+"""The end of the making: rows in the source's order -> a pack, moved into place.
+
+Rows are sorted by (class, file), and images that were left out have none. Where the source came in
+that order already, its rows are the pack's. The manifest is written beside the rows before
+anything moves, and moves last: a pack that has one is complete, and a run that was killed while
+moving is brought to its end by the next.
+"""
+
+import hashlib
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.base.errors import UserError
+from pipeline.base.files import atomic_stream, save_npy, sha256_npy
+from pipeline.images.spool import Spool
+
+CHUNK = 4096  # rows copied at a time
+
+
+@dataclass
+class Finished:
+    """All images of a source, in its order, and what became of them."""
+
+    classes: np.ndarray  # (N,) bytes: the class of each image
+    files: np.ndarray  # (N,) bytes: its file name
+    kept: np.ndarray  # (N,) bool: whether it has a row in the pack
+    left_out: list[dict[str, str]] = field(default_factory=list)
+    traits: Counter[str] = field(default_factory=Counter)
+
+
+def finished(spool: Spool) -> Finished:
+    """The journal of a spool whose stretches are all finished."""
+    classes, files, kept = [], [], []
+    left_out, traits = [], Counter[str]()
+    for stretch in spool.used:
+        line = spool.line(stretch)
+        pairs = [name.split("/", 1) for name in line["names"]]
+        classes.append(np.array([encoded(name) for name, _ in pairs]))
+        files.append(np.array([encoded(name) for _, name in pairs]))
+        problems = {int(place): reason for place, reason in line["problems"].items()}
+        kept.append(np.array([place not in problems for place in range(len(pairs))]))
+        left_out += [{"name": line["names"][p], "reason": r} for p, r in problems.items()]
+        traits.update(line["traits"])
+    return Finished(
+        np.concatenate(classes), np.concatenate(files), np.concatenate(kept), left_out, traits
+    )
+
+
+def encoded(name: str) -> bytes:
+    """A file name as bytes; names that are no UTF-8 keep theirs."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+def pack_order(images: Finished) -> np.ndarray:
+    """Places in the source of the pack's rows (int64): sorted by (class, file), then place."""
+    order = np.lexsort((images.files, images.classes))  # stable
+    return order[images.kept[order]]
+
+
+def check_unique(images: Finished, where: Path) -> None:
+    """Raise UserError where two images have the same class and name."""
+    order = np.lexsort((images.files, images.classes))
+    same = (images.classes[order][1:] == images.classes[order][:-1]) & (
+        images.files[order][1:] == images.files[order][:-1]
+    )
+    if same.any():
+        first = order[int(np.argmax(same))]
+        name = f"{images.classes[first].decode()}/{images.files[first].decode()}"
+        raise UserError(f"{where} holds {name} twice: use the original, where no name comes twice")
+
+
+def write_arrays(spool: Spool, order: np.ndarray, labels: np.ndarray) -> dict[str, str]:
+    """Write the sorted rows where they differ from the spool's, and the labels; their sha256."""
+    ready = spool.folder / "images.npy"
+    ready.unlink(missing_ok=True)
+    in_order = np.array_equal(order, np.arange(len(labels)))
+    if not in_order or len(order) != spool_rows(spool):
+        copy_rows(spool.rows_file, ready, order)
+    save_npy(spool.folder / "labels.npy", labels)
+    return {
+        "images": sha256_npy(ready if ready.exists() else spool.rows_file),
+        "labels": hashlib.sha256(labels.data).hexdigest(),
+    }
+
+
+def spool_rows(spool: Spool) -> int:
+    """Number of rows in the completed spool."""
+    return int(np.load(spool.rows_file, mmap_mode="r").shape[0])
+
+
+def copy_rows(source: Path, target: Path, order: np.ndarray) -> None:
+    """Write the rows `order` of one .npy as another, a chunk at a time."""
+    rows = np.load(source, mmap_mode="r", allow_pickle=False)
+    with atomic_stream(target) as stream:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(order), *rows.shape[1:])}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for start in range(0, len(order), CHUNK):
+            stream.write(np.ascontiguousarray(rows[order[start : start + CHUNK]]).data)
+
+
+def move_into_place(making: Path, pack: Path) -> None:
+    """Move a pack whose manifest is written from `making` into `pack`, the manifest last.
+
+    May be called again after any kind of end, and then does what is left to do.
+    """
+    (pack / "manifest.json").unlink(missing_ok=True)
+    for name, target in (
+        ("labels.npy", "labels.npy"),
+        ("rows.npy", "images.npy"),
+        ("images.npy", "images.npy"),  # the sorted rows, where they had to be sorted
+        ("manifest.json", "manifest.json"),
+    ):
+        if (making / name).exists():
+            (making / name).replace(pack / target)
+    shutil.rmtree(making)
+
+
+def counts(classes: list[str], labels: np.ndarray) -> dict[str, int]:
+    """Number of images of each class by its name."""
+    numbers: Any = np.bincount(labels, minlength=len(classes)).tolist()
+    return dict(zip(classes, numbers, strict=True))

@@ -1,0 +1,138 @@
+"""Whether a pack is there and what it may be: checks before it is made and of one that exists."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pipeline.base.errors import UserError
+from pipeline.base.files import load_npy, read_json
+from pipeline.config.schema import Config
+
+NAMED = 20  # files that an error names
+
+# --- checks ------------------------------------------------------------------------------------
+
+
+def check_expected(config: Config, where: Path, num_images: int, num_classes: int) -> None:
+    """Raise UserError where the image set has another size than the configuration says."""
+    data = config.data
+    counted = {"images": num_images, "classes": num_classes}
+    expected = {"images": data.expected_images, "classes": data.expected_classes}
+    for what, number in counted.items():
+        if expected[what] not in (None, number):
+            raise UserError(
+                f"{where} holds {number} {what}, but data.expected_{what}={expected[what]}: "
+                f"complete the image set or change data.expected_{what} (null: any number)"
+            )
+
+
+def check_left_out(
+    config: Config, where: Path, left_out: list[dict[str, str]], per_class: dict[str, int]
+) -> None:
+    """Raise UserError where more images are unreadable than allowed, or all those of a class."""
+    if len(left_out) > config.downsample.allow_bad:
+        listed = "; ".join(f"{bad['name']} ({bad['reason']})" for bad in left_out[:NAMED])
+        listed += f"; and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
+        raise UserError(
+            f"{len(left_out)} images of {where} are unreadable: {listed}: replace them, or leave "
+            f"them out with downsample.allow_bad={len(left_out)}"
+        )
+    empty = [name for name, number in per_class.items() if not number]
+    if empty:
+        raise UserError(f"{where} has no readable image of {', '.join(empty)}: replace them")
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError where the pack's folder cannot be written or made."""
+    existing = nearest_existing(folder)
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(
+            f"the pack cannot be written to {folder}, since {existing} is no folder that may be "
+            "written: set data.pack_dir to one"
+        )
+
+
+def check_space(folder: Path, num_images: int, resolution: int, ordered: bool) -> None:
+    """Raise UserError where what is left to write of the pack does not fit on the disk.
+
+    Images that come in another order than the pack's need room for a sorted copy, too.
+    """
+    pixels = num_images * resolution * resolution * 3  # bytes
+    rows = folder / ".making" / "rows.npy"
+    written = rows.stat().st_blocks * 512 if rows.exists() else 0
+    needed = pixels * (1 if ordered else 2) + num_images * 8 - written  # int64 labels
+    free = shutil.disk_usage(nearest_existing(folder)).free
+    if needed > free:
+        raise UserError(
+            f"the pack needs {needed / 1e6:.1f} MB, but the disk of {folder} has "
+            f"{free / 1e6:.1f} MB free: free some or set data.pack_dir to another disk"
+        )
+
+
+def nearest_existing(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+# --- a pack that is there ----------------------------------------------------------------------
+
+
+def existing_pack(folder: Path, config: Config) -> dict[str, Any] | None:
+    """The manifest of a whole pack that is there already; None where it must be made.
+
+    Raises UserError where the folder holds a pack of other data, or one whose image set the
+    configuration refuses.
+    """
+    if not (folder / "manifest.json").exists():
+        return None
+    try:
+        manifest = read_manifest(folder / "manifest.json")
+        check_same_data(folder, manifest, config)
+        problem = damage(folder, manifest)
+    except (KeyError, TypeError, ValueError):
+        problem = "manifest.json is no manifest"
+    if problem:
+        print(f"downsample: the pack in {folder} is damaged ({problem}): making it again")
+        return None
+    num_images = manifest["num_images"] + len(manifest["left_out"])
+    check_expected(config, folder, num_images, len(manifest["classes"]))
+    check_left_out(config, folder, manifest["left_out"], manifest["per_class"])
+    print(f"downsample: the pack in {folder} is there and whole, only its record is written")
+    return manifest
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The mapping in a manifest; raises ValueError or TypeError where it is none."""
+    try:
+        return dict(read_json(path))
+    except UserError as error:
+        raise ValueError from error
+
+
+def check_same_data(folder: Path, manifest: dict[str, Any], config: Config) -> None:
+    """Raise UserError where a pack is of another source, resolution or recipe."""
+    wanted = config.data.model_dump() | {"recipe": config.recipe}
+    for key in ("source", "resolution", "recipe"):
+        if manifest[key] != wanted[key]:
+            raise UserError(
+                f"the pack in {folder} has {key} {manifest[key]}, not {wanted[key]}: "
+                "point data.path or data.pack_dir at another folder"
+            )
+
+
+def damage(folder: Path, manifest: dict[str, Any]) -> str:
+    """What is wrong with the arrays of a pack; empty where they are what the manifest says."""
+    rows, resolution = manifest["num_images"], manifest["resolution"]
+    kinds = {"images": ("uint8", (rows, resolution, resolution, 3)), "labels": ("int64", (rows,))}
+    for name, (dtype, shape) in kinds.items():
+        try:
+            array = load_npy(folder / f"{name}.npy")
+        except UserError as error:
+            return str(error)
+        if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+            return f"{name}.npy has another shape than the manifest says"
+        if hashlib.sha256(array.data).hexdigest() != manifest["sha256"][name]:
+            return f"{name}.npy has another sha256 than the manifest says"
+    return ""

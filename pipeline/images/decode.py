@@ -1,0 +1,176 @@
+"""One image file -> small pixels.
+
+Pixels are those of `shrink(Image.open(f).convert("RGB"), recipe, resolution)`, byte for byte;
+EXIF orientation is left alone. Ordinary JPEGs are decoded by simplejpeg, in half of Pillow's time,
+all else by Pillow.
+"""
+
+import io
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+
+from pipeline.images.recipes import MAX_PIXELS, shrink, shrink_halved
+
+EXIF_ORIENTATION = 0x0112
+TRAITS = ("grey", "cmyk", "exif_rotated", "misnamed")  # counted in the manifest
+# The formats of IMAGE_SUFFIXES; others, such as EPS, may run programs.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+GREY_MODES = {"1", "L", "LA", "I", "I;16", "F"}
+
+HUFFMAN_FRAMES = {0xC0, 0xC1, 0xC2}  # markers that start a frame: baseline, extended, progressive
+FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # all such markers; others are arithmetic
+
+# Segments of a header in which Pillow finds nothing to refuse or to tell, and that libjpeg checks:
+# Huffman tables, restart interval, comment; and two that are looked at: quantisation tables, JFIF.
+PASSED_OVER, TABLES, JFIF, SCAN = {0xC4, 0xDD, 0xFE}, 0xDB, 0xE0, 0xDA
+TABLE, JFIF_LENGTH, FRAME_LENGTH = 65, 16, 17  # bytes, the frame's with 3 components
+
+# Fast decoding: where both sides are at least so many times the resolution, and how small at the
+# least, since a JPEG's blocks of 8 x 8 pixels become 1 x 1.
+FAST_RATIO, MAX_HALVINGS = 4, 3
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What became of one image file: pixels (res, res, 3) uint8, or why there are none."""
+
+    pixels: np.ndarray | None
+    traits: tuple[str, ...] = ()  # of TRAITS
+    problem: str = ""
+
+
+def traits_of(image: Image.Image, name: str) -> tuple[str, ...]:
+    """What is odd about an opened image file, for the manifest."""
+    jpeg = name.lower().endswith((".jpeg", ".jpg"))
+    has = (
+        image.mode in GREY_MODES,
+        image.mode == "CMYK",
+        is_turned(image),
+        jpeg and image.format not in ("JPEG", "MPO"),
+    )
+    return tuple(itertools.compress(TRAITS, has))
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether an opened file says that a viewer should turn it."""
+    if image.format == "JPEG" and not image.info.keys() & {"exif", "xmp"}:
+        return False  # as getexif would find out, which takes longer
+    try:
+        return image.getexif().get(EXIF_ORIENTATION, 1) != 1
+    except Exception:  # damaged EXIF raises many kinds, and the pixels do not need it
+        return False
+
+
+def frame_marker(data: bytes) -> int:
+    """The marker that says how a JPEG is coded, or -1 where its header is not in good order."""
+    start = 2
+    while len(segment := data[start : start + 4]) == 4 and segment[0] == 0xFF:
+        if segment[1] in FRAMES:
+            return segment[1]
+        start += 2 + int.from_bytes(segment[2:])
+    return -1
+
+
+def plain_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG that Pillow need not open, as nearly all are; None for others.
+
+    Its header is in good order, has 3 components of 8 bits, and no EXIF, profile or other data of
+    an application.
+    """
+    size, start = None, 2
+    while len(segment := data[start : start + 10]) == 10 and segment[0] == 0xFF:
+        marker, length = segment[1], int.from_bytes(segment[2:4])
+        if marker == SCAN:
+            return size if data.startswith(b"\xff\xd8\xff") else None
+        if marker in HUFFMAN_FRAMES and length == FRAME_LENGTH and segment[4] == 8 and not size:
+            height, width = int.from_bytes(segment[5:7]), int.from_bytes(segment[7:9])
+            size = (width, height) if width * height <= MAX_PIXELS else None
+        elif not (
+            marker in PASSED_OVER
+            or (marker == TABLES and (length - 2) % TABLE == 0 and segment[4] < 16)
+            or (marker == JFIF and length == JFIF_LENGTH)
+        ):
+            return None
+        start += 2 + length
+    return None
+
+
+def is_plain_jpeg(image: Image.Image, data: bytes) -> bool:
+    """Whether simplejpeg makes Pillow's pixels of this file, or says that it cannot.
+
+    Of 4 components it would not; with arithmetic coding, there are files that only Pillow refuses.
+    """
+    three = isinstance(image, JpegImageFile) and image.mode == "RGB"
+    return three and frame_marker(data) in HUFFMAN_FRAMES
+
+
+def halvings(size: tuple[int, int], resolution: int) -> int:
+    """How often a fast decoder halves an image of that size: its sides stay >= `resolution`."""
+    if min(size) < FAST_RATIO * resolution:
+        return 0
+    return max(k for k in range(MAX_HALVINGS + 1) if min(size) >> k >= resolution)
+
+
+def turbo_pixels(data: bytes, size: tuple[int, int], times: int) -> np.ndarray | None:
+    """A plain JPEG's pixels (H, W, 3), both sides halved `times` (rounded up) while decoding.
+
+    None where anything at all is wrong with the file: what then becomes of it, Pillow decides.
+    """
+    width, height = (-(-side >> times) for side in size)
+    least = {"min_width": width, "min_height": height} if times else {}
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True, **least)
+    except ValueError:
+        return None
+    return pixels if pixels.shape == (height, width, 3) else None
+
+
+def shrink_jpeg(
+    data: bytes, size: tuple[int, int], recipe: str, resolution: int, fast: bool
+) -> np.ndarray | None:
+    """A plain JPEG of `size` px -> pixels small pixels, or None as turbo_pixels."""
+    times = halvings(size, resolution) if fast else 0
+    pixels = turbo_pixels(data, size, times)
+    if pixels is not None and times:
+        return shrink_halved(pixels, recipe, resolution, size, times)
+    return None if pixels is None else shrink(pixels, recipe, resolution)
+
+
+def shrink_file(
+    image: Image.Image, data: bytes, recipe: str, resolution: int, fast: bool
+) -> np.ndarray:
+    """An opened file and its bytes -> pixels (resolution, resolution, 3) uint8."""
+    if is_plain_jpeg(image, data):
+        pixels = shrink_jpeg(data, image.size, recipe, resolution, fast)
+        if pixels is not None:
+            return pixels
+    return shrink(np.asarray(image.convert("RGB")), recipe, resolution)
+
+
+def decode(
+    data: bytes | np.ndarray, name: str, recipe: str, resolution: int, fast: bool
+) -> Decoded:
+    """Shrink one image: a file's bytes, or pixels (H, W, 3) uint8 already.
+
+    Damaged ones and decompression bombs come back as a problem. `fast`: large JPEGs are shrunk in
+    part while they are decoded, which changes the pixels a little.
+    """
+    try:
+        if isinstance(data, np.ndarray):
+            return Decoded(shrink(data, recipe, resolution))
+        if size := plain_size(data):
+            pixels = shrink_jpeg(data, size, recipe, resolution, fast)
+            if pixels is not None:
+                return Decoded(pixels)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            traits = traits_of(opened, name)
+            return Decoded(shrink_file(opened, data, recipe, resolution, fast), traits)
+    except UnidentifiedImageError:  # its message holds an address in memory
+        return Decoded(None, problem="no image of a known format")
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        return Decoded(None, problem=f"{type(error).__name__}: {error}")

@@ -1,0 +1,112 @@
+"""What every source of images has in common: images, stretches of them, and their checks."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.base.errors import UserError
+
+IMAGE_SUFFIXES = {
+    ".jpeg",
+    ".jpg",
+    ".png",
+    ".bmp",
+    ".gif",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+}
+SUFFIXES = tuple(IMAGE_SUFFIXES)  # pathlib would take ten times as long over a million names
+BATCH = 32  # images that a worker decodes at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes of a file that hold one image file."""
+
+    path: str
+    offset: int = 0  # bytes
+    size: int = -1  # bytes; -1: to the end of the file
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a Parquet file."""
+
+    path: str
+    group: int  # row group
+    row: int  # within its group
+
+
+# Where an image is: in a file, in a table, or read already (a file's bytes; pixels (H,W,3) uint8).
+Where = Span | Row | bytes | np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image: light and picklable, since it is sent to the process that decodes it."""
+
+    name: str  # <class>/<file>: the rows of a pack are sorted by (class, file)
+    where: Where
+    size: int = -1  # bytes of the image file where they are known: tells a changed file
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Images that are finished together: what a killed run does not have to do again."""
+
+    name: str  # unique in its source, for example a class or a shard
+    items: list[Item]
+
+
+@dataclass
+class Source:
+    """An image set as it lies on disk; `stretches` reads it once, in an order of its own."""
+
+    kind: str  # layout: folders, tar, tar.gz, parquet, webdataset, batches, cifar
+    place: Path  # for messages
+    classes: list[str] | None  # sorted, as labels count them; None: known after the last stretch
+    num_images: int | None  # None: known after the last stretch
+    stretches: Callable[[], Iterator[Stretch]]
+    ordered: bool  # whether the stretches come in the pack's order
+    ignored: int = 0  # files that are no images by their name; complete after the last stretch
+    batch: int = BATCH  # images that a worker takes at a time
+    # where the pixels were made by a recipe already, which the configuration must then name
+    made: tuple[int, str] | None = None  # (resolution, recipe)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name is an image's: a known suffix, not hidden."""
+    return name.lower().endswith(SUFFIXES) and name[name.rfind("/") + 1] != "."
+
+
+def check_stray(place: Path, names: list[str]) -> None:
+    """Raise UserError where one of the files beside the classes is an image: it has no class."""
+    stray = [name for name in names if is_image(name)]
+    if stray:
+        raise UserError(
+            f"{place} holds images that belong to no class ({', '.join(stray[:3])}): "
+            "put each into the folder of its class"
+        )
+
+
+def check_classes(place: Path, counts: dict[str, int]) -> list[str]:
+    """The sorted classes of {class: number of images}.
+
+    Raises UserError where there are no images at all, or none of a class.
+    """
+    empty = sorted(name for name, count in counts.items() if not count)
+    if len(empty) == len(counts):
+        raise UserError(
+            f"{place} holds no images: class folders (or class tars) with "
+            f"{'|'.join(sorted(IMAGE_SUFFIXES))} files are expected there"
+        )
+    if empty:
+        raise UserError(
+            f"{len(empty)} classes of {place} are empty ({', '.join(empty[:10])}): "
+            "complete them or take them away"
+        )
+    return sorted(counts)

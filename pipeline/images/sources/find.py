@@ -1,0 +1,108 @@
+"""Which image sets lie in a folder, and how each is packaged."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.base.errors import UserError
+
+# image set -> layout -> where it may lie in the image folder; all files of one pattern belong
+# together
+PATTERNS: dict[str, dict[str, tuple[str, ...]]] = {
+    "train": {
+        "folders": ("train", "ILSVRC/Data/CLS-LOC/train"),  # the second is Kaggle's
+        "tar": ("ILSVRC2012_img_train.tar",),
+        "parquet": ("train-*.parquet", "data/train-*.parquet"),
+        "webdataset": ("*-train-[0-9]*.tar", "train-[0-9]*.tar"),
+        "batches": ("train_data_batch_*", "Imagenet{resolution}_train*/train_data_batch_*"),
+    },
+    "train_blurred": {
+        "folders": ("train_blurred",),
+        "tar.gz": ("train_blurred.tar.gz",),
+    },
+    "cifar10": {"cifar": ("cifar-10-python.tar.gz", "cifar-10-batches-py")},
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """One packaging of one image set: a folder, an archive, or several shards."""
+
+    source: str
+    layout: str
+    paths: list[Path]
+
+    def __str__(self) -> str:
+        more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
+        return f"{self.paths[0]}{more} (data.source={self.source} data.layout={self.layout})"
+
+
+def image_sets(root: Path, resolution: int | str) -> list[Found]:
+    """Everything in `root` that a pattern names; `resolution` tells batches of two sizes apart."""
+    found = []
+    for source, layouts in PATTERNS.items():
+        for layout, patterns in layouts.items():
+            for pattern in patterns:
+                paths = sorted(root.glob(pattern.format(resolution=resolution)))
+                if paths:
+                    found.append(Found(source, layout, paths))
+    return found
+
+
+def choose(root: Path, source: str, layout: str, resolution: int | str) -> Found:
+    """The one packaging of `source` in `root`; `layout` names it, or is `auto`.
+
+    Raises UserError where there is none or more than one, listing what is there.
+    """
+    everything = image_sets(root, resolution)
+    fitting = [f for f in everything if f.source == source and layout in ("auto", f.layout)]
+    if len(fitting) == 1:
+        check_complete(fitting[0].paths)
+        return fitting[0]
+    if fitting:
+        raise UserError(
+            f"data.source={source} is in {root} more than once: {'; '.join(map(str, fitting))}: "
+            "name one with data.layout, or give data.dir=FOLDER with only one"
+        )
+    patterns = [p for name, ps in PATTERNS[source].items() if layout in ("auto", name) for p in ps]
+    looked = ", ".join(patterns).format(resolution=resolution)
+    there = f"; there is {'; '.join(map(str, everything))}" if everything else ""
+    raise UserError(
+        f"data.source={source}{'' if layout == 'auto' else f' data.layout={layout}'} is not in "
+        f"{root} (looked for {looked}{there}): point IMAGENET_DIR or data.dir at the folder that "
+        "holds it"
+    )
+
+
+def check_complete(paths: list[Path]) -> None:
+    """Raise UserError where shards named NAME-00000-of-00294.* are not all there."""
+    numbered = [re.search(r"-(\d+)-of-(\d+)\.", path.name) for path in paths]
+    for total in {int(match[2]) for match in numbered if match}:
+        there = {int(match[1]) for match in numbered if match and int(match[2]) == total}
+        missing = sorted(set(range(total)) - there)
+        if missing:
+            raise UserError(
+                f"{len(missing)} of {total} shards are missing in {paths[0].parent} "
+                f"(first: number {missing[0]:05d}): get them too"
+            )
+
+
+def detect(root: Path | None, packs: Path | None, pack: str) -> str:
+    """The image set that data.source=auto means: the only one in `root`, else the only pack's.
+
+    `pack` is `*_<res>/<recipe>`, where the packs lie below `packs`. Without any: train.
+    Raises UserError where several image sets lie in `root`, listing them.
+    """
+    resolution = pack.partition("/")[0].removeprefix("*_")
+    found = image_sets(root, resolution) if root and root.is_dir() else []
+    sources = {f.source for f in found}
+    if len(sources) > 1:
+        raise UserError(
+            f"{root} holds several image sets: {'; '.join(map(str, found))}: "
+            "name one with data.source"
+        )
+    if not sources and packs:
+        made = packs.glob(f"{pack}/manifest.json")
+        names = {path.parent.parent.name.rpartition("_")[0] for path in made}
+        sources = names & set(PATTERNS)
+    return sources.pop() if len(sources) == 1 else "train"

@@ -1,0 +1,162 @@
+"""Image sets in Parquet files as Hugging Face lays out imagenet-1k.
+
+Columns are `image`, a struct of the file's `bytes` and `path`, and `label`, a whole number that
+counts through the sorted synsets. Bytes are read where they are needed: by the processes that
+decode them, in small batches, since a row group may have 500 MB.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.base.errors import UserError
+from pipeline.images.sources.base import Item, Row, Source, Stretch, check_classes
+from pipeline.images.sources.synsets import synset_of
+
+BATCH = 128  # rows that a worker takes at a time: those before them in the group are read too
+READ_ROWS = 16  # rows of bytes in memory at a time
+BUFFER = 2**20  # bytes; without one a whole row group is read at once
+MOST_ROWS = 1024  # of a stretch
+COLUMNS = {
+    "image.bytes": {"BYTE_ARRAY"},
+    "image.path": {"BYTE_ARRAY"},
+    "label": {"INT32", "INT64"},
+}
+
+
+@contextmanager
+def open_file(path: str | Path) -> Iterator[pq.ParquetFile]:
+    """A Parquet file; raises UserError where it, or what is read of it, is damaged or missing."""
+    try:
+        with pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
+            yield file
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} cannot be read as a Parquet file ({reason}): delete it and get it again"
+        ) from error
+
+
+# --- listing -----------------------------------------------------------------------------------
+
+
+def open_parquet(place: Path, shards: list[Path]) -> Source:
+    """The image set in Parquet files; `place` is their folder. Opening it reads all labels.
+
+    Raises UserError for damaged shards, missing columns, rows without bytes, and labels that are
+    not in 0…999 or disagree with the file name.
+    """
+    shards = sorted(shards)
+    counts: Counter[str] = Counter()
+    for shard in shards:
+        counts.update(count_labels(shard))
+    source = Source(
+        kind="parquet",
+        place=place,
+        classes=check_classes(place, counts),
+        num_images=counts.total(),
+        stretches=lambda: (stretch for shard in shards for stretch in list_shard(shard)),
+        ordered=False,
+        batch=BATCH,
+    )
+    next(source.stretches())  # compares names and labels of the first
+    return source
+
+
+def count_labels(shard: Path) -> Counter[str]:
+    """How many images of each class a shard holds, once its columns are as they should be."""
+    counts: Counter[str] = Counter()
+    with open_file(shard) as file:
+        check_columns(shard, file)
+        for group in range(file.num_row_groups):
+            column = file.read_row_group(group, ["label"], use_threads=False).column("label")
+            for label, count in Counter(column.to_pylist()).items():
+                counts[class_of(label, "", str(shard))] += count
+    return counts
+
+
+def check_columns(shard: Path, file: pq.ParquetFile) -> None:
+    """Raise UserError where a column is missing, of another type, or known to lack bytes."""
+    leaves = [file.schema.column(i) for i in range(len(file.schema))]
+    types = {leaf.path: leaf.physical_type for leaf in leaves}
+    bad = [name for name, allowed in COLUMNS.items() if types.get(name) not in allowed]
+    if bad:
+        raise UserError(
+            f"{shard} has no column {' and '.join(bad)} of the expected type (its columns: "
+            f"{', '.join(types)}): give shards with image (bytes, path) and label"
+        )
+    at = list(types).index("image.bytes")
+    for group in range(file.num_row_groups):
+        statistics = file.metadata.row_group(group).column(at).statistics
+        if statistics is not None and statistics.null_count:
+            raise no_bytes(shard)
+
+
+def no_bytes(shard: str | Path) -> UserError:
+    """The error for rows whose image is only named."""
+    return UserError(
+        f"{shard} has rows without image bytes: make the shard again with the images embedded"
+    )
+
+
+def class_of(label: int | None, name: str, where: str) -> str:
+    """The class of a label, which may be missing; raises UserError where it stands for none."""
+    return synset_of(-1 if label is None else label, name, where)
+
+
+def list_shard(shard: Path) -> Iterator[Stretch]:
+    """The images of one shard: a stretch for each row group, or several for a long one."""
+    with open_file(shard) as file:
+        start = 0  # of the group, in rows of the shard
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, ["label", "image.path"], use_threads=False)
+            labels = table.column("label").to_pylist()
+            images = table.column("image").to_pylist()
+            items = [
+                Item(
+                    name_row(shard, start + row, label, (image or {}).get("path")),
+                    Row(str(shard), group, row),
+                )
+                for row, (label, image) in enumerate(zip(labels, images, strict=True))
+            ]
+            for row in range(0, len(items), MOST_ROWS):
+                yield Stretch(f"{shard.name} {start + row}", items[row : row + MOST_ROWS])
+            start += len(items)
+
+
+def name_row(shard: Path, row: int, label: int | None, path: str | None) -> str:
+    """The name <class>/<file> of a row, which counts through the shard.
+
+    Hugging Face puts the synset behind the file's stem once more; the name is as it was before.
+    """
+    file = PurePosixPath(path or f"{shard.stem}_{row:08d}.jpg")
+    synset = class_of(label, file.name, f"{shard}: row {row}")
+    return f"{synset}/{file.stem.removesuffix(f'_{synset}')}{file.suffix}"
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def read_rows(rows: Sequence[Row]) -> list[bytes]:
+    """The image files in consecutive rows of one row group; raises UserError where they lack.
+
+    Only a few rows are in memory at a time, but those before the first are read and dropped.
+    """
+    first, end = rows[0].row, rows[-1].row + 1
+    found: list[bytes | None] = []
+    with open_file(rows[0].path) as file:
+        batches = file.iter_batches(READ_ROWS, [rows[0].group], ["image.bytes"], use_threads=False)
+        for number, batch in enumerate(batches):
+            start = number * READ_ROWS  # of the batch; all but the last are full
+            if start >= end:
+                break
+            wanted = batch.column("image")[max(first - start, 0) : end - start]
+            found += [image and image["bytes"] for image in wanted.to_pylist()]
+    files = [image for image in found if image is not None]
+    if len(files) < len(rows):
+        raise no_bytes(rows[0].path)
+    return files

@@ -1,0 +1,139 @@
+"""ImageNet's own tar of class tars, and what every tar is asked: plain members, a true end.
+
+Tars without compression are read in place: their headers say at which byte each image begins, so
+that nothing is unpacked and every process can open the tar itself.
+"""
+
+import gzip
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from pipeline.base.errors import UserError
+from pipeline.images.sources.base import (
+    Item,
+    Source,
+    Span,
+    Stretch,
+    check_classes,
+    check_stray,
+    is_image,
+)
+
+TAIL = 2**20  # bytes; writers end a tar with less zeros than this
+
+
+# --- any tar -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def reading(where: str, kind: str = "tar without compression") -> Iterator[None]:
+    """Raise UserError for the errors of a tar, compressed or not, that is damaged or broken off."""
+    try:
+        yield
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(
+            f"{where} is no complete {kind} ({error}): delete it and get it again"
+        ) from error
+
+
+def members(archive: tarfile.TarFile, where: str) -> Iterator[tarfile.TarInfo]:
+    """The files and folders of a tar, which is read forwards, one in memory at a time.
+
+    Raises UserError for members of other kinds and tarfile.TarError where the tar is damaged.
+    """
+    while (member := archive.next()) is not None:
+        archive.members.clear()  # type: ignore[attr-defined]  # or it keeps all
+        check_member(member, where)
+        yield member
+    check_end(archive)
+
+
+def check_member(member: tarfile.TarInfo, where: str) -> None:
+    """Raise UserError for a member that is no plain file or folder with a plain relative name."""
+    path = PurePosixPath(member.name)
+    plain = member.isdir() or (member.isreg() and not member.issparse())
+    if path.is_absolute() or ".." in path.parts or not plain:
+        raise UserError(
+            f"{where} holds the member {member.name!r}, which is a link, a special file or has a "
+            "path that leads elsewhere: use the original archive"
+        )
+
+
+def check_end(archive: tarfile.TarFile) -> None:
+    """Raise ReadError unless a tar that was read to its end has two blocks of zeros there.
+
+    tarfile takes a damaged header for the end, and so it does a stretch of zeros in a file that
+    was laid out at its full length but not filled: too many zeros are an error too.
+    """
+    stream = archive.fileobj
+    assert stream is not None
+    whole = stream.tell() == archive.offset + tarfile.BLOCKSIZE
+    tail = stream.read(TAIL)
+    if not whole or not tarfile.BLOCKSIZE <= len(tail) < TAIL or tail.strip(b"\0"):
+        raise tarfile.ReadError(f"it breaks off or is damaged at byte {archive.offset}")
+
+
+# --- tar of tars -------------------------------------------------------------------------------
+
+
+def open_tar_of_tars(place: Path) -> Source:
+    """The image set in the class tars inside the tar `place`; opening it reads every header.
+
+    Raises UserError where the tar is damaged or incomplete, holds members that do not belong in
+    one, a class twice, an empty class, or images outside of class tars.
+    """
+    tars: dict[str, tarfile.TarInfo] = {}
+    counts: dict[str, int] = {}
+    ignored = 0
+    with reading(str(place)), tarfile.open(place, "r:") as outer:
+        for tar in members(outer, str(place)):
+            if tar.isdir():
+                continue
+            if not tar.name.endswith(".tar"):
+                check_stray(place, [tar.name])
+                ignored += 1
+                continue
+            name = PurePosixPath(tar.name).stem
+            if name in tars:
+                raise UserError(f"{place} holds class {name} twice: use the original tar")
+            tars[name] = tar
+            items, others = list_class_tar(place, outer, tar)
+            counts[name] = len(items)
+            ignored += others
+    classes = check_classes(place, counts)
+
+    def stretches() -> Iterator[Stretch]:
+        with reading(str(place)), tarfile.open(place, "r:") as outer:
+            for name in classes:
+                yield Stretch(name, list_class_tar(place, outer, tars[name])[0])
+
+    return Source(
+        kind="tar",
+        place=place,
+        classes=classes,
+        num_images=sum(counts.values()),
+        stretches=stretches,
+        ordered=True,
+        ignored=ignored,
+    )
+
+
+def list_class_tar(
+    place: Path, outer: tarfile.TarFile, tar: tarfile.TarInfo
+) -> tuple[list[Item], int]:
+    """Images of one class tar, sorted by name, and the number of its other files."""
+    folder = PurePosixPath(tar.name).stem
+    where = f"{place}: {tar.name}"
+    items = []
+    ignored = 0
+    with reading(where), tarfile.open(fileobj=outer.extractfile(tar), mode="r:") as inner:
+        for member in members(inner, where):
+            if is_image(member.name) and not member.isdir():
+                span = Span(str(place), tar.offset_data + member.offset_data, member.size)
+                items.append(Item(f"{folder}/{PurePosixPath(member.name)}", span, member.size))
+            else:
+                ignored += not member.isdir()
+    return sorted(items, key=lambda item: item.name), ignored

@@ -1,0 +1,166 @@
+"""A pack in the making: the rows so far, and a journal of the stretches that are finished.
+
+`<pack>/.making/` holds
+
+    header.json    all that the rows depend on; where it differs, the making starts anew
+    rows.npy       one row an image of the source, in the source's order
+    journal.jsonl  one line a finished stretch, written after its rows have reached the disk
+
+so that a run that goes on after any kind of end skips every finished stretch whose images are the
+same and whose rows are what the journal says. When all are finished, assemble.py puts the
+rows into the pack's order.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.base.files import disk_error, read_json, sha256_json, write_json
+from pipeline.images.rows import HEADER, digest
+from pipeline.images.sources.base import Stretch
+from pipeline.images.workers import Written
+
+
+@dataclass
+class Progress:
+    """What is known of the stretch that is being written."""
+
+    problems: dict[int, str] = field(default_factory=dict)  # place in the stretch -> reason
+    traits: Counter[str] = field(default_factory=Counter)
+    digest: Any = field(default_factory=hashlib.sha256)  # of its rows' digests
+
+
+class Spool:
+    """Rows (resolution, resolution, 3) uint8 by their place in the source, and their journal."""
+
+    def __init__(self, folder: Path, resolution: int, header: dict[str, Any]) -> None:
+        """Open `folder`/.making, emptied where its rows depend on something else than `header`.
+
+        The caller holds a lock on the folder.
+        """
+        self.folder = folder
+        self.shape = (resolution, resolution, 3)
+        self.row_bytes = resolution * resolution * 3
+        self.rows_file, self.journal_file = folder / "rows.npy", folder / "journal.jsonl"
+        self._start_anew_if_other(header)
+        self._finished = dict(self._read_journal())  # stretch -> (start, end) of its last line
+        rows = os.open(self.rows_file, os.O_RDWR | os.O_CREAT, 0o666)
+        self._rows = os.fdopen(rows, "r+b", buffering=0)  # workers write there too
+        self._journal = self.journal_file.open("ab")
+        self._now = Progress()
+        self.used: list[str] = []  # stretches of this source, in its order
+
+    def _start_anew_if_other(self, header: dict[str, Any]) -> None:
+        path = self.folder / "header.json"
+        if path.exists() and read_json(path) == header:
+            return
+        if self.journal_file.exists():
+            print("downsample: other images, recipe or libraries than before: starting anew")
+        for file in (path, self.rows_file, self.journal_file):
+            file.unlink(missing_ok=True)
+        write_json(path, header)
+
+    def _read_journal(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        """The whole lines of the journal; one that a kill cut short is taken off."""
+        if not self.journal_file.exists():
+            return
+        end = 0
+        with self.journal_file.open("rb") as stream:
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    break
+                yield json.loads(line)["stretch"], (end, end + len(line))
+                end += len(line)
+        os.truncate(self.journal_file, end)
+
+    def line(self, stretch: str) -> dict[str, Any]:
+        """The journal's last line about a stretch."""
+        start, end = self._finished[stretch]
+        with self.journal_file.open("rb") as stream:
+            stream.seek(start)
+            line: dict[str, Any] = json.loads(stream.read(end - start))
+        return line
+
+    # --- going on ------------------------------------------------------------------------------
+
+    def skip(self, stretch: Stretch, first: int) -> bool:
+        """Whether the stretch is finished: same images, same rows, none left out.
+
+        Images that were left out are tried again: they may have been mended.
+        """
+        if stretch.name not in self._finished:
+            return False
+        line = self.line(stretch.name)
+        same = (line["first"], line["listing"]) == (first, listing(stretch))
+        if not same or line["problems"] or self._hash(first, len(stretch.items)) != line["sha256"]:
+            return False
+        self.used.append(stretch.name)
+        return True
+
+    def _hash(self, first: int, count: int) -> str:
+        """The hash of the rows' digests, as far as there are that many rows."""
+        self._rows.seek(HEADER + first * self.row_bytes)
+        rows = hashlib.sha256()
+        for _ in range(count):
+            rows.update(digest(self._rows.read(self.row_bytes)))
+        return rows.hexdigest()
+
+    # --- writing -------------------------------------------------------------------------------
+
+    def note(self, start: int, written: Written) -> None:
+        """Take note of written rows; `start` is the place of their first in its stretch."""
+        self._now.problems.update({start + k: why for k, why in written.problems.items()})
+        self._now.traits.update(written.traits)
+        self._now.digest.update(written.digests)
+
+    def finish(self, stretch: Stretch, first: int) -> None:
+        """Let the rows of a stretch reach the disk, then its line in the journal."""
+        line = {
+            "stretch": stretch.name,
+            "first": first,
+            "listing": listing(stretch),
+            "names": [item.name for item in stretch.items],
+            "problems": self._now.problems,
+            "traits": self._now.traits,
+            "sha256": self._now.digest.hexdigest(),
+        }
+        content = json.dumps(line).encode() + b"\n"
+        try:
+            os.fsync(self._rows.fileno())  # whoever wrote the rows
+            start = self.journal_file.stat().st_size
+            self._journal.write(content)
+            self._journal.flush()
+            os.fsync(self._journal.fileno())
+        except OSError as error:
+            raise disk_error(error, self.rows_file) from error
+        self._finished[stretch.name] = (start, start + len(content))
+        self.used.append(stretch.name)
+        self._now = Progress()
+
+    def complete(self, num_images: int) -> None:
+        """Write the header of rows.npy, so that it is a .npy of `num_images` rows."""
+        self._rows.seek(0)
+        header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *self.shape)}
+        np.lib.format.write_array_header_1_0(self._rows, header)
+        assert self._rows.tell() == HEADER
+        self._rows.truncate(HEADER + num_images * self.row_bytes)
+        os.fsync(self._rows.fileno())
+
+    def close(self) -> None:
+        """Close the files; what cannot be written on a full disk is let go."""
+        for file in (self._rows, self._journal):
+            with suppress(OSError):  # no journal line speaks of it
+                file.close()
+
+
+def listing(stretch: Stretch) -> str:
+    """A hash over the names and sizes of a stretch's images."""
+    return sha256_json([(item.name, item.size) for item in stretch.items])

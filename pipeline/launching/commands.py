@@ -1,0 +1,154 @@
+"""The command and the environment of a job's ranks, for each kind of launcher."""
+
+import ipaddress
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+import psutil
+
+from pipeline.base.errors import UserError
+from pipeline.config.schema import Launch
+from pipeline.launching import gpus
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+LAUNCHED = "PIPELINE_LAUNCHED"  # set in the environment of what a launcher has started
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+# Seconds that ranks which were told to stop get before they are killed: our own save a checkpoint,
+# however long that takes; of others nobody knows.
+SHUTDOWN, OTHERS_SHUTDOWN = 3600, 25
+
+
+def command(module: Sequence[str], count: int, launch: Launch, ours: bool = True) -> list[str]:
+    """Python itself for one process; torchrun (torchrun.py) for several, or for restarts.
+
+    `module` is -m MODULE and its arguments; one of another project gets torchrun for one process
+    too. Raises UserError where nodes cannot meet.
+    """
+    several = launch.launcher == "torchrun" and launch.nnodes > 1
+    if count == 1 and launch.max_restarts == 0 and ours and not several:
+        return [sys.executable, *module]
+    words = [sys.executable, "-m", "pipeline.launching.torchrun"]
+    words += meeting(launch) if several else ["--standalone", "--nnodes=1"]
+    words += [
+        f"--signals-to-handle={SIGNALS}",
+        f"--shutdown-timeout={SHUTDOWN if ours else OTHERS_SHUTDOWN}",
+    ]
+    words += [f"--max-restarts={launch.max_restarts}", f"--nproc-per-node={count}"]
+    return [*words, *module]
+
+
+def meeting(launch: Launch) -> list[str]:
+    """torchrun's words for a job over several nodes, each of which runs the same command.
+
+    The node whose address the endpoint has keeps the store; every node names the address by which
+    the others reach it, since its host name may mean something else there.
+    """
+    host, port = endpoint(launch)
+    address, is_host = local_address(host, port)
+    return [
+        f"--nnodes={launch.nnodes}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={host}:{port}",
+        f"--rdzv-id={launch.rdzv_id}",
+        f"--rdzv-conf=is_host={int(is_host)},join_timeout={launch.join_seconds}",
+        f"--local-addr={address}",
+    ]
+
+
+def endpoint(launch: Launch) -> tuple[str, int]:
+    """Host and port of launch.rdzv_endpoint; raises UserError where there is none."""
+    host, _, port = (launch.rdzv_endpoint or "").rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(
+            f"launch.nnodes={launch.nnodes} needs launch.rdzv_endpoint=HOST:PORT, the first node "
+            f"and a free port of it, the same on every node; it is {launch.rdzv_endpoint}"
+        )
+    return host, int(port)
+
+
+def local_address(host: str, port: int) -> tuple[str, bool]:
+    """The address of this machine on the way to `host`, and whether `host` is this machine.
+
+    Raises UserError where `host` has no address, or none by which others could reach it.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    except socket.gaierror as error:
+        raise UserError(
+            f"launch.rdzv_endpoint names the host {host}, which has no address here "
+            f"({error.strerror}): give the first node's address"
+        ) from error
+    for family, kind, _, _, target in found:
+        if is_loopback(str(target[0])):  # as distributions name the machine itself in /etc/hosts
+            continue
+        if str(target[0]) in addresses():
+            return str(target[0]), True
+        with suppress(OSError), socket.socket(family, kind) as probe:  # no way there: the next one
+            probe.connect(target)  # sends nothing
+            return str(probe.getsockname()[0]), False
+    raise UserError(
+        f"launch.rdzv_endpoint names the host {host}, which means {found[0][4][0]} here, where "
+        "other nodes cannot meet: give the first node's address on their network"
+    )
+
+
+def addresses() -> dict[str, str]:
+    """{IP address: interface} of this machine."""
+    kinds = (socket.AF_INET, socket.AF_INET6)
+    return {
+        found.address.partition("%")[0]: name
+        for name, every in psutil.net_if_addrs().items()
+        for found in every
+        if found.family in kinds
+    }
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an IP address means the machine that says it."""
+    return ipaddress.ip_address(address).is_loopback
+
+
+def interface(launch: Launch) -> str:
+    """The interface over which ranks talk: launch.interface, or the one that leads to the others.
+
+    Ranks of one machine use the loopback, whatever the machine's name resolves to.
+    """
+    if launch.interface:
+        return launch.interface
+    if launch.launcher != "torchrun" or launch.nnodes == 1:
+        return next(name for address, name in addresses().items() if is_loopback(address))
+    return addresses()[local_address(*endpoint(launch))[0]]
+
+
+def environment(
+    ids: Sequence[str] | None, threads: int, count: int, launch: Launch
+) -> dict[str, str]:
+    """The variables that a job gets beside those of this process.
+
+    `ids`: devices of this job alone, None to leave them as they are. The engine exports every
+    THREADS variable with the threads of the whole job; ranks that each take that many for one
+    library alone (MKL) ran ten times slower on two cores. `threads` are divided by `count` ranks.
+    """
+    share = max(1, min(threads, gpus.cpu_cores()) // count)
+    chosen = str(share if launch.threads == "auto" else launch.threads)
+    result = dict.fromkeys(THREADS, chosen)
+    # Ranks that start again must not find the addresses of the dead in the agent's store.
+    result["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    result["CUDA_DEVICE_ORDER"] = os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    if ids is not None:
+        result |= {"CUDA_VISIBLE_DEVICES": ",".join(ids), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    result[LAUNCHED] = "1"
+    return result | network(launch)
+
+
+def network(launch: Launch, given: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Interfaces for gloo and, between nodes, for nccl, where the user has not set them."""
+    if launch.launcher == "submitit_slurm" and not launch.interface:
+        return {}  # the nodes are not known here
+    names = ["GLOO_SOCKET_IFNAME"]
+    if launch.interface or (launch.launcher == "torchrun" and launch.nnodes > 1):
+        names.append("NCCL_SOCKET_IFNAME")
+    return {name: interface(launch) for name in names if name not in given}

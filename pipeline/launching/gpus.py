@@ -1,0 +1,138 @@
+"""The GPUs that this run may use: those of CUDA_VISIBLE_DEVICES, else all of the machine.
+
+python -m pipeline.launching.gpus    prints how many processes a job may have: GPUs, else CPU cores
+
+PIPELINE_GPU_IDS=0,1,2,3 declares devices on a machine that has none, for tests and rehearsals:
+jobs are leased these ids and compute on the CPU.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+
+from pipeline.base.errors import UserError
+
+DECLARED = "PIPELINE_GPU_IDS"
+
+
+def device_ids() -> list[str]:
+    """UUIDs of the NVIDIA GPUs of this machine in the order of their PCI bus ids, by NVML.
+
+    An empty list where there is no driver. Does not touch CUDA.
+    """
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        return [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def device_count() -> int:
+    """NVIDIA GPUs of this machine."""
+    return len(device_ids())
+
+
+def declared(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """The ids of PIPELINE_GPU_IDS.
+
+    Raises UserError where this machine has real GPUs, or where an id is none or comes twice.
+    """
+    ids = [word.strip() for word in environment.get(DECLARED, "").split(",") if word.strip()]
+    if ids and device_count():
+        raise UserError(
+            f"{DECLARED} declares devices for a machine without GPUs, and this one has "
+            f"{device_count()}: unset it, and choose among them by CUDA_VISIBLE_DEVICES"
+        )
+    if len(set(ids)) < len(ids) or not all(re.fullmatch(r"[\w.-]+", one) for one in ids):
+        raise UserError(f"{DECLARED}={environment[DECLARED]} is no list of different ids")
+    return ids
+
+
+def visible(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Ids (indices or UUIDs) of the visible GPUs, in order, as CUDA reads them.
+
+    Like CUDA, an id that does not exist ends the list. Declared ones are visible unless
+    CUDA_VISIBLE_DEVICES names some of them.
+    """
+    pretended = declared(environment)
+    every = pretended or [str(i) for i in range(device_count())]
+    named = environment.get("CUDA_VISIBLE_DEVICES")
+    if named is None or not every:
+        return every
+    ids: list[str] = []
+    for word in filter(None, (w.strip() for w in named.split(","))):
+        if word not in every and (pretended or not is_uuid(word)):
+            break
+        ids.append(word)
+    return ids
+
+
+def is_uuid(word: str) -> bool:
+    """Whether a word names a GPU of this machine, or a MIG instance, by its UUID or its start."""
+    uuids = device_ids()
+    known = not uuids or any(uuid.startswith(word) for uuid in uuids)
+    return word.startswith("MIG-") or (word.startswith("GPU-") and known)
+
+
+def said_by(environment: Mapping[str, str] = os.environ) -> str:
+    """The variable that says which GPUs are visible, for messages."""
+    named = environment.get("CUDA_VISIBLE_DEVICES", "not set")
+    if DECLARED in environment:
+        return f"{DECLARED}={environment[DECLARED]}, CUDA_VISIBLE_DEVICES={named}"
+    return f"CUDA_VISIBLE_DEVICES={named}"
+
+
+def lock_names(ids: Sequence[str]) -> dict[str, str]:
+    """For each of some visible ids a name that is the same however the device is called.
+
+    An index counts in the order of PCI bus ids, as jobs are told to; a UUID may be cut short.
+    """
+    uuids = device_ids()
+    names = {}
+    for one in ids:
+        whole = uuids[int(one)] if one.isdigit() and int(one) < len(uuids) else one
+        whole = next((uuid for uuid in uuids if uuid.startswith(whole)), whole)
+        names[one] = re.sub(r"[^\w.-]", "_", whole)
+    return names
+
+
+def cpu_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def default_processes(environment: Mapping[str, str] = os.environ) -> int:
+    """What `--resources gpu=` is by default: the visible GPUs; without any, the CPU cores."""
+    return len(visible(environment)) or cpu_cores()
+
+
+if __name__ == "__main__":
+    print(default_processes())
+
+
+def processes(wanted: int, launcher: str, device: str, visible: list[str]) -> int:
+    """How many ranks to start for a job that may take `wanted` GPUs.
+
+    Without a GPU the ranks share the CPU cores: at most one a core, and where that is fewer than
+    wanted a power of two. Raises UserError where some GPUs are visible but fewer than wanted.
+    """
+    if launcher == "none":
+        return 1
+    if visible and device != "cpu":
+        if wanted > len(visible):
+            raise UserError(
+                f"{wanted} GPUs are asked for but {len(visible)} visible "
+                f"({said_by()}): "
+                f"pass --resources gpu={len(visible)} or make more devices visible"
+            )
+        return max(1, wanted)
+    if device == "cuda":
+        raise UserError("runtime.device=cuda but no GPU is visible: use runtime.device=auto")
+    cores = cpu_cores()
+    return max(1, wanted if wanted <= cores else 1 << (cores.bit_length() - 1))

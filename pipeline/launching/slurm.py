@@ -1,0 +1,132 @@
+"""What a job inside a Slurm allocation knows: its nodes, where they meet, the time it has left."""
+
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from pipeline.base.errors import UserError
+from pipeline.config.schema import Launch
+
+# A step's port follows from its number and its job's; Linux hands out those from 32768 on.
+FIRST_PORT, PORTS, STEPS = 12000, 20000, 16
+
+
+def in_allocation(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process belongs to a Slurm job."""
+    return "SLURM_JOB_ID" in environment
+
+
+def over_nodes(launch: Launch) -> bool:
+    """Whether this process has a Slurm allocation of several nodes to start the job on."""
+    several = launch.launcher == "torchrun" and launch.nnodes > 1
+    return several and launch.rdzv_endpoint is None and in_allocation()
+
+
+def one_task_a_node(nodes: int, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is one of `nodes` tasks of a step, each on a node of its own."""
+    counts = [environment.get(f"SLURM_STEP_NUM_{what}") for what in ("NODES", "TASKS")]
+    return counts == [str(nodes)] * 2
+
+
+def ranks_of_step(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables that torchrun would set, for a task of a step of several: srun by hand.
+
+    Empty outside such a step, and where something has set them already. The ranks of one node meet
+    at the loopback.
+    """
+    if "RANK" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", 1)) < 2:
+        return {}
+    host, _, port = meeting_place(environment).rpartition(":")
+    alone = environment["SLURM_STEP_NUM_NODES"] == "1"
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+        "MASTER_ADDR": "127.0.0.1" if alone else host,
+        "MASTER_PORT": port,
+    }
+
+
+def srun(nodes: int, threads: int) -> list[str]:
+    """Words that start what follows once on each of the job's nodes, with all its GPUs there."""
+    words = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+    return [*words, f"--cpus-per-task={threads}", "--kill-on-bad-exit=1"]
+
+
+def meeting_place(environment: Mapping[str, str] = os.environ) -> str:
+    """host:port of this step's first node, with a port of its own.
+
+    Raises UserError where Slurm cannot say the nodes' names.
+    """
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]
+    try:
+        done = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], check=True, capture_output=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(
+            f"the names of the nodes {nodes} cannot be had from scontrol ({error}): "
+            "give launch.rdzv_endpoint=HOST:PORT"
+        ) from error
+    job, step = (int(environment.get(f"SLURM_{name}_ID", 0)) for name in ("JOB", "STEP"))
+    port = FIRST_PORT + (STEPS * job + step % STEPS) % PORTS
+    return f"{done.stdout.split()[0]}:{port}"
+
+
+def asked(what: str, environment: Mapping[str, str] = os.environ) -> str:
+    """What squeue says of this job in one of its formats; empty where it does not answer."""
+    words = ["squeue", "-h", "-j", environment["SLURM_JOB_ID"], "-o", what]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def num_nodes(environment: Mapping[str, str] = os.environ) -> int:
+    """Nodes of this job; the engine takes the variable from jobs of several."""
+    said = environment.get("SLURM_JOB_NUM_NODES") or asked("%D", environment)
+    return int(said) if said.isdigit() else 1
+
+
+def seconds_left(environment: Mapping[str, str] = os.environ) -> float | None:
+    """Seconds until the job's time limit; None where there is none, or none that is known."""
+    if end := environment.get("SLURM_JOB_END_TIME"):
+        return float(end) - time.time()
+    return in_seconds(asked("%L", environment))
+
+
+def in_seconds(said: str) -> float | None:
+    """Slurm's [[days-]hours:]minutes:seconds in seconds; None for anything else."""
+    if not re.fullmatch(r"(\d+-)?(\d+:){0,2}\d+", said):
+        return None
+    days, _, clock = said.rpartition("-")
+    parts = [0, 0, *map(int, clock.split(":"))][-3:]
+    return float(86400 * int(days or 0) + 3600 * parts[0] + 60 * parts[1] + parts[2])
+
+
+@contextmanager
+def warned(launch: Launch) -> Iterator[None]:
+    """Send this process SIGUSR1 some time before the limit of its Slurm job.
+
+    The warning that Slurm itself can send does not reach a job through the engine: `--signal`
+    goes to the processes of the step, of which the engine's own ends at it and takes the ranks
+    along. launch.slurm.signal_seconds before the end, or half of the time where it is short.
+    """
+    left = seconds_left() if in_allocation() else None
+    if left is None:
+        yield
+        return
+    wait = max(left - launch.slurm.signal_seconds, left / 2)
+    print(f"Slurm gives this job {left:.0f} s: it saves and leaves after {wait:.0f} s", flush=True)
+    timer = threading.Timer(wait, os.kill, (os.getpid(), signal.SIGUSR1))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,0 +1,213 @@
+"""Ranks through submitit: on this machine (its local executor) or as one Slurm job.
+
+submitit starts one task a rank and tells it rank and addresses; each task runs the step as a
+process of its own, so that it is the same command as under torchrun. Before a time limit or a
+preemption submitit warns the tasks: the ranks save, and the job is queued again. SIGTERM and Ctrl-C
+to the launcher let the ranks save and end the job.
+"""
+
+import functools
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+import submitit
+from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
+
+from pipeline.base.errors import EXIT_RESUMABLE
+from pipeline.base.processes import become_subreaper, descendants, die_with_parent, end_descendants
+from pipeline.config.schema import Launch
+from pipeline.launching import slurm
+from pipeline.launching.leases import held_by_rank
+from pipeline.launching.running import Registered
+from pipeline.launching.supervise import handle, show
+
+STOP = signal.SIGUSR1  # tells the tasks of a Slurm job to save and end
+POLL = 0.5  # seconds between two looks at a job
+SIGN, HURRY = 100, 10  # looks between two signs of life and questions to Slurm; once told to stop
+UNLIMITED = 60 * 24 * 30  # minutes, for the local executor
+
+
+class Task:
+    """One rank: what submitit pickles, starts, and asks for a continuation when time is up."""
+
+    def __init__(
+        self,
+        module: Sequence[str],
+        environment: Mapping[str, str],
+        launcher: int | None = None,
+        rank_locks: Sequence[str] = (),
+    ) -> None:
+        """`launcher`: the process whose end ends this one; `rank_locks`: of its lease of GPUs."""
+        self.module, self.environment = list(module), dict(environment)
+        self.launcher, self.rank_locks = launcher, list(rank_locks)
+
+    def __call__(self) -> int:
+        """Run the step as the rank that submitit says; returns its exit status."""
+        # what an earlier start of this job, which was queued again, left as its result
+        submitit.JobEnvironment().paths.result_pickle.unlink(missing_ok=True)
+        TorchDistributedEnvironment().export(overwrite=True, set_cuda_visible_devices=False)
+        if os.environ["WORLD_SIZE"] == os.environ["LOCAL_WORLD_SIZE"]:
+            os.environ["MASTER_ADDR"] = "127.0.0.1"  # whatever this node's name means here
+        self.child = subprocess.Popen(
+            [sys.executable, *self.module],
+            env=os.environ | self.environment,
+            preexec_fn=functools.partial(die_with_parent, signal.SIGTERM, os.getpid()),
+            pass_fds=held_by_rank(self.rank_locks),
+        )
+        signal.signal(signal.SIGTERM, self._preempted if self.launcher is None else self._stop)
+        signal.signal(STOP, self._stop)
+        if self.launcher is not None:
+            threading.Thread(target=self._follow, args=(self.launcher,), daemon=True).start()
+        while (
+            status := self.child.poll()
+        ) is None:  # a blocking wait would hold what checkpoint needs
+            time.sleep(POLL)
+        return status
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.child.send_signal(signal.SIGTERM)
+
+    def _preempted(self, number: int, frame: FrameType | None) -> None:
+        """SIGTERM by Slurm: of a job that is cancelled; else of one that is preempted.
+
+        That one is to be queued again, as on submitit's own warning.
+        """
+        if slurm.asked("%T") == "RUNNING":
+            os.kill(os.getpid(), signal.SIGUSR2)
+        else:
+            self._stop(number, frame)
+
+    def _follow(self, launcher: int) -> None:
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(launcher).wait()
+        self.child.send_signal(signal.SIGTERM)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Let the ranks save, and say what goes on: called by submitit when time is up."""
+        self.child.send_signal(signal.SIGTERM)
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(self.child.pid).wait()
+        again = Task(self.module, self.environment, self.launcher, self.rank_locks)
+        return DelayedSubmission(again)
+
+
+def executor(
+    folder: Path, count: int, threads: int, gpus: int, launch: Launch
+) -> submitit.AutoExecutor:
+    """submitit's executor for `count` ranks a node with `threads` CPU threads each."""
+    slurm = launch.launcher == "submitit_slurm"
+    made = submitit.AutoExecutor(
+        folder=folder, cluster="slurm" if slurm else "local", slurm_max_num_timeout=10**6
+    )
+    made.update_parameters(
+        name="flow-pipeline",
+        nodes=launch.nnodes if slurm else 1,
+        tasks_per_node=count,
+        gpus_per_node=gpus,
+        cpus_per_task=threads,
+        stderr_to_stdout=True,
+        timeout_min=launch.slurm.minutes if slurm else UNLIMITED,
+    )
+    if slurm:
+        made.update_parameters(**slurm_parameters(launch))
+    return made
+
+
+def slurm_parameters(launch: Launch) -> dict[str, Any]:
+    """What only Slurm knows, as submitit names it; keys that are null are left to the cluster."""
+    given = launch.slurm
+    wanted = {
+        "slurm_partition": given.partition,
+        "slurm_account": given.account,
+        "slurm_constraint": given.constraint,
+        "mem_gb": given.memory_gb,
+        "slurm_signal_delay_s": given.signal_seconds,
+    }
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
+def submit(task: Task, made: submitit.AutoExecutor, folder: Path, registered: Registered) -> int:
+    """Submit, show rank 0's output until the job ends; returns the worst exit status of its ranks.
+
+    75 where a signal stopped it.
+    """
+    local = made.cluster == "local"
+    become_subreaper()
+    job: Any = None
+    signals: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        if job is not None:
+            end(job, local, at_once=len(signals) > 1)
+
+    handle(stop)
+    told = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for us, who let ranks save
+    job = made.submit(task)
+    signal.signal(signal.SIGINT, told)
+    if signals:  # one that came while the job was on its way
+        end(job, local, at_once=False)
+    print(f"job {job.job_id} by submitit, logs in {folder}", flush=True)
+    registered.say(log=str(job.paths.stdout))
+    if not local:
+        registered.say(gpus=[f"Slurm job {job.job_id}"])
+    follow(job, registered.touch, signals)
+    while local and descendants():  # ranks that still save, though what started them has ended
+        time.sleep(POLL)
+    try:
+        status = max(128 - one if one < 0 else one for one in map(int, job.results()))
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError) as error:
+        print(f"error: job {job.job_id} ended without a result: {str(error).splitlines()[0]}")
+        status = 1
+    if signals and status != 0:
+        return EXIT_RESUMABLE
+    return status
+
+
+def end(job: Any, local: bool, at_once: bool) -> None:
+    """Have the ranks of a job save and leave; `at_once`: without saving."""
+    if local and at_once:
+        end_descendants()
+    elif at_once:
+        job.cancel(check=False)
+    elif local:
+        os.kill(int(job.job_id), signal.SIGTERM)
+    else:
+        # one that waits in the queue gets no signals: scancel would wait with it
+        for what in (["--state=PENDING"], ["--state=RUNNING", f"--signal={STOP.name}"]):
+            subprocess.run(["scancel", "--quiet", *what, job.job_id], check=False)
+
+
+def follow(job: Any, alive: Callable[[], None], signals: Sequence[int]) -> None:
+    """Copy the output of rank 0 to ours until the job is done; `alive` is called now and then.
+
+    A job that leaves no result, as one that is cancelled, is known to be done once Slurm is asked;
+    submitit by itself asks ever more rarely. `signals`: those that have told us to stop.
+    """
+    seen = 0
+    done = False
+    for look in itertools.count():
+        if done:
+            return
+        time.sleep(POLL)
+        if look % (HURRY if signals else SIGN) == 0:
+            alive()
+            job.get_info(mode="force")  # done() of several tasks never asks at once
+        done = job.done(force_check=False)
+        if job.paths.stdout.exists():
+            with job.paths.stdout.open("rb") as stream:
+                stream.seek(seen)
+                chunk = stream.read()
+            seen += len(chunk)
+            show(chunk)

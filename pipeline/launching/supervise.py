@@ -1,0 +1,114 @@
+"""Run a job's processes and answer for them: signals passed on, output copied, nobody left behind.
+
+The job runs in a session of its own. This process is the subreaper of all its descendants, so that
+ranks whose torchrun was killed come to it and are ended; where this process is killed itself, the
+kernel sends the job SIGTERM.
+"""
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from pipeline.base.errors import EXIT_RESUMABLE
+from pipeline.base.processes import become_subreaper, die_with_parent, end_descendants
+
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
+
+def supervise(
+    words: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path | None,
+    descriptors: tuple[int, ...] = (),
+    alive: Callable[[], None] = lambda: None,
+    stop_with: signal.Signals | None = None,
+) -> int:
+    """Run a command; returns its exit status, 75 where a signal stopped it.
+
+    A first signal of HANDLED is passed on as SIGTERM, so that the ranks save and leave; a second
+    one kills. The command inherits `descriptors`, which live as long as it does. `alive` is called
+    whenever it prints. `stop_with`: what the command itself wants to get in place of SIGTERM.
+    """
+    become_subreaper()
+    stream = opened(log) if log else None
+    child = subprocess.Popen(
+        words,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=functools.partial(die_with_parent, signal.SIGTERM, os.getpid()),
+        pass_fds=descriptors,
+    )
+    signals: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        with suppress(ProcessLookupError):
+            if len(signals) == 1 and stop_with is not None:
+                os.kill(child.pid, stop_with)
+            else:
+                os.killpg(child.pid, signal.SIGTERM if len(signals) == 1 else signal.SIGKILL)
+
+    handle(forward)
+    assert child.stdout is not None
+    copying = threading.Thread(target=relay, args=(child.stdout, stream, alive))
+    copying.start()
+    status = child.wait()
+    end_descendants()  # they hold the other end of what is copied
+    copying.join()
+    if signals and status != 0:
+        return EXIT_RESUMABLE
+    if status < 0:
+        name = signal.Signals(-status).name
+        print(f"error: the job was killed by {name}: the same command goes on", file=sys.stderr)
+    return status if status >= 0 else 128 - status
+
+
+def handle(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Have the signals of HANDLED handled, but for a SIGHUP that nohup has us ignore."""
+    for number in HANDLED:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def opened(log: Path) -> IO[bytes]:
+    """A new log; its folder is made where it is absent."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return log.open("wb")
+
+
+def relay(source: IO[bytes], log: IO[bytes] | None, alive: Callable[[], None]) -> None:
+    """Copy what the job prints to our stdout and the log until all of it has closed its end.
+
+    Whatever becomes of the two, all of it is read: ranks would else wait for ever in a print.
+    """
+    while chunk := os.read(source.fileno(), 65536):
+        try:
+            if log:
+                log.write(chunk)
+                log.flush()
+        except OSError as error:
+            show(f"the log is not written any more: {error.strerror}\n".encode())
+            log = None
+        alive()
+        show(chunk)
+
+
+def show(chunk: bytes) -> None:
+    """Write to stdout; where that no longer goes, what is left of the output goes nowhere."""
+    try:
+        sys.stdout.buffer.write(chunk)
+        sys.stdout.buffer.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

@@ -1,0 +1,129 @@
+"""torchrun itself, in the project's words: what ended a rank, and no traceback of the agent.
+
+python -m pipeline.launching.torchrun --standalone --nproc-per-node=4 -m pipeline.train …
+
+A rank that was killed or failed ends all of them, and with --max-restarts they start again; a
+rank that left with a sentence of its own, or after it saved on a signal, is not started again.
+"""
+
+import logging
+import signal
+import sys
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+from torch.distributed.elastic.agent.server.api import (
+    DEFAULT_ROLE,
+    RunResult,
+    WorkerGroup,
+    WorkerState,
+)
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher import api
+from torch.distributed.run import main
+
+from pipeline.base.errors import EXIT_RESUMABLE, EXIT_USER_ERROR
+
+FINAL = (EXIT_USER_ERROR, EXIT_RESUMABLE)
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+
+
+def cause(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
+    """Rank and failure from which the others follow: killed, else FINAL, else the first of all.
+
+    SIGTERM counts last: the agent itself sends it to the ranks that are left.
+    """
+
+    def order(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, bool, int]:
+        status = item[1].exitcode
+        mine = status == -signal.SIGTERM
+        return mine, status >= 0, status not in FINAL, item[1].timestamp
+
+    return min(failures.items(), key=order)
+
+
+def stop(number: int, frame: FrameType | None = None) -> None:
+    """End the agent, which then waits for its ranks."""
+    raise SignalException(f"got signal {number}", sigval=signal.Signals(number))
+
+
+class Agent(LocalElasticAgent):
+    """torchrun's agent, which also says what ended a rank and knows when to give up."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As torchrun makes it."""
+        super().__init__(*args, **kwargs)
+        self.came: list[int] = []  # signals while the ranks were being stopped
+
+    def run(self, role: str = DEFAULT_ROLE) -> RunResult:
+        """As torchrun does; but a signal to ranks at their very end leaves them their success."""
+        try:
+            return super().run(role)
+        except SignalException:
+            ended = self._pcontext.wait(0) if self._pcontext else None
+            if ended is None or ended.is_failed():
+                raise
+            return RunResult(state=WorkerState.SUCCEEDED)
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        result = super()._monitor_workers(worker_group)
+        if result.is_failed() and result.failures:
+            rank, failure = cause(result.failures)
+            if failure.exitcode in FINAL:
+                self._remaining_restarts = 0
+            else:
+                self._tell(rank, failure)
+        return result
+
+    def _tell(self, rank: int, failure: ProcessFailure) -> None:
+        code = failure.exitcode
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed ({code})"
+        allowed = self._worker_group.spec.max_restarts
+        number = allowed - self._remaining_restarts + 1
+        more = self._remaining_restarts > 0
+        then = f"all start again ({number} of {allowed})" if more else "all have ended"
+        print(
+            f"error: rank {rank} (process {failure.pid}) {how}: {then}; "
+            f"{'they go' if more else 'the same command goes'} on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
+        """Wait for the ranks; a signal that comes twice, as a scheduler sends it to every process
+        and the launcher passes it on, must not end the wait.
+        """
+        for number in HANDLED:
+            signal.signal(number, lambda number, _: self.came.append(number))
+        super()._shutdown(death_sig, timeout)
+
+    def _stop_workers(self, worker_group: WorkerGroup) -> None:
+        """Before a restart: a signal that came meanwhile, or comes now, ends the job."""
+        super()._stop_workers(worker_group)
+        for number in HANDLED:
+            signal.signal(number, stop)
+        if self.came:
+            stop(self.came[0])
+
+
+def quiet_main() -> int:
+    """Run torchrun; the exit status of the rank that failed, or 75 after a signal."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    api.LocalElasticAgent = Agent  # type: ignore[misc]
+    try:
+        main()
+    except ChildFailedError as error:
+        status = int(cause(error.failures)[1].exitcode)
+        return status if status >= 0 else 128 - status
+    except SignalException:
+        return EXIT_RESUMABLE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(quiet_main())

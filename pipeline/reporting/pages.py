@@ -1,0 +1,129 @@
+"""Tables as pages of HTML that need nothing else; a click on a heading sorts."""
+
+import html
+import string
+from collections.abc import Mapping, Sequence
+
+from pipeline.reporting import tables
+from pipeline.reporting.records import Entry
+from pipeline.reporting.tables import NAMES, cell_text
+
+PAGE = string.Template("""<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><title>$title</title>
+<style>
+body { font: 13px/1.4 system-ui, sans-serif; margin: 1.5em; color: #222; background: #fff }
+h2 { font-size: 1.1em; margin: 1.5em 0 0 }
+div { overflow-x: auto }
+table { border-collapse: collapse; margin: .6em 0 1em }
+th, td { padding: .3em .5em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
+th { border-bottom: 2px solid #1f4e79 }
+.name { text-align: left }
+button { all: unset; cursor: pointer; font-weight: bold }
+button:focus-visible { outline: 2px solid #1f4e79 }
+[aria-sort=ascending] button::after { content: " ▲" }
+[aria-sort=descending] button::after { content: " ▼" }
+tbody tr:hover { background: #eef3f8 }
+p { max-width: 70em; overflow-wrap: anywhere }
+</style></head>
+<body>
+<h1>$title</h1>
+$body
+<script>
+for (const button of document.querySelectorAll("th button")) button.onclick = () => {
+  const head = button.parentNode, body = head.closest("table").tBodies[0];
+  const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+  const key = row => row.cells[head.cellIndex].dataset.sort;
+  const order = (a, b) => a === "" ? 1 : b === "" ? -1
+    : sign * (isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b);
+  body.append(...[...body.rows].sort((a, b) => order(key(a), key(b))));
+  for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+};
+</script>
+</body>
+</html>
+""")
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """One file of HTML with the `parts`, HTML themselves, below each other."""
+    return PAGE.substitute(title=html.escape(title), body="\n".join(filter(None, parts)))
+
+
+def paragraphs(lines: Sequence[str]) -> str:
+    """Each line of text as a paragraph."""
+    return "\n".join(f"<p>{html.escape(line)}</p>" for line in lines)
+
+
+def html_table(rows: Sequence[Entry], columns: Mapping[str, str]) -> str:
+    """A table whose headings sort it; `columns`: key of a row -> heading.
+
+    Columns without content are left out.
+    """
+    shown = {k: v for k, v in columns.items() if any(row.get(k) is not None for row in rows)}
+    buttons = {key: f"<button>{html.escape(name)}</button>" for key, name in shown.items()}
+    heads = (html_cell("th", key, button) for key, button in buttons.items())
+    lines = []
+    for row in rows:
+        inner = {key: html.escape(cell_text(key, row.get(key))) for key in shown}
+        exact = {key: "" if row.get(key) is None else row[key] for key in shown}
+        lines.append("".join(html_cell("td", key, inner[key], exact[key]) for key in shown))
+    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    head = f"<thead><tr>{''.join(heads)}</tr></thead>"
+    return f"<div><table>{head}\n<tbody>\n{body}\n</tbody></table></div>"
+
+
+def html_cell(tag: str, key: str, inner: str, exact: object = "") -> str:
+    """One cell with the HTML `inner`; it sorts by `exact`."""
+    side = ' class="name"' if key in NAMES else ""
+    return f'<{tag}{side} data-sort="{html.escape(str(exact))}">{inner}</{tag}>'
+
+
+def class_table(
+    title: str, columns: Mapping[str, Sequence[float | None]], classes: Sequence[str]
+) -> str:
+    """A folded table of one number a class for each of `columns`; empty where there are none."""
+    rows = [
+        {"class": name} | {title: values[label] for title, values in columns.items()}
+        for label, name in enumerate(classes)
+    ]
+    table = html_table(rows, {key: key for key in ("class", *columns)})
+    folded = f"<details><summary>{html.escape(title)}</summary>\n{table}\n</details>"
+    return folded if columns else ""
+
+
+def accuracies(evaluations: Sequence[Entry]) -> dict[str, Sequence[float | None]]:
+    """The accuracy of each class by each set of samples that has one."""
+    return {
+        f"{e['sample']['sampler']}, seed {e['sample']['seed']}": e["class_accuracy"]["per_class"]
+        for e in evaluations
+        if e.get("class_accuracy")
+    }
+
+
+def report_page(
+    title: str,
+    curve: Sequence[Entry],
+    evaluations: Sequence[Entry],
+    classes: Sequence[str],
+    counts: Mapping[str, Sequence[int]],
+    notes: Sequence[str] = (),
+) -> str:
+    """The page of one run; `classes`: names in label order, `counts`: set -> images of each."""
+    rows = tables.table_rows(evaluations)
+    over = tables.seed_rows(tables.frechet_rows(rows))
+    heading = f"<h2>{tables.seeds_title(over)}</h2>\n"
+    seeds = heading + html_table(over, tables.SEED_COLUMNS) if over else ""
+    return page(
+        title,
+        [
+            paragraphs([tables.training(curve)]),
+            seeds,
+            "<h2>Every set of samples</h2>",
+            html_table(rows, tables.COLUMNS),
+            paragraphs([*notes, *tables.remarks(evaluations)]),
+            class_table("Accuracy of each class", accuracies(evaluations), classes),
+            class_table("Images of each class", counts, classes),
+        ],
+    )

@@ -1,0 +1,86 @@
+"""The velocity that is integrated: of the class, or pushed away from a weaker one (guidance).
+
+The weaker velocity is that of the same network without the class (classifier-free guidance, Ho &
+Salimans 2022) or that of another network (autoguidance, Karras et al. 2024), at the times within
+an interval (Kynkäänniemi et al. 2024) or at all.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.compute import execution
+from pipeline.config.schema import Sample
+from pipeline.flow import probability_path
+
+
+class Field:
+    """A solver.Velocity of a batch of images; counts the evaluations of networks for each.
+
+    `labels` (B,) int64 are the classes of the images, `no_class` is the label that stands for
+    none: a network that knows classes is guided by itself with that label. `guide` is the network
+    that guides instead, with the class. `evaluations` (B,) int64 counts both networks.
+    """
+
+    def __init__(
+        self,
+        sample: Sample,
+        net: nn.Module,
+        labels: Tensor,
+        no_class: int | None,
+        guide: nn.Module | None = None,
+    ) -> None:
+        """`no_class` None: the network knows no classes, and only a `guide` can guide it."""
+        self.sample, self.net, self.guide = sample, net, guide
+        self.labels, self.no_class = labels, no_class
+        self.guided = sample.guidance != 1 and (guide is not None or no_class is not None)
+        self.evaluations = torch.zeros_like(labels)
+
+    def __call__(self, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+        """Velocity (B',C,H,W) of the images `rows` (B',) of the batch, at x and times t (B',)."""
+        t, known = t.to(x.dtype), self.labels[rows]
+        chosen = self.guided_rows(t)
+        self.evaluations[rows] += 1
+        if not len(t[chosen]):
+            return self.evaluate(self.net, x, t, known)
+        self.evaluations[rows[chosen]] += 1
+        strong, weak = self.branches(x, t, known, chosen)
+        moved = probability_path.guided(strong[chosen], weak, self.sample.guidance)
+        return moved if isinstance(chosen, slice) else strong.index_copy(0, chosen, moved)
+
+    def guided_rows(self, t: Tensor) -> slice | Tensor:
+        """Which of the times t (B,) are guided, the ends of the interval included.
+
+        A slice where they are all or none whatever the time, which does not wait for the device.
+        """
+        low, high = self.sample.guidance_interval
+        if not self.guided:
+            return slice(0)
+        if (low, high) == (0, 1):
+            return slice(None)
+        return ((t >= low) & (t <= high)).nonzero()[:, 0]
+
+    def branches(
+        self, x: Tensor, t: Tensor, known: Tensor, chosen: slice | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Velocity of all rows with their class, and the weaker one of the chosen rows.
+
+        The network is called once, with both; a guide is a call of its own.
+        """
+        if self.guide is not None:
+            weak = self.evaluate(self.guide, x[chosen], t[chosen], known[chosen])
+            return self.evaluate(self.net, x, t, known), weak
+        assert self.no_class is not None
+        none = torch.full_like(known[chosen], self.no_class)
+        both = self.evaluate(
+            self.net,
+            torch.cat([x, x[chosen]]),
+            torch.cat([t, t[chosen]]),
+            torch.cat([known, none]),
+        )
+        return both[: len(x)], both[len(x) :]
+
+    def evaluate(self, net: nn.Module, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """Velocity by one network, in x's dtype, computed in sample.precision."""
+        with execution.autocast(self.sample.precision, x.device):
+            velocity: Tensor = net(x, t, labels)
+        return velocity.to(x.dtype)

@@ -1,0 +1,96 @@
+"""The networks that are sampled, and the images that they make."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.base.errors import OneRankError
+from pipeline.compute import draws, execution
+from pipeline.compute.distributed import Ranks
+from pipeline.config.model_keys import Model
+from pipeline.data.reader import to_uint8
+from pipeline.networks.unet import UNet
+from pipeline.sampling import solvers, strip, time_grids
+from pipeline.sampling.field import Field
+from pipeline.sampling.job import Job, Weights
+
+Networks = tuple[nn.Module, nn.Module | None]  # the one that is sampled, and its guide
+
+
+def build(job: Job, group: Ranks) -> Networks:
+    """The network and its guide, ready to evaluate."""
+    execution.set_float32(job.config.sample.precision, group.device)
+    guide = None if job.guide is None else build_net(job, job.guide, group)
+    return build_net(job, job.weights, group), guide
+
+
+def build_net(job: Job, weights: Weights, group: Ranks) -> nn.Module:
+    """One network with its averaged weights."""
+    model = Model.model_validate(weights.about["config"]["model"])
+    net = UNet(model, len(weights.record["classes"]))
+    net.load_state_dict(weights.state)
+    net.eval().requires_grad_(False)
+    return execution.prepare(net, group.device, job.config.runtime.compile, group.first)
+
+
+def begin(
+    job: Job, networks: Networks, index: np.ndarray, device: torch.device
+) -> tuple[Field, Tensor]:
+    """The velocity field of the images with the given indices, and their first state (B,3,H,W)."""
+    sample, record = job.config.sample, job.weights.record
+    shape, no_class = (3, record["resolution"], record["resolution"]), len(record["classes"])
+    x0 = draws.normal(job.seed, draws.SAMPLE_NOISE, torch.from_numpy(index).to(device), shape)
+    x0 = x0.contiguous(memory_format=execution.memory_format(device))
+    classes = torch.from_numpy(job.labels(index)).to(device)
+    labels = torch.where(classes < 0, no_class, classes)
+    net, guide = networks
+    field = Field(sample, net, labels, None if job.weights.classes is None else no_class, guide)
+    return field, time_grids.start_state(x0, time_grids.times(sample))
+
+
+def pixels(x: Tensor) -> np.ndarray:
+    """States (B,3,H,W) in [-1,1] as images uint8 (B,H,W,3) in host memory."""
+    return to_uint8(x).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+@torch.inference_mode()
+def sample_images(
+    job: Job, networks: Networks, index: np.ndarray, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 (B,H,W,3) with the given indices, and the network evaluations (B,) of each.
+
+    Raises UserError where their velocity is not finite, or a step underflows.
+    """
+    sample, which = job.config.sample, f"images {index[0]} to {index[-1]} of seed {job.seed}"
+    field, x = begin(job, networks, index, device)
+    grid = time_grids.times(sample)
+    try:
+        x = solvers.solve(sample.solver, field, x, grid, sample.rtol, sample.atol).x
+    except ArithmeticError as error:
+        raise OneRankError(f"{which} cannot be sampled: {error}") from error
+    if not x.isfinite().all():
+        raise OneRankError(
+            f"{which} are not finite: take weights from before the training failed, or another "
+            "sample.precision"
+        )
+    return pixels(x), field.evaluations.cpu().numpy()
+
+
+@torch.inference_mode()
+def states(
+    job: Job, networks: Networks, index: np.ndarray, device: torch.device
+) -> tuple[list[float], np.ndarray]:
+    """Times (T,) on the way to the images with the given indices, and states uint8 (T,B,H,W,3)."""
+    field, x = begin(job, networks, index, device)
+    times, columns = zip(*strip.states(job.config.sample, field, x), strict=True)
+    return list(times), np.stack([pixels(column) for column in columns])
+
+
+def save_strip(job: Job, networks: Networks, device: torch.device) -> None:
+    """Write strip.png: how the first images come out of their noise."""
+    index = np.arange(min(strip.ROWS, job.config.sample.num), dtype=np.int64)
+    size = job.config.runtime.sample_batch
+    parts = [states(job, networks, index[k : k + size], device) for k in index[::size]]
+    images = np.concatenate([part for _, part in parts], axis=1)
+    names = strip.row_names(job.labels(index), job.weights.classes)
+    strip.save_strip(job.out / "strip.png", parts[0][0], images, names)

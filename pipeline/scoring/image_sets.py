@@ -1,0 +1,177 @@
+"""Sets of images that can be scored: a folder of images, an .npz or .npy, a pack or samples.
+
+Nothing is held: arrays are memory-mapped and image files decoded when they are read. An .npz that
+was saved compressed cannot be mapped and is the exception: its images are read into memory.
+"""
+
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.base.errors import OneRankError, UserError
+from pipeline.base.files import load_npy
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+KEYS = ("arr_0", "images")  # of the images in an .npz, as ADM's samplers and others name them
+DEEP = ("I", "F")  # Pillow's modes with more than 8 bits a channel begin so
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """`num` images of one size, read when they are asked for."""
+
+    name: str  # for people
+    num: int
+    size: tuple[int, int]  # height and width, px
+    read: Callable[[np.ndarray], np.ndarray]  # rows (B,) int64 -> uint8 (B,H,W,3)
+
+    def __len__(self) -> int:
+        return self.num
+
+
+def of_array(name: str, images: np.ndarray) -> ImageSet:
+    """The set in an array; raises UserError unless it is uint8 (N,H,W,3)."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise UserError(
+            f"{name} holds {images.dtype} {images.shape}: give images as uint8 (N,H,W,3)"
+        )
+    height, width = images.shape[1:3]
+    return ImageSet(name, len(images), (height, width), lambda rows: images[rows])
+
+
+def open_images(path: Path) -> ImageSet:
+    """The images at `path`: a folder (of a pack, of samples, of image files), .npz or .npy.
+
+    Raises UserError where there are none, or they are of several sizes.
+    """
+    if path.is_dir() and (path / "images.npy").exists():
+        return of_array(str(path), load_npy(path / "images.npy"))
+    if path.is_dir():
+        return of_files(path)
+    if path.suffix == ".npy":
+        return of_array(str(path), load_npy(path))
+    if path.suffix == ".npz":
+        images = npz_images(path)
+        if images is None:
+            raise UserError(f"{path} holds no images: its array must be named {' or '.join(KEYS)}")
+        return of_array(str(path), images)
+    raise UserError(f"{path} is no folder, .npz or .npy: give one that holds images")
+
+
+def read_labels(path: Path, num: int, num_classes: int) -> np.ndarray | None:
+    """Labels int64 (N,) of `num` images; None where all are -1 (no classes).
+
+    Raises UserError where the file is missing or holds no such labels.
+    """
+    labels = load_npy(path)
+    if labels.shape == (num,) and (labels == -1).all():
+        return None
+    fits = labels.shape == (num,) and np.issubdtype(labels.dtype, np.integer)
+    if not fits or labels.min() < 0 or labels.max() >= num_classes:
+        raise UserError(f"{path} does not hold {num} labels of {num_classes} classes: sample again")
+    return np.array(labels, np.int64)
+
+
+# --- files of images ---------------------------------------------------------------------------
+
+
+def of_files(folder: Path) -> ImageSet:
+    """The image files at any depth below `folder`, in the order of their paths."""
+    files = image_files(folder)
+    if not files:
+        raise UserError(f"{folder} holds no images ({', '.join(SUFFIXES)}): give their folder")
+    first = image_size(files[0])
+    for file in files:
+        if (size := image_size(file)) != first:
+            raise UserError(
+                f"images of {folder} are of several sizes, {files[0].name} of {first} and "
+                f"{file.name} of {size} px (height, width): resize them to one first"
+            )
+    return ImageSet(str(folder), len(files), first, partial(decode, files))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All image files below `folder`, hidden ones left out, sorted by path."""
+    found = [
+        Path(place) / name
+        for place, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    ]
+    return sorted(found, key=lambda file: file.relative_to(folder).as_posix())
+
+
+def image_size(file: Path) -> tuple[int, int]:
+    """Height and width of an image file, from its header; raises UserError where it has none."""
+    try:
+        with Image.open(file) as image:
+            if image.mode.startswith(DEEP):
+                raise UserError(f"{file} has more than 8 bits a channel: convert it to 8 first")
+            return image.height, image.width
+    except OSError as error:
+        raise UserError(f"{file} is no readable image: replace it or take it away") from error
+
+
+def decode(files: list[Path], rows: np.ndarray) -> np.ndarray:
+    """Images uint8 (B,H,W,3) of some of the files; raises UserError where one is damaged."""
+    images = []
+    for row in rows:
+        try:
+            with Image.open(files[row]) as image:
+                images.append(np.asarray(image.convert("RGB")))
+        except (OSError, SyntaxError) as error:
+            raise OneRankError(
+                f"{files[row]} is damaged ({error}): replace it or take it away"
+            ) from error
+    return np.stack(images)
+
+
+# --- archives of arrays ------------------------------------------------------------------------
+
+
+def npz_images(path: Path) -> np.ndarray | None:
+    """The images of an .npz, memory-mapped where they are stored as they are; None without any.
+
+    Raises UserError where the file is missing or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [key for key in KEYS if f"{key}.npy" in archive.namelist()]
+            if not names:
+                return None
+            member = archive.getinfo(f"{names[0]}.npy")
+            if member.compress_type == zipfile.ZIP_STORED:
+                return mapped(path, archive, member)
+        with np.load(path, allow_pickle=False) as data:
+            images: np.ndarray = data[names[0]]
+            return images
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: give a file that is there") from error
+    except (zipfile.BadZipFile, ValueError, KeyError, OSError, EOFError) as error:
+        raise UserError(f"{path} is damaged ({error}): get it again") from error
+
+
+def mapped(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """Memory-map an uncompressed .npy inside an .npz; raises ValueError where it is none.
+
+    Its bytes begin after the zip's local header: 30 bytes, of which the last four give the lengths
+    of the name and the extra field that follow (APPNOTE.TXT 4.3.7).
+    """
+    with archive.open(member) as stream:
+        major, _ = np.lib.format.read_magic(stream)
+        read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+        shape, fortran, dtype = read[major](stream)
+        header = stream.tell()
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    with path.open("rb") as raw:
+        raw.seek(member.header_offset + 26)
+        lengths = np.frombuffer(raw.read(4), "<u2").astype(int)
+    offset = member.header_offset + 30 + int(lengths.sum()) + header
+    return np.memmap(path, dtype, "r", offset=offset, shape=shape, order="F" if fortran else "C")

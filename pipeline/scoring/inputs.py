@@ -1,0 +1,297 @@
+"""What an evaluation compares, opened and checked: images, real images, their statistics."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.base.errors import UserError
+from pipeline.base.files import load_npy, read_json
+from pipeline.config.paths import pack_folder
+from pipeline.config.schema import Config
+from pipeline.config.schema import Evaluate as Settings
+from pipeline.data.pack import open_pack
+from pipeline.reporting.records import Entry
+from pipeline.scoring.extractors import KINDS, Extractor
+from pipeline.scoring.image_sets import ImageSet, npz_images, of_array, open_images, read_labels
+from pipeline.scoring.references import Reference, load_reference
+
+STATISTICS = (".npz", ".pkl")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is compared, checked."""
+
+    images: ImageSet
+    labels: np.ndarray | None  # of the images, int64 (N,)
+    how: Entry  # how the images were made
+    real: ImageSet | None  # None: there are only statistics of them
+    real_labels: np.ndarray | None
+    classes: list[str]  # names in label order; empty where they are not known
+    reference: Reference | None  # None: the statistics are those of `real`, still to be made
+    about: Entry  # the reference's part of the protocol
+    notes: list[str]
+
+
+# --- samples of a run against its pack ---------------------------------------------------------
+
+
+def read_inputs(
+    config: Config, samples: Path, record: Path, reference: Path, across: str | None
+) -> Inputs:
+    """Samples, pack and reference; raises UserError for the first thing that does not fit.
+
+    `across` names the pack where it is not the one that the samples' model was trained on.
+    """
+    known = read_json(record)
+    statistics = load_reference(reference)
+    check_reference(statistics, known, config.evaluate.extractor, reference)
+    images = of_array(f"samples {samples}", load_npy(samples / "images.npy"))
+    check_sizes(images, (known["resolution"],) * 2)
+    how, data = read_about(samples)
+    notes = check_same_data(data, named(known), known["sha256"]["images"], samples, across)
+    labels = None
+    if not notes or (data and data.get("classes") == known["classes"]):
+        labels = labels_beside(samples, len(images), len(known["classes"]))
+    pack = open_pack(pack_folder(config), known)
+    check_numbers(config.evaluate, len(images), len(pack))
+    about = {
+        **{key: known[key] for key in ("source", "resolution", "recipe")},
+        **said_of(statistics),
+    }
+    real = of_array("pack", pack.images)
+    notes += unsaid(statistics, reference, config.evaluate.extractor)
+    classes = known["classes"]
+    return Inputs(images, labels, how, real, pack.labels, classes, statistics, about, notes)
+
+
+def read_about(samples: Path) -> tuple[Entry, Entry | None]:
+    """What sample.json says of the samples, and the record of the pack that it names.
+
+    None in place of that where another program wrote the file.
+    """
+    how = read_json(samples / "sample.json")
+    if not isinstance(how, dict):
+        raise UserError(f"{samples / 'sample.json'} is no mapping: take it away, or sample again")
+    return how, how["data"] if is_record(how.get("data")) else None
+
+
+def is_record(value: Any) -> bool:
+    """Whether `value` has what a pack's record tells a pack by."""
+    keys = {"source", "resolution", "recipe", "sha256"}
+    return isinstance(value, dict) and keys <= value.keys()
+
+
+def named(record: Entry) -> str:
+    """`<source>_<res>-<recipe>` of a pack's record."""
+    return f"{record['source']}_{record['resolution']}-{record['recipe']}"
+
+
+def said_of(reference: Reference) -> Entry:
+    """The protocol's lines on a file of statistics; whether others mirrored images is not known."""
+    flipped = False if reference.pack_sha256 else None
+    about = {"num_images": reference.num_images, "pack_sha256": reference.pack_sha256}
+    return {**about, "flipped": flipped}
+
+
+def unsaid(reference: Reference, path: Path, extractor: str) -> list[str]:
+    """A note where a file of statistics does not say what it is of."""
+    if reference.extractor and reference.pack_sha256:
+        return []
+    return [
+        f"{path.name} does not say of which images and by which network its statistics are: "
+        f"they are taken to be by {extractor}"
+    ]
+
+
+def check_sizes(images: ImageSet, size: tuple[int, ...]) -> None:
+    """Raise UserError unless there are two images or more, of `size` (height, width)."""
+    if len(images) < 2 or images.size != size:
+        raise UserError(
+            f"{images.name} holds {len(images):,} images of {images.size[0]} x {images.size[1]} "
+            f"px, but at least two of {size[0]} x {size[1]} px are needed: give images of the "
+            "reference's resolution"
+        )
+
+
+def check_same_data(
+    trained: Entry | None, pack: str, sha256: str, samples: Path, across: str | None
+) -> list[str]:
+    """Raise UserError where the samples' model was trained on another pack than the reference's.
+
+    `pack` and `sha256` (of its images) are the reference's. A distance to images of another recipe
+    would measure the recipes; where `across` names the pack it is allowed, and a note is returned.
+    Samples that do not say what they were trained on (another program's) are taken as they are.
+    """
+    if across not in (None, pack):
+        raise UserError(f"across={across} is not the reference's pack: give across={pack}")
+    if trained is None or (trained["sha256"] or {}).get("images") == sha256:
+        return []
+    if trained["sha256"] is None:
+        raise UserError(
+            f"samples {samples} are of imported weights that do not name their pack: import them "
+            "again with data.path=PACK (or record=FILE), and sample again"
+        )
+    one = f"{named(trained)} ({trained['sha256']['images'][:8]}…)"
+    other = f"{pack} ({sha256[:8]}…)"
+    if across is None:
+        raise UserError(
+            f"samples {samples} are of a model trained on {one}, the reference is of {other}: "
+            "score them against the pack that the model was trained on, or give "
+            f"across={pack}"
+        )
+    return [
+        f"the model was trained on {one}, the reference is of {other}: the distances measure the "
+        "difference of these image sets too"
+    ]
+
+
+def check_same_recipe(images: Entry, pack: str, path: Path, across: str | None) -> list[str]:
+    """Raise UserError where a pack is compared with one of another recipe or resolution.
+
+    `images` is its record, `pack` the name of the reference's; `across` as above.
+    """
+    one = named(images)
+    if one.rpartition("_")[2] == pack.rpartition("_")[2]:
+        return []
+    if across is None:
+        raise UserError(
+            f"images {path} are {one}, the reference is of {pack}: compare image sets of one "
+            f"recipe, or give across={pack}"
+        )
+    return [
+        f"the images are {one}, the reference is of {pack}: the distances measure the difference "
+        "of these recipes too"
+    ]
+
+
+def check_reference(reference: Reference, record: Entry, extractor: str, path: Path) -> None:
+    """Raise UserError where the reference says that it is of another pack or extractor."""
+    check_extractor(reference, extractor, path)
+    known = {"pack_sha256": record["sha256"]["images"], "num_images": record["num_images"]}
+    if any(getattr(reference, k) not in (None, v) for k, v in known.items()):
+        raise UserError(
+            f"reference {path} is of pack {str(reference.pack_sha256)[:8]}… "
+            f"({reference.num_images:,} images), not of {known['pack_sha256'][:8]}… "
+            f"({known['num_images']:,}): make it again with `python -m pipeline.reference`"
+        )
+
+
+def check_extractor(reference: Reference, extractor: str, path: Path) -> None:
+    """Raise UserError where the statistics are not those of `extractor`'s features."""
+    width = KINDS[extractor].width
+    if reference.extractor not in (None, extractor) or len(reference.mu) != width:
+        by = reference.extractor or f"a network with {len(reference.mu):,} features"
+        raise UserError(
+            f"reference {path} is by {by}, not {extractor} ({width:,} features): give the same "
+            "evaluate.extractor, or make it again with `python -m pipeline.reference`"
+        )
+
+
+def check_weights(reference: Reference, extractor: Extractor, path: Path) -> None:
+    """Raise UserError where the reference was made with other weights than these."""
+    if reference.weights_sha256 not in (None, extractor.weights_sha256):
+        raise UserError(
+            f"reference {path} was made with weights {str(reference.weights_sha256)[:8]}… of "
+            f"{extractor.name}, not {extractor.weights_sha256[:8]}…: give the same "
+            "evaluate.weights, or make it again with `python -m pipeline.reference`"
+        )
+
+
+def check_numbers(settings: Settings, num_samples: int, num_real: int | None) -> None:
+    """Raise UserError where there are too few images for a metric that is asked for.
+
+    `num_real` is None where there are only statistics of the real images.
+    """
+    num = num_samples if num_real is None else min(num_samples, num_real // 2)
+    neighbours = settings.prc_neighbourhood if "prc" in settings.metrics else 1
+    if num_real is not None and num <= neighbours:
+        raise UserError(
+            f"{num_samples} samples and {num_real} real images give {num} on each side, but more "
+            f"than {neighbours} are needed: use more (or a smaller evaluate.prc_neighbourhood)"
+        )
+    if num_real is None and not {"fid", "isc"} & set(settings.metrics):
+        raise UserError(
+            f"evaluate.metrics={list(settings.metrics)} needs real images, and the reference holds "
+            "statistics alone: give images, or the metric fid"
+        )
+    if "isc" in settings.metrics and num_samples < settings.isc_splits:
+        raise UserError(
+            f"evaluate.isc_splits={settings.isc_splits} is more than the {num_samples} samples: "
+            "lower it or sample more"
+        )
+
+
+def labels_beside(samples: Path, num: int, num_classes: int) -> np.ndarray | None:
+    """Labels of the samples in a folder; None where there is no labels.npy, or no classes."""
+    file = samples / "labels.npy"
+    return read_labels(file, num, num_classes) if file.exists() else None
+
+
+# --- any images against any reference ----------------------------------------------------------
+
+
+def read_any(config: Config, path: Path, reference: Path, across: str | None) -> Inputs:
+    """Any images against any reference; raises UserError for the first thing that does not fit.
+
+    The reference is a file of statistics, images, or both (ADM's .npz with `arr_0`).
+    """
+    images = open_images(path)
+    statistics, real = open_reference(reference)
+    if statistics:
+        check_extractor(statistics, config.evaluate.extractor, reference)
+    size = real.size if real else images.size
+    if statistics and statistics.resolution:
+        size = (statistics.resolution,) * 2
+    check_sizes(images, size)
+    if real:
+        check_sizes(real, size)
+    how: Entry = {"images": path.name, "num": len(images)}
+    data = None
+    if (home(path) / "sample.json").is_file():
+        how, data = read_about(home(path))
+    record, other = pack_record(home(reference)), pack_record(home(path))
+    sha256 = record["sha256"]["images"] if record else statistics and statistics.pack_sha256
+    name = named(record) if record else (statistics and statistics.data) or reference.name
+    notes = check_same_data(data if sha256 else None, name, str(sha256), path, across)
+    notes += check_same_recipe(other, name, path, across) if other and sha256 else []
+    notes += unsaid(statistics, reference, config.evaluate.extractor) if statistics else []
+    check_numbers(config.evaluate, len(images), len(real) if real else None)
+    about = {"file": reference.name, "resolution": size[0]}
+    if statistics:
+        about |= said_of(statistics)
+    elif real:
+        about |= {"num_images": len(real), "pack_sha256": sha256, "flipped": False}
+    return Inputs(images, None, how, real, None, [], statistics, about, notes)
+
+
+def home(path: Path) -> Path:
+    """The folder whose files say what the images at `path` are: a pack's, or that of samples."""
+    return path.parent if path.name == "images.npy" else path
+
+
+def open_reference(path: Path) -> tuple[Reference | None, ImageSet | None]:
+    """The statistics and the images that a reference has; raises UserError where it has neither."""
+    if path.is_dir() or path.suffix not in STATISTICS:
+        return None, open_images(path)
+    images = npz_images(path) if path.suffix == ".npz" else None
+    real = None if images is None else of_array(f"reference {path}", images)
+    if real and not has_statistics(path):
+        return None, real
+    return load_reference(path), real
+
+
+def has_statistics(path: Path) -> bool:
+    """Whether an .npz that was opened before holds `mu` too."""
+    with np.load(path, allow_pickle=False) as data:
+        return "mu" in data
+
+
+def pack_record(folder: Path) -> Entry | None:
+    """The record in the manifest of a pack folder; None where `folder` is no pack."""
+    if not (folder / "manifest.json").is_file():
+        return None
+    manifest: Entry = read_json(folder / "manifest.json")
+    return manifest if is_record(manifest) else None

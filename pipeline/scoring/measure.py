@@ -1,0 +1,238 @@
+"""The features of all images of an evaluation, streamed once each over all ranks.
+
+The bracket compares equal numbers n of images: two disjoint random parts A and B of the real
+images, the samples, and uniform noise. Part B comes first, since its class means judge the images
+that follow.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.compute.distributed import Ranks
+from pipeline.config.schema import Config
+from pipeline.scoring.extractors import LOGITS, Extractor
+from pipeline.scoring.image_sets import ImageSet
+from pipeline.scoring.inputs import Inputs
+from pipeline.scoring.keepers import (
+    ClassMeans,
+    Held,
+    Hits,
+    InceptionScore,
+    Moments,
+    Only,
+    Read,
+    mask,
+    stream,
+)
+from pipeline.scoring.neighbours import NEAREST, REAL, Nearest, Neighbours, queries
+from pipeline.scoring.references import Reference
+from pipeline.scoring.scores import HELD, Bracket, Measured, Side
+
+
+class Accuracy(NamedTuple):
+    """Hits of the class means of part B on the samples and on part A."""
+
+    samples: Hits
+    real: Hits
+
+
+class Result(NamedTuple):
+    """What there is to score; Accuracy where the classes allow it, Neighbours with real images."""
+
+    measured: Measured
+    accuracy: Accuracy | None
+    neighbours: Neighbours | None
+
+
+class Parts(NamedTuple):
+    """Rows of the bracket, n each in random order: of the samples and of the real images."""
+
+    chosen: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every pass over images needs."""
+
+    inputs: Inputs
+    extractor: Extractor
+    config: Config
+    group: Ranks
+
+    def show(self, what: str, rows: np.ndarray, read: Read, *keepers: object) -> None:
+        """Show the features of the images `rows` to the keepers that are not None."""
+        there = [keeper for keeper in keepers if keeper is not None]
+        stream(self.extractor, self.config.runtime, self.group, what, rows, read, there)
+
+    def features(self, rows: np.ndarray, images: ImageSet) -> Tensor:
+        """Features (Q,D) of a few images, by every rank for itself."""
+        size = self.config.runtime.feature_batch
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        return torch.cat([self.extractor.features(images.read(part))[0] for part in parts])
+
+    def moments(self) -> Moments:
+        """Empty moments."""
+        return Moments(self.extractor.width, self.extractor.device)
+
+    def side(self, rows: np.ndarray, total: int, scores: set[str]) -> Side:
+        """An empty side of the bracket: `rows` of a set of `total` images, in random order.
+
+        Features are held where evaluate.metrics names one of `scores`.
+        """
+        held = Held(mask(rows[:HELD], total), self.extractor.width)
+        wanted = scores & set(self.config.evaluate.metrics)
+        return Side(self.moments(), held if wanted else None)
+
+    def inception(self) -> InceptionScore | None:
+        """An empty Inception score of the samples; None where it is not asked for or possible."""
+        settings = self.config.evaluate
+        if "isc" not in settings.metrics or not self.extractor.has_logits:
+            return None
+        num, device = len(self.inputs.images), self.extractor.device
+        return InceptionScore(num, LOGITS, settings.isc_splits, settings.seed, device)
+
+
+def draw(num: int, total: int, seed: int) -> np.ndarray:
+    """`num` random rows of 0 … total-1, without repetition."""
+    return np.random.default_rng(seed).permutation(total)[:num]
+
+
+def split(num_samples: int, num_real: int, seed: int) -> Parts:
+    """As many images on each side of the bracket as there can be."""
+    num = min(num_samples, num_real // 2)
+    rows = draw(2 * num, num_real, seed)
+    return Parts(draw(num, num_samples, seed), rows[:num], rows[num:])
+
+
+def noise_images(rows: np.ndarray, size: tuple[int, int], seed: int) -> np.ndarray:
+    """Uniform uint8 noise (B,H,W,3); image i depends on (seed, i) alone."""
+    draws = (np.random.default_rng((seed, i)) for i in rows)
+    return np.stack([d.integers(0, 256, (*size, 3), np.uint8) for d in draws])
+
+
+def why_no_accuracy(inputs: Inputs, parts: Parts | None) -> str:
+    """Why there is no class accuracy: labels are missing or a class does not occur; else empty."""
+    if inputs.labels is None or inputs.real_labels is None or parts is None:
+        whose = "samples" if inputs.labels is None else "real images"
+        return f"class accuracy is left out: the {whose} have no labels"
+    sides = {
+        "real images of part B": inputs.real_labels[parts.b],
+        "samples": inputs.labels,
+    }
+    num = len(inputs.classes)
+    for name, labels in sides.items():
+        if missing := num - len(np.unique(labels)):
+            why = f"{missing} of {num} classes do not occur in the {len(labels):,} {name}"
+            return f"class accuracy is left out: {why}"
+    return ""
+
+
+def measure(work: Work, parts: Parts | None, classes: bool) -> Result:
+    """Every feature that the scores need; the result is whole on rank 0.
+
+    `parts` is None where there are no real images; `classes`: whether accuracy can be had.
+    """
+    if parts is None or work.inputs.real is None:
+        everything, inception = work.moments(), work.inception()
+        images = work.inputs.images
+        work.show("samples", np.arange(len(images)), images.read, everything, inception)
+        reference = work.inputs.reference
+        assert reference is not None
+        return Result(Measured(everything, reference, None, inception), None, None)
+    return measure_bracket(work, work.inputs.real, parts, classes)
+
+
+def measure_bracket(work: Work, real: ImageSet, parts: Parts, classes: bool) -> Result:
+    """The same where there are real images."""
+    inputs, total = work.inputs, len(real)
+    rows_a, rows_b = np.sort(parts.a), np.sort(parts.b)  # sorted: read from the disk in order
+    side_a = work.side(parts.a, total, {"kid", "prc"})
+    side_b = work.side(parts.b, total, {"kid", "prc"})
+    means = class_means(work) if classes else None
+    search = Search(work, real, rows_a)
+    near_b = (search.near_b, search.near_real)
+    work.show("real images, part B", rows_b, real.read, *vars(side_b).values(), means, *near_b)
+    hits_a = hits_of(inputs.real_labels, means)
+    near_a = search.near_a
+    work.show("real images, part A", rows_a, real.read, *vars(side_a).values(), hits_a, near_a)
+    reference = inputs.reference or whole(work, real, parts, side_a, side_b)
+    hits = hits_of(inputs.labels, means)
+    everything, chosen, inception = measure_samples(work, parts.chosen, hits)
+    noise = measure_noise(work, len(parts.a))
+    near = Bracket(chosen, side_a, side_b, noise)
+    accuracy = Accuracy(hits, hits_a) if hits and hits_a else None
+    found = search.found() if work.group.first else None
+    return Result(Measured(everything, reference, near, inception), accuracy, found)
+
+
+def class_means(work: Work) -> ClassMeans:
+    """Empty means of the classes of the real images."""
+    inputs, extractor = work.inputs, work.extractor
+    assert inputs.real_labels is not None
+    return ClassMeans(inputs.real_labels, len(inputs.classes), extractor.width, extractor.device)
+
+
+def hits_of(labels: np.ndarray | None, means: ClassMeans | None) -> Hits | None:
+    """Empty counts for images with these labels; None without means to judge them by."""
+    return Hits(labels, means.means) if means and labels is not None else None
+
+
+def whole(work: Work, real: ImageSet, parts: Parts, side_a: Side, side_b: Side) -> Reference:
+    """Statistics of all real images: those of neither part are streamed, and the parts added."""
+    rest = np.flatnonzero(~mask(np.concatenate([parts.a, parts.b]), len(real)))
+    moments = work.moments()
+    work.show("real images, rest", rest, real.read, moments)
+    moments.include(side_a.moments)
+    moments.include(side_b.moments)
+    return Reference(moments.mu, moments.sigma, moments.num)
+
+
+def measure_samples(
+    work: Work, chosen: np.ndarray, hits: Hits | None
+) -> tuple[Moments, Side, InceptionScore | None]:
+    """Moments of all samples, the side of the chosen ones, and the Inception score."""
+    images, everything = work.inputs.images, work.moments()
+    total = len(images)
+    side, inception = work.side(chosen, total, {"kid", "prc"}), work.inception()
+    some = Only(mask(chosen, total), side.moments) if len(chosen) < total else None
+    rows = np.arange(total)
+    work.show("samples", rows, images.read, everything, some, side.held, hits, inception)
+    return everything, side if some else Side(everything, side.held), inception
+
+
+def measure_noise(work: Work, num: int) -> Side:
+    """The side of uniform noise; empty where neither Fréchet nor kernel distance is asked for."""
+    size, seed = work.inputs.images.size, work.config.evaluate.seed
+    side = work.side(np.arange(num), num, {"kid"})
+    if {"fid", "kid"} & set(work.config.evaluate.metrics):
+        rows = np.arange(num)
+        keepers = vars(side).values()
+        work.show("noise", rows, lambda some: noise_images(some, size, seed), *keepers)
+    return side
+
+
+class Search:
+    """The running search for the neighbours of a few samples, and of a few images of part A."""
+
+    def __init__(self, work: Work, real: ImageSet, rows_a: np.ndarray) -> None:
+        inputs = work.inputs
+        self.rows, self.num = queries(inputs.labels, len(inputs.images)), len(rows_a)
+        self.total = len(real)
+        features = work.features(self.rows, inputs.images)
+        self.near_a, self.near_b = Nearest(features, NEAREST), Nearest(features, NEAREST)
+        few = rows_a[np.linspace(0, self.num - 1, min(REAL, self.num)).astype(int)]
+        self.near_real = Nearest(work.features(few, real), 1)
+
+    def found(self) -> Neighbours:
+        """What was found in both parts, on rank 0 after both have been shown."""
+        self.near_a.merge(self.near_b.distances, self.near_b.rows)
+        median = float(np.median(self.near_real.distances))
+        near = self.near_a
+        counts = (2 * self.num, self.total)
+        return Neighbours(self.rows, near.rows, near.distances, *counts, median, self.num)

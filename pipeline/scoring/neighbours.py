@@ -1,0 +1,142 @@
+"""The nearest real images of a few samples in feature space, to see whether they are copies.
+
+Distances are Euclidean. A running search keeps the nearest so far, so no features are held. How far
+real images lie from each other says what a distance means: beside those of the samples stands the
+median distance of real images of part A to their nearest in part B.
+"""
+
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from pipeline.compute.distributed import Ranks
+from pipeline.drawing.tiles import FONT_SIZE, GAP, MARGIN, TEXT_COLOUR, cell_scale, spread
+from pipeline.scoring.keepers import Batch
+
+SAMPLES = 8  # that are searched for
+NEAREST = 5  # neighbours of each
+REAL = 100  # images of part A whose nearest in part B is searched
+LINE = FONT_SIZE + 6  # px
+
+
+def queries(labels: np.ndarray | None, num: int) -> np.ndarray:
+    """Rows of the samples to search for: the first of SAMPLES classes, evenly spread over all.
+
+    Of fewer classes the first few each; without labels the first rows.
+    """
+    if labels is None:
+        return np.arange(min(SAMPLES, num))
+    firsts = [np.flatnonzero(labels == c)[:SAMPLES].tolist() for c in spread(labels, SAMPLES)]
+    rounds = [row for some in zip_longest(*firsts) for row in some if row is not None]
+    return np.array(sorted(rounds[:SAMPLES], key=lambda row: (labels[row], row)))
+
+
+class Nearest:
+    """The `count` images nearest to each of the features `queries` (Q,D), of those shown to it."""
+
+    def __init__(self, queries: Tensor, count: int) -> None:
+        self.queries, self.count = queries.double(), count
+        self.distances = np.empty((len(queries), 0))  # (Q,<=count), ascending
+        self.rows = np.empty((len(queries), 0), np.int64)
+
+    def add(self, batch: Batch) -> None:
+        """Compare a batch; without matrix products, so that a copy is at distance 0."""
+        found = torch.cdist(
+            self.queries,
+            batch.features.double(),
+            compute_mode="donot_use_mm_for_euclid_dist",
+        )
+        rows = np.broadcast_to(batch.rows, found.shape)
+        self.merge(found.cpu().numpy(), rows)
+
+    def merge(self, distances: np.ndarray, rows: np.ndarray) -> None:
+        """Take further images at `distances` (Q,B); of equal ones the lowest row comes first."""
+        distances = np.concatenate([self.distances, distances], 1)
+        rows = np.concatenate([self.rows, rows], 1)
+        order = np.lexsort((rows, distances), axis=1)[:, : self.count]
+        self.distances = np.take_along_axis(distances, order, 1)
+        self.rows = np.take_along_axis(rows, order, 1)
+
+    def finish(self, group: Ranks) -> None:
+        """On rank 0, the nearest of what all ranks have seen."""
+        distances = group.gather(torch.from_numpy(self.distances.T.copy()))
+        rows = group.gather(torch.from_numpy(self.rows.T.copy()))
+        for found, where in list(zip(distances, rows, strict=True))[1:]:
+            self.merge(found.numpy().T, where.numpy().T)
+
+
+class Neighbours(NamedTuple):
+    """What was found for the samples `rows`."""
+
+    rows: np.ndarray  # (Q,) of the samples
+    real_rows: np.ndarray  # (Q,k) of their nearest real images
+    distances: np.ndarray  # (Q,k)
+    searched: int  # real images
+    total: int  # real images that there are
+    real: float  # median distance of real images to their nearest of `real_searched` others
+    real_searched: int
+
+    def entry(self) -> dict[str, Any]:
+        """For the metrics file."""
+        return {
+            "searched": self.searched,
+            "total": self.total,
+            "samples": self.rows.tolist(),
+            "rows": self.real_rows.tolist(),
+            "distances": self.distances.tolist(),
+            "real": self.real,
+            "real_searched": self.real_searched,
+        }
+
+    def caption(self) -> list[str]:
+        """Lines below the picture."""
+        share = f"{self.searched:,}"
+        if self.searched < self.total:  # a copy of one of the others would not be seen
+            share += f" ({self.searched / self.total:.1%}) of {self.total:,}"
+        return [
+            f"nearest of {share} real images, with their distance in feature space",
+            f"real images to their nearest of {self.real_searched:,} others: "
+            f"{self.real:.4g} (median)",
+        ]
+
+
+# --- picture -----------------------------------------------------------------------------------
+
+
+def picture(found: Neighbours, samples: np.ndarray, real: np.ndarray) -> Image.Image:
+    """One row a sample: samples (Q,H,W,3) at the left, then real (Q,k,H,W,3) with distances.
+
+    Pixels are repeated so that small images can be seen.
+    """
+    font = ImageFont.load_default(size=FONT_SIZE)
+    lines = found.caption()
+    scale = cell_scale(samples.shape[2])
+    height, width = samples.shape[1] * scale, samples.shape[2] * scale
+    pitch = (width + GAP, height + LINE + GAP)
+    left = 2 * MARGIN + width + MARGIN  # of the first neighbour
+    right = left + real.shape[1] * pitch[0] - GAP + MARGIN
+    right = max(right, 2 * MARGIN + int(max(font.getlength(line) for line in lines)) + 1)
+    bottom = MARGIN + LINE + len(samples) * pitch[1]
+    canvas = Image.new("RGB", (right, bottom + len(lines) * LINE + MARGIN), "white")
+    draw = ImageDraw.Draw(canvas)
+
+    def cell(x: int, y: int, image: np.ndarray, text: str) -> None:
+        shown = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
+        canvas.paste(shown, (x, y))
+        draw.text((x + width / 2, y + height + 3), text, TEXT_COLOUR, font, anchor="ma")
+
+    draw.text((MARGIN, MARGIN), "sample", TEXT_COLOUR, font)
+    draw.text((left, MARGIN), "nearest real images", TEXT_COLOUR, font)
+    for number, (sample, others) in enumerate(zip(samples, real, strict=True)):
+        top = MARGIN + LINE + number * pitch[1]
+        cell(MARGIN, top, sample, "")
+        for place, image in enumerate(others):
+            distance = f"{found.distances[number, place]:#.3g}"
+            cell(left + place * pitch[0], top, image, distance)
+    for number, line in enumerate(lines):
+        draw.text((MARGIN, bottom + number * LINE), line, TEXT_COLOUR, font)
+    return canvas

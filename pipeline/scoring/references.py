@@ -1,0 +1,96 @@
+"""Files of feature statistics: the project's own references, and those of other evaluators.
+
+Ours is an .npz with `mu`, `sigma` and what they depend on. Others are read too: ADM's and EDM's
+.npz (`mu`, `sigma`), and EDM2's .pkl ({"fid": {"mu", "sigma"}, ...}), of whose metrics only `fid`
+is used. They say nothing of the images and the network, which is the Inception network of FID.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from pipeline.base.errors import UserError
+from pipeline.base.files import atomic_stream
+from pipeline.base.safe_pickle import load_arrays
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Feature statistics of one set of images by one extractor; None where a file says nothing."""
+
+    mu: np.ndarray  # (D) float64
+    sigma: np.ndarray  # (D,D) float64
+    num_images: int | None = None
+    pack_sha256: str | None = None  # of the pack's images
+    extractor: str | None = None
+    weights_sha256: str | None = None  # of the extractor's weights file
+    data: str | None = None  # <source>_<res>-<recipe> of the pack
+    resolution: int | None = None  # px
+
+
+def save_reference(path: Path, reference: Reference) -> None:
+    """Write a reference as .npz, atomically."""
+    known = {key: value for key, value in vars(reference).items() if value is not None}
+    with atomic_stream(path) as stream:
+        np.savez(stream, **known)
+
+
+def export_reference(path: Path, reference: Reference) -> None:
+    """Write `mu` and `sigma` alone, as ADM's, EDM's and EDM2's evaluators read them.
+
+    Raises UserError unless the name ends in .npz, by which they tell the format.
+    """
+    if path.suffix != ".npz":
+        raise UserError(f"export={path} does not end in .npz: name it so, others tell it by that")
+    with atomic_stream(path) as stream:
+        np.savez(stream, mu=reference.mu, sigma=reference.sigma)
+
+
+def load_reference(path: Path) -> Reference:
+    """The reference in `path`; raises UserError where it is missing, damaged or no statistics."""
+    try:
+        with path.open("rb") as stream:
+            zipped = stream.read(2) == b"PK"
+        return from_npz(path) if zipped or path.suffix != ".pkl" else from_pickle(path)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"reference {path} is missing: run `python -m pipeline.reference` with the same config"
+        ) from error
+    except (ValueError, KeyError, OSError, EOFError, TypeError, BadZipFile) as error:
+        raise UserError(
+            f"reference {path} is damaged or holds no mu and sigma: make it again with "
+            "`python -m pipeline.reference`, or get the original file"
+        ) from error
+
+
+def from_npz(path: Path) -> Reference:
+    """The reference in an .npz; raises ValueError, KeyError, ... where it is none."""
+    with np.load(path, allow_pickle=False) as data:
+        texts = ("pack_sha256", "extractor", "weights_sha256", "data")
+        more: dict[str, Any] = {key: str(data[key]) for key in texts if key in data}
+        numbers = ("num_images", "resolution")
+        more |= {key: int(data[key]) for key in numbers if key in data}
+        return checked(data, more)
+
+
+def from_pickle(path: Path) -> Reference:
+    """The FID statistics in a .pkl; raises UserError where it holds more than arrays."""
+    with path.open("rb") as stream:
+        content = load_arrays(stream, f"reference {path}")
+    if not isinstance(content, dict):
+        raise ValueError("no dict of metrics")
+    num = content.get("num_images")
+    return checked(content["fid"], {} if num is None else {"num_images": int(num)})
+
+
+def checked(data: Mapping[str, Any], more: dict[str, Any]) -> Reference:
+    """A reference of finite moments that fit each other; raises ValueError otherwise."""
+    mu, sigma = (np.array(data[key], np.float64) for key in ("mu", "sigma"))
+    fits = mu.ndim == 1 and sigma.shape == (len(mu), len(mu))
+    if not fits or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise ValueError("no finite moments")
+    return Reference(mu, sigma, **more)

@@ -1,0 +1,187 @@
+"""Scores of images from their features: distances and their entries in the result.
+
+Features are (N,D) float32 tensors, or moments of any number of them. The distances are those of
+torch-fidelity 0.4.0.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pipeline.config.schema import Evaluate as Settings
+from pipeline.reporting.records import Entry
+from pipeline.scoring.extractors import Extractor
+from pipeline.scoring.fidelity import torch_fidelity
+from pipeline.scoring.keepers import Held, InceptionScore, Moments
+from pipeline.scoring.references import Reference
+
+FULL_FID = 50_000  # samples of the published protocol; with fewer, the label says how many
+HELD = 50_000  # images a side whose features are held, for kernel distance, precision and recall
+
+# Name and label of a score in the features of FID's network, and of any other.
+NAMES = {
+    "fid": ("fid", "FID", "frechet", "Fréchet distance"),
+    "kid": ("kid", "KID", "kid", "Kernel distance"),
+    "isc": ("inception_score", "Inception score", "inception_score", "Inception score"),
+    "precision": ("precision", "Precision", "precision", "Precision"),
+    "recall": ("recall", "Recall", "recall", "Recall"),
+}
+
+
+# --- pure scores -------------------------------------------------------------------------------
+
+
+def frechet(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
+    """Fréchet distance of two Gaussians (Heusel et al. 2017, eq. 6), from float64 moments.
+
+    Of equal sets it may come out slightly below zero.
+    """
+    one, two = {"mu": mu1, "sigma": sigma1}, {"mu": mu2, "sigma": sigma2}
+    scores = torch_fidelity.metric_fid.fid_statistics_to_metric(one, two, False)
+    return float(scores[torch_fidelity.KEY_METRIC_FID])
+
+
+def kernel_distance(
+    one: Tensor, two: Tensor, subsets: int, subset_size: int, seed: int
+) -> tuple[float, float]:
+    """Mean and standard deviation of the cubic-kernel MMD^2 over `subsets` random subsets (KID).
+
+    Binkowski et al. 2018. `subset_size` is at least 2 and at most the size of the smaller set.
+    """
+    scores = torch_fidelity.metric_kid.kid_features_to_metric(
+        one, two, kid_subsets=subsets, kid_subset_size=subset_size, rng_seed=seed, verbose=False
+    )
+    mean = scores[torch_fidelity.KEY_METRIC_KID_MEAN]
+    return float(mean), float(scores[torch_fidelity.KEY_METRIC_KID_STD])
+
+
+def precision_recall(made: Tensor, real: Tensor, neighbourhood: int) -> tuple[float, float]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019) of made images against real ones.
+
+    Precision: share of made images inside the ball of some real image, to its k-th neighbour;
+    recall: the reverse. Each set must hold more than `neighbourhood` images.
+    """
+    scores = torch_fidelity.metric_prc.prc_features_to_metric(
+        made, real, prc_neighborhood=neighbourhood, save_cpu_ram=True, verbose=False
+    )
+    precision = scores[torch_fidelity.KEY_METRIC_PRECISION]
+    return float(precision), float(scores[torch_fidelity.KEY_METRIC_RECALL])
+
+
+# --- scores of one set of samples --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the sets of n images of the bracket."""
+
+    moments: Moments  # of all n
+    held: Held | None  # features of at most HELD of them, where a score needs features
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """n images on each side; no image of part A is in part B."""
+
+    chosen: Side  # the samples, or n random ones of them
+    real_a: Side
+    real_b: Side
+    noise: Side
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of the features of all images, on rank 0."""
+
+    samples: Moments  # of all samples
+    reference: Reference  # of the whole real set
+    bracket: Bracket | None  # None: there are no real images, only their statistics
+    inception: InceptionScore | None  # of all samples; None: not asked for, or there are no logits
+
+
+def all_scores(measured: Measured, extractor: Extractor, settings: Settings) -> list[Entry]:
+    """The scores that evaluate.metrics names, in that order, as far as they can be had.
+
+    `kid` and `prc` need real images, `isc` logits.
+    """
+    result = []
+    for metric in dict.fromkeys(settings.metrics):
+        if metric == "fid":
+            result.append(fid_entry(measured, extractor))
+        elif metric == "kid" and measured.bracket:
+            result.append(kid_entry(measured.bracket, extractor, settings))
+        elif metric == "prc" and measured.bracket:
+            result += prc_entries(measured.bracket, extractor, settings)
+        elif metric == "isc" and measured.inception:
+            value, std = measured.inception.score()
+            num = measured.samples.num
+            result.append(entry("isc", extractor, value, num, "higher", std=std))
+    return result
+
+
+def entry(
+    kind: str, extractor: Extractor, value: float, num: int, better: str, **more: Any
+) -> Entry:
+    """One score of `num` samples, named after the metric and the extractor."""
+    name, label, other_name, other_label = NAMES[kind]
+    if extractor.label:
+        name, label = f"{other_name}_{extractor.label}", f"{other_label}, {extractor.title}"
+    else:
+        count = f"{num / 1000:g}k" if num >= 1000 else str(num)
+        label += f"-{count}" if kind == "fid" and num < FULL_FID else ""
+        label += f" ({extractor.title})"
+    found = {"value": value, "num_images": num, "better": better, **more}
+    return {"name": name, "label": label, **found}
+
+
+def fid_entry(measured: Measured, extractor: Extractor) -> Entry:
+    """Fréchet distance of all samples to the whole reference, with its bracket."""
+    made, reference = measured.samples, measured.reference
+    value = frechet(made.mu, made.sigma, reference.mu, reference.sigma)
+    more = {}
+    if measured.bracket:
+        near = measured.bracket
+        real = near.real_b.moments
+        mu, sigma = real.mu, real.sigma
+        others = [side.moments for side in (near.real_a, near.chosen, near.noise)]
+        found = [frechet(m.mu, m.sigma, mu, sigma) for m in others]
+        more["bracket"] = bracket_entry(real.num, *found)
+    return entry("fid", extractor, value, made.num, "lower", **more)
+
+
+def features(side: Side) -> Tensor:
+    """The features (n,D) held of one side."""
+    assert side.held is not None
+    return side.held.features
+
+
+def kid_entry(near: Bracket, extractor: Extractor, settings: Settings) -> Entry:
+    """Kernel distance of the n samples to part B, with its bracket."""
+    real = features(near.real_b)
+    size = min(settings.kid_subset_size, len(real))
+    (floor, _), (value, std), (ceiling, _) = (
+        kernel_distance(features(side), real, settings.kid_subsets, size, settings.seed)
+        for side in (near.real_a, near.chosen, near.noise)
+    )
+    found = bracket_entry(len(real), floor, value, ceiling)
+    return entry("kid", extractor, value, len(real), "lower", std=std, bracket=found)
+
+
+def bracket_entry(num: int, floor: float, value: float, ceiling: float) -> Entry:
+    """Distances to part B at `num` images a side: of part A, of the samples, of noise."""
+    return {"num_images": num, "floor": floor, "value": value, "ceiling": ceiling}
+
+
+def prc_entries(near: Bracket, extractor: Extractor, settings: Settings) -> list[Entry]:
+    """Precision and recall of the n samples against part B; `real` are those of part A."""
+    size, real = settings.prc_neighbourhood, features(near.real_b).to(extractor.device)
+    made, other = (
+        precision_recall(features(side).to(extractor.device), real, size)
+        for side in (near.chosen, near.real_a)
+    )
+    return [
+        entry(kind, extractor, value, len(real), "higher", real=best)
+        for kind, value, best in zip(("precision", "recall"), made, other, strict=True)
+    ]

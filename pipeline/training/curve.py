@@ -1,0 +1,47 @@
+"""The training curve: rows of metrics as JSON lines and as TensorBoard events."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.base.progress import read_rows, write_rows
+
+
+class Mark:
+    """A place in a run: images seen, and the time since."""
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+        self.since = time.monotonic()
+
+    def seconds(self) -> float:
+        """Seconds since the mark was set."""
+        return time.monotonic() - self.since
+
+
+class Metrics:
+    """`metrics.jsonl` and TensorBoard events of a run folder; no step stands there twice."""
+
+    def __init__(self, folder: Path, step: int, last: int) -> None:
+        """Open at `step`, dropping the rows up to step `last` that are now made again.
+
+        Rows after `last` are of a longer run of the same experiment, and stay.
+        """
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, needed by rank 0 only
+
+        self.path = folder / "metrics.jsonl"
+        write_rows(self.path, [r for r in read_rows(self.path) if not step < r["step"] <= last])
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append one row: `step`, `images` and any numbers; None is no number for TensorBoard."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            if name not in ("step", "images") and value is not None:
+                self.writer.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        """Flush the events."""
+        self.writer.close()

@@ -1,0 +1,57 @@
+"""Notices the first loss, gradient or weight that is not finite, without waiting for the device."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.base.errors import UserError
+from pipeline.compute.distributed import Ranks
+from pipeline.data.reader import rows_at
+
+KINDS = ("loss", "gradient", "weights")
+NEVER = 2**62  # no run has so many images
+MOST_ROWS = 16  # in the message
+
+
+class Watch:
+    """For each of KINDS the first position of the run, in images, where it was not finite.
+
+    Each rank notes its own; `check` alone waits for the device and for the other ranks.
+    """
+
+    def __init__(self, group: Ranks) -> None:
+        self.group = group
+        self.first = torch.full((len(KINDS),), NEVER, dtype=torch.int64, device=group.device)
+
+    def note(self, kind: str, value: Tensor, position: int) -> None:
+        """`value` (a scalar) is of the images from `position` on."""
+        index = KINDS.index(kind)
+        bad = torch.where(torch.isfinite(value.detach()), NEVER, position)
+        self.first[index] = torch.minimum(self.first[index], bad)
+
+    def check(self, seed: int, batch: int, micro: int, size: int, remedy: str) -> None:
+        """Raise the same UserError on every rank where any of them noted something.
+
+        It names the step, the positions of the micro-batch (of the whole batch, where every loss
+        was finite) and their rows in the pack, which has `size` images. Every rank must call it
+        at the same step.
+        """
+        positions = self.group.minimum(self.first.clone()).tolist()
+        step = min(positions) // batch
+        if min(positions) == NEVER:
+            return
+        kind, start = next(
+            (k, p) for k, p in zip(KINDS, positions, strict=True) if p // batch == step
+        )
+        images = np.arange(start, start + (micro if kind == "loss" else batch))
+        verb = "are" if kind == "weights" else "is"
+        raise UserError(
+            f"the {kind} {verb} not finite at step {step + 1:,}, first at images {images[0]:,} to "
+            f"{images[-1]:,} of the run ({_rows(rows_at(images, seed, size))}): {remedy}"
+        )
+
+
+def _rows(rows: np.ndarray) -> str:
+    shown = ", ".join(str(row) for row in rows[:MOST_ROWS])
+    more = len(rows) - MOST_ROWS
+    return f"rows {shown}{f' and {more:,} more' if more > 0 else ''} of the pack"

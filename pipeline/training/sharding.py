@@ -1,0 +1,139 @@
+"""How the weights of a training run lie on its ranks: whole on each (ddp), or in parts (fsdp2).
+
+Both average the gradients over the ranks, so that they give the same model but for the order of
+float sums. A checkpoint holds whole tensors under the same names whatever wrote it: it is read
+under any strategy and by any number of ranks. One process alone holds everything itself.
+"""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.compute import execution
+from pipeline.compute.distributed import Ranks
+from pipeline.config.schema import Config
+from pipeline.networks.unet import Attention, Resample, ResBlock
+
+# Passes with an exchange of gradients that DDP needs before the first step. In the first it records
+# its static graph; torch asserts if that one is under `accumulating`. The second gives the order of
+# the gradients, after which the buckets are filled anew: bucket by bucket the ranks' gradients are
+# added in an order of their own, which has to be the same in a run that goes on.
+REHEARSALS = 2
+
+# Kept for the life of the process: where DDP's reducer is the last to hold a gloo group, torch
+# joins the group's thread under the interpreter's lock, which that thread may be waiting for.
+_GROUPS: list[Any] = []
+
+BLOCKS = (ResBlock, Attention, Resample)  # fsdp2 gathers the weights of one of these at a time
+
+
+def is_sharded(config: Config, group: Ranks) -> bool:
+    """Whether each rank holds a part of every weight, its averages and its moments."""
+    return config.runtime.strategy == "fsdp2" and group.world > 1
+
+
+def spread(nets: Iterable[nn.Module], group: Ranks, sharded: bool) -> None:
+    """Move networks from the CPU to the device: whole, or this rank's part of each parameter."""
+    mesh = init_device_mesh(group.device.type, (group.world,)) if sharded else None
+    for net in nets:
+        if mesh is None:
+            execution.place(net, group.device)
+        else:
+            _shard(net, mesh)
+
+
+def _shard(net: nn.Module, mesh: DeviceMesh) -> None:
+    """Parameters stay float32 and in the plain memory format, which is all that fsdp2 takes."""
+    for block in _blocks(net):
+        fully_shard(block, mesh=mesh)
+    fully_shard(net, mesh=mesh)
+
+
+def _blocks(net: nn.Module) -> list[nn.Module]:
+    found = [module for module in net.modules() if isinstance(module, BLOCKS)]
+    return [module for module in found if next(module.parameters(), None) is not None]
+
+
+def compiled(net: nn.Module, sharded: bool) -> nn.Module:
+    """`net` compiled for one size of batch; where it is sharded, block by block.
+
+    The gathering of weights then stays outside of what is compiled.
+    """
+    if not sharded:
+        whole: nn.Module = torch.compile(net, dynamic=False)  # type: ignore[assignment]
+        return whole
+    blocks = _blocks(net)
+    torch._dynamo.config.recompile_limit = len(blocks)  # all share the code of three classes
+    for block in blocks:
+        block.forward = torch.compile(block.forward, dynamic=False)
+    return net
+
+
+def parallel(model: nn.Module, group: Ranks) -> nn.Module:
+    """`model` whose backward pass averages the gradients over the ranks; it needs REHEARSALS."""
+    if group.world == 1 or isinstance(model, FSDPModule):
+        return model
+    _GROUPS.append(dist.group.WORLD)
+    # Every parameter has a gradient in every step: labels are dropped per sample.
+    return DistributedDataParallel(model, static_graph=True, gradient_as_bucket_view=True)
+
+
+def accumulating(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
+    """Around a micro-batch: the ranks exchange gradients after the `last` of a step alone."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+    elif isinstance(model, DistributedDataParallel) and not last:
+        return model.no_sync()
+    return nullcontext()
+
+
+def total_norm(tensors: Iterable[Tensor]) -> Tensor:
+    """Length of all tensors together, a scalar; the same on every rank, which all must ask."""
+    norm = nn.utils.get_total_norm([tensor.detach() for tensor in tensors])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def whole(value: Any, keep: bool) -> Any:
+    """A state (tensors in dicts and lists) with every sharded tensor put together.
+
+    These come to host memory one by one where `keep`, else they are None. All ranks must call it.
+    """
+    if isinstance(value, DTensor):
+        full: Tensor = value.full_tensor()
+        return full.detach().cpu() if keep else None
+    if isinstance(value, dict):
+        return {key: whole(item, keep) for key, item in value.items()}
+    if isinstance(value, list):
+        return [whole(item, keep) for item in value]
+    return value
+
+
+def load_net(net: nn.Module, saved: dict[str, Tensor]) -> None:
+    """Set the weights to `saved` whole tensors; a rank takes its parts of them."""
+    own = net.state_dict()
+    net.load_state_dict({name: _part(value, own.get(name)) for name, value in saved.items()})
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Set the optimiser's state to `saved`, which holds whole tensors."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = {
+        index: {name: _part(value, parameters[index]) for name, value in moments.items()}
+        for index, moments in saved["state"].items()
+    }
+    optimizer.load_state_dict({**saved, "state": state})
+
+
+def _part(value: Tensor, own: Tensor | None) -> Tensor:
+    """What of `value` lies here, where `own`, a tensor of the same shape, is sharded."""
+    if not isinstance(own, DTensor) or value.shape != own.shape:
+        return value
+    return distribute_tensor(value, own.device_mesh, own.placements, src_data_rank=None)

@@ -1,0 +1,206 @@
+"""What the Snakefile asks of the configuration: keys and settings of each stage, and hooks."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline.base.errors import UserError
+from pipeline.config import paths
+from pipeline.config.load import layered, resolve_resolution, validate
+from pipeline.config.samplers import by_sampler, check_guidance
+from pipeline.config.schema import Config
+from pipeline.config.stages import settings_words, stage_keys
+from pipeline.launching import gpus
+from pipeline.launching.gpus import processes
+from pipeline.reporting import overview
+from pipeline.training.batch_size import micro_batch
+
+RANKED = ("train", "sample", "reference", "evaluate")  # rules whose jobs run as several ranks
+REMEDIES = {"IMAGENET_DIR": "export IMAGENET_DIR=FOLDER, or give data.dir and data.pack_dir"}
+
+
+_HELD: list[IO[str]] = []  # open files whose locks last as long as this process
+
+
+class Experiment:
+    """One resolved experiment, as the Snakefile sees it."""
+
+    def __init__(self, files: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+        """`files`: config.yaml, --configfile and --config; `given`: --config alone."""
+        tree = layered(files, given)
+        self.config: Config = validate(tree)
+        self.runtime = self.config.runtime
+        self.settings = settings_words(self.config)
+        self.data = paths.data_name(self.config)
+        self.record = str(paths.record_file(self.config))
+        self.reference = str(paths.reference_file(self.config))
+        self.run = str(paths.run_folder(self.config))
+        names = paths.weights_files(self.config.train).values()
+        self.weights = [f"{self.run}/train/{name}" for name in names]
+        self.extractor = str(paths.extractor_file(self.config))
+        self.given_extractor = existing("evaluate.weights", self.config.evaluate.weights)
+        self.samplers = by_sampler(self.config)  # the configuration of each, by the sampler's name
+        self.sampled_weights = {k: str(paths.weights_file(c)) for k, c in self.samplers.items()}
+        self.guides = {name: self.guide(name) for name in self.samplers}
+        sets = [(one, seed) for one in self.samplers.values() for seed in one.sample.seeds]
+        self.samples = [str(paths.samples_folder(one, seed)) for one, seed in sets]
+        self.metrics = [str(paths.metrics_file(one, seed)) for one, seed in sets]
+        # IMAGENET_DIR where the rules that read images, or the pack, need it
+        self.images_env = "IMAGENET_DIR" if paths.images_need_imagenet_dir(self.config) else ""
+        self.pack_env = "IMAGENET_DIR" if paths.pack_needs_imagenet_dir(self.config) else ""
+        self.resolution_source = resolve_resolution(tree, os.environ)[1]
+
+    def keys(self, stage: str, sampler: str | None = None) -> str:
+        """The keys that `stage` reads, as canonical JSON: the parameter that makes it run again.
+
+        `sampler`: the name of the one whose keys stand in `sample`.
+        """
+        config = self.samplers[sampler] if sampler else self.config
+        return json.dumps(stage_keys(config, stage), sort_keys=True)
+
+    def guide(self, sampler: str) -> list[str]:
+        """The file of the guiding weights, where this sampler has one.
+
+        Raises UserError where the network is to guide itself and cannot.
+        """
+        sample, config = self.samplers[sampler].sample, self.config
+        check_guidance(sample, config.model.class_conditional, config.train.label_dropout)
+        if sample.guide is None or sample.guidance == 1:
+            return []
+        if sample.guide in self.weights:
+            return [sample.guide]
+        return existing("sample.guide", sample.guide)
+
+    def threads(self, stage: str, workflow: Any) -> int:
+        """CPU threads of a stage's job: four a GPU, fewer where cores are scarce.
+
+        Jobs that the GPUs of the run allow side by side share the cores of the run.
+        """
+        machine = dict(workflow.global_resources.unwrapped_items())
+        wanted = getattr(self.runtime.gpus, stage)
+        total, cores = machine.get("gpu") or wanted, machine.get("_cores") or 4 * wanted
+        wanted = min(wanted, total)
+        jobs = len(self.samples) if stage in ("sample", "evaluate") else 1
+        abreast = max(1, min(jobs, total // wanted))
+        return max(1, min(4 * wanted, cores // abreast))
+
+    def banner(self) -> str:
+        """One line: experiment, data and where the resolution comes from."""
+        return (
+            f"experiment {self.config.experiment}, data {self.data} "
+            f"(resolution {self.config.data.resolution} from {self.resolution_source})"
+        )
+
+
+def existing(key: str, file: str | None) -> list[str]:
+    """The file of weights that a key names, as an input of a rule; none where it is null.
+
+    Raises UserError where there is no such file: the engine would take old results for new.
+    """
+    if file is not None and not Path(file).is_file():
+        raise UserError(f"{key}={file} is not a file: give a file of weights, or null")
+    return [] if file is None else [file]
+
+
+def start(workflow: Any, experiment: Experiment) -> None:
+    """Before the first job of a run: one engine a folder, and all that its jobs need is there."""
+    hold_folder(Path(".snakemake") / "pipeline.lock")
+    jobs = list(workflow.dag.needrun_jobs())
+    check_environment(jobs)
+    if workflow.local_exec:
+        check_devices(jobs, experiment.config)
+    print(experiment.banner(), flush=True)
+
+
+def check_devices(jobs: Iterable[Any], config: Config) -> None:
+    """Stop unless this machine has the GPUs of every job, and the batch divides over them."""
+    launch, visible = config.launch, gpus.visible()
+    for job in jobs:
+        if job.rule.name not in RANKED:
+            continue
+        try:
+            wanted = int(job.resources.get("gpu", 0))
+            count = processes(wanted, launch.launcher, config.runtime.device, visible)
+            if job.rule.name == "train":
+                micro_batch(config, count)
+        except UserError as error:
+            print(f"error: rule {job.rule.name}: {error}", file=sys.stderr)
+            sys.exit(2)
+
+
+def hold_folder(path: Path) -> None:
+    """Lock this folder for the engine's life; the kernel frees it however the engine ends.
+
+    It takes the place of the engine's own lock, which outlives a kill and then has to be removed
+    by hand. Prints one sentence and exits with status 2 where another engine holds it.
+    """
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("error: another snakemake is at work in this folder: wait for it", file=sys.stderr)
+        sys.exit(2)
+    file.truncate(0)
+    file.write(json.dumps({"pid": os.getpid()}))  # for pipeline.stop
+    file.flush()
+    _HELD.append(file)
+
+
+def check_environment(jobs: Iterable[Any], environment: Mapping[str, str] = os.environ) -> None:
+    """Stop unless every variable that a job's rule declares in resources.env is set.
+
+    A name that ends in `?` is read where it is set and not needed. Prints one sentence naming
+    rules, variable and remedy, and exits with status 2.
+    """
+    missing: dict[str, set[str]] = {}
+    for job in jobs:
+        for name in str(job.resources.get("env", "")).split():
+            if not name.endswith("?") and not environment.get(name):
+                missing.setdefault(name, set()).add(job.rule.name)
+    for name, rules in missing.items():
+        who = f"rule {', '.join(sorted(rules))} needs {name}, which is not set"
+        print(f"error: {who}: {REMEDIES.get(name, f'set {name}')}", file=sys.stderr)
+    if missing:
+        sys.exit(2)
+
+
+def config_words(given: Mapping[str, Any]) -> list[str]:
+    """The words of `--config` that give these values again.
+
+    The engine strips quotes from both ends of a word, so that `set` can only be a list.
+    """
+    whole = {k: [v] if k == "set" and isinstance(v, str) else v for k, v in given.items()}
+    return [f"{key}={json.dumps(value)}" for key, value in whole.items()]
+
+
+def finish(workflow: Any, summary: str) -> None:
+    """After a run that made the report's figures: the engine's own report and the tables."""
+    if not any(job.rule.name == "report" for job in workflow.dag.jobs):
+        return
+    print(f"\n{Path(summary).read_text()}", flush=True)
+    target = str(paths.RESULTS / "report.html")
+    if engine_report(workflow.config_settings, target):
+        print(f"report: {target}", flush=True)
+    found = overview.write(paths.RESULTS)
+    print(f"all experiments ({len(found.rows)} scores): {found.page}", flush=True)
+
+
+def engine_report(settings: Any, target: str) -> bool:
+    """Let the engine write its report of the run with these configuration settings."""
+    words = [sys.executable, "-m", "snakemake", "--nolock", "--report", target]
+    if settings.configfiles:
+        words += ["--configfile", *map(str, settings.configfiles)]
+    if settings.config:
+        words += ["--config", *config_words(settings.config)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode != 0:
+        print(
+            f"{done.stderr[-2000:]}\nerror: {target} could not be written: see above",
+            file=sys.stderr,
+        )
+    return done.returncode == 0

@@ -1,0 +1,377 @@
+"""The workflow on a real Slurm, on one machine: one node, then two with a network between them."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests import nodes, pages, slurm
+from tests.conftest import ROOT
+from tests.test_train import outcome
+from tests.workflow.test_workflow import copy_code
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        bool(slurm.missing()), reason=f"NOT TESTED: a Slurm needs {slurm.missing()}"
+    ),
+]
+# There is no accounting here, so the state of jobs comes from squeue.
+FLAGS = ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1"]
+FLAGS += ["--seconds-between-status-checks", "1", "--slurm-keep-successful-logs"]
+FLAGS += ["--retries", "9"]  # for machines on which little is done before a limit of a minute
+FLAGS += ["--latency-wait", "5", "--default-resources", "mem_mb=1000", "runtime=5"]
+
+
+@pytest.fixture(scope="module")
+def one_node() -> Iterator[dict[str, str]]:
+    """The environment of a user of a Slurm with one node."""
+    with place() as folder, slurm.cluster(folder) as environment:
+        yield of_user(environment)
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[dict[str, str]]:
+    """The environment of a user of a Slurm with two nodes."""
+    with place() as folder, nodes.nodes(2, folder) as inside:
+        (folder / "slurm").mkdir()
+        with slurm.cluster(folder / "slurm", [inside(1), inside(2)]) as environment:
+            yield of_user(environment)
+
+
+@contextmanager
+def place() -> Iterator[Path]:
+    """A new folder with a short path: sockets are in it."""
+    with tempfile.TemporaryDirectory(prefix="slurm", dir="/tmp", ignore_cleanup_errors=True) as one:
+        Path(one).chmod(0o755)  # munge wants others to reach its socket
+        yield Path(one)
+
+
+def of_user(environment: dict[str, str]) -> dict[str, str]:
+    """With the project's tools, a snakemake that waits less, GPUs that this machine lacks."""
+    commands = environment["PATH"].partition(":")[0]
+    ours = f"{sys.executable} {ROOT}/tests/impatient_snakemake.py"
+    slurm.executable(Path(commands) / "snakemake", f'#!/bin/sh\nexec {ours} "$@"\n')
+    path = f"{commands}:{Path(sys.executable).parent}"
+    return environment | {
+        "PATH": f"{path}:{os.environ['PATH']}",
+        "PIPELINE_GPU_IDS": "0,1,2,3",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def printed_by(words: list[str], project: Path, environment: dict[str, str]) -> str:
+    """What a command prints, which ends well and in time."""
+    done = subprocess.run(
+        ["timeout", "-k", "10", "500", *words],
+        cwd=project,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def run(
+    project: Path, environment: dict[str, str], *resources: str, settings: str, target: str = "all"
+) -> str:
+    """The engine with the Slurm profile, and other resources for the training; its output."""
+    words = ["snakemake", "--profile", "profiles/slurm", *FLAGS]
+    words += ["--set-resources", *(f"train:{one}" for one in ("mem_mb=1000", *resources))]
+    words += ["--set-threads", "train=2"]
+    words += ["--config", "experiment=tiny", f"set={json.dumps([settings])}", "--", target]
+    return printed_by(words, project, environment)
+
+
+@pytest.fixture(scope="module")
+def finished(one_node: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny experiment, run whole through one node."""
+    project = copy_code(tmp_path_factory.mktemp("slurm") / "project")
+    settings = "sample.seeds=[0,1] runtime.gpus.evaluate=2 runtime.workers=2"
+    run(project, one_node, settings=settings)
+    return project
+
+
+def logs(project: Path, rule: str) -> list[str]:
+    """What the Slurm jobs of a rule printed."""
+    places = (project / ".snakemake/slurm_logs").glob(f"rule_{rule}/**/*.log")
+    return [path.read_text() for path in places]
+
+
+def test_the_whole_experiment_runs_through_slurm(finished: Path) -> None:
+    assert "Fréchet" in (finished / "results/tiny/shapes_tiny_8-box/report/table.html").read_text()
+    for rule, count in {"train": 2, "sample": 2, "evaluate": 2, "reference": 1}.items():
+        printed = logs(finished, rule)
+        assert printed
+        for text in printed:
+            ids = re.search(r"CUDA_VISIBLE_DEVICES=([\d,]+)", text)
+            assert ids and len(ids.group(1).split(",")) == count, text
+
+
+STAND_IN = """
+import json, os, pathlib, sys, time
+start = time.time()
+time.sleep(5)
+if os.environ["RANK"] == "0":
+    ids = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+    found = {"ids": ids, "start": start, "end": time.time()}
+    pathlib.Path(sys.argv[1]).write_text(json.dumps(found))
+"""
+
+
+def test_two_jobs_at_once_have_devices_of_their_own(
+    one_node: dict[str, str], finished: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    environment = one_node | {"PYTHONPATH": f"{finished}:{tmp_path}"}
+    for name in ("a", "b"):
+        command = f"{sys.executable} -m pipeline.launch --gpus 2 -- -m stand_in {tmp_path}/{name}"
+        words = ["sbatch", "--gpus=2", "--cpus-per-task=2", f"--output={tmp_path}/log{name}"]
+        subprocess.run([*words, f"--wrap={command}"], env=environment, cwd=tmp_path, check=True)
+    until = time.monotonic() + 60
+    while not ((tmp_path / "a").exists() and (tmp_path / "b").exists()):
+        assert time.monotonic() < until, [p.read_text() for p in tmp_path.glob("log*")]
+        time.sleep(0.2)
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("a", "b"))
+    assert not set(one["ids"]) & set(two["ids"]) and len(one["ids"]) == len(two["ids"]) == 2
+    assert one["start"] < two["end"] and two["start"] < one["end"]
+
+
+def training(project: Path) -> tuple[dict, list]:
+    """Weights and losses of a project's training."""
+    weights, curve = outcome(project / "results/tiny/shapes_tiny_8-box/train")
+    return weights, [row["loss"] for row in curve]
+
+
+def copied(finished: Path, folder: Path) -> Path:
+    """The finished project without its training."""
+    shutil.copytree(finished, folder, symlinks=True)
+    shutil.rmtree(folder / "results/tiny")
+    shutil.rmtree(folder / ".snakemake/slurm_logs")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rate(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
+    """Images per second of a training by two ranks, when it is under way."""
+    project = copied(finished, tmp_path_factory.mktemp("rate") / "project")
+    more = ["launcher=standalone", "runtime.gpus.train=2", "train.images=3200"]
+    more.append("runtime.log_images=64")
+    printed_by([*by_hand(project), *more], project, os.environ | {"OMP_NUM_THREADS": "1"})
+    rows = outcome(project / "out")[1]
+    return sorted(row["images_per_s"] for row in rows)[-len(rows) // 4]
+
+
+def check_stops(printed: list[str], images: int) -> None:
+    """Every job of a training saved at its limit, but for the one that came to the end."""
+    stopped = sum("stopped: saved at step" in text for text in printed)
+    ended = sum(f"train: {images:,} images" in text for text in printed)
+    assert stopped, "no job was at its limit"
+    assert ended == 1 and stopped == len(printed) - 1
+
+
+def test_a_job_at_its_time_limit_saves_and_goes_on(
+    one_node: dict[str, str], finished: Path, rate: float, tmp_path: Path
+) -> None:
+    project = copied(finished, tmp_path / "project")
+    images = round(35 * rate / 64) * 64  # 35 s of work; a job leaves after 30, its start included
+    settings = f"train.images={images} launch.slurm.signal_seconds=30 runtime.log_images=64"
+    run(project, one_node, "runtime=1", settings=settings, target="train")
+    printed = logs(project, "train")
+    check_stops(printed, images)
+    assert all("Slurm gives this job" in text for text in printed)
+    assert len(training(project)[1]) == images // 64
+
+
+TWO = ["nodes=2", "gpu=4", "mpi=srun", "tasks=2", "tasks_per_gpu=0"]
+TWO.append("slurm_extra='--gpus-per-node=2'")
+
+
+@pytest.mark.skipif(bool(nodes.missing()), reason=f"NOT TESTED: nodes need {nodes.missing()}")
+def test_two_nodes_of_two_are_one_of_four(
+    two_nodes: dict[str, str], finished: Path, tmp_path: Path
+) -> None:
+    """Through the engine: one task on each node, with torchrun between them."""
+    one = copied(finished, tmp_path / "one")
+    run(one, two_nodes, settings="runtime.gpus.train=4 runtime.micro_batch=8", target="train")
+    two = copied(finished, tmp_path / "two")
+    settings = "runtime.gpus.train=4 runtime.micro_batch=8 launcher=torchrun launch.nnodes=2"
+    run(two, two_nodes, *TWO, settings=settings, target="train")
+    assert any("--nnodes=2" in text for text in logs(two, "train"))
+    assert training(two)[1] == training(one)[1]
+
+
+def by_hand(project: Path) -> list[str]:
+    """A training of the finished project's pack, by hand."""
+    record = project / "results/data/shapes_tiny_8-box.json"
+    pack = project / "results/packs/shapes_tiny_8/box"
+    words = [sys.executable, "-m", "pipeline.train", "experiment=tiny", f"data.path={pack}"]
+    return [*words, f"record={record}", f"out={project}/out"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([], ["launcher=submitit_slurm", "launch.slurm.minutes=5", "launch.slurm.memory_gb=1"]),
+        (["srun", "--ntasks=2", "--gpus=2", "--mem=1G"], []),
+    ],
+    ids=["submitit", "srun"],
+)
+def test_the_same_by_submitit_and_by_srun(
+    one_node: dict[str, str], finished: Path, tmp_path: Path, before: list[str], after: list[str]
+) -> None:
+    project = copied(finished, tmp_path / "project")
+    printed = printed_by([*before, *by_hand(project), *after], project, one_node)
+    assert ("by submitit" in printed) == bool(after)
+    assert [row["loss"] for row in outcome(project / "out")[1]] == training(finished)[1]
+
+
+def by_submitit(project: Path, environment: dict[str, str], *more: str) -> str:
+    """The training by hand through submitit on Slurm; what it printed."""
+    words = [*by_hand(project), "launcher=submitit_slurm", "launch.slurm.memory_gb=1", *more]
+    return printed_by(words, project, environment)
+
+
+def started(project: Path, environment: dict[str, str], *more: str) -> "subprocess.Popen[str]":
+    """The same, begun."""
+    words = [*by_hand(project), "launcher=submitit_slurm", "launch.slurm.memory_gb=1", *more]
+    return subprocess.Popen(
+        [*words, "runtime.progress_seconds=1"],
+        cwd=project,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def until(words: str, run: "subprocess.Popen[str]") -> str:
+    """The first further line of a command's that has these words."""
+    assert run.stdout is not None
+    while words not in (line := run.stdout.readline()):
+        assert run.poll() is None, line
+    return line
+
+
+def test_submitit_queues_a_preempted_job_again(
+    one_node: dict[str, str], finished: Path, rate: float, tmp_path: Path
+) -> None:
+    """Slurm sends SIGTERM, and ends the job after the partition's time of grace."""
+    project = copied(finished, tmp_path / "project")
+    images = round(20 * rate / 64) * 64
+    run = started(project, one_node, f"train.images={images}", "runtime.log_images=64")
+    job = until("by submitit", run).split()[1]
+    until("images/s", run)
+    slurm.output(one_node, "scancel", "--signal=TERM", job)
+    text = run.communicate(timeout=200)[0]
+    assert run.returncode == 0 and "Requeued job" in text, text
+    assert "stopped: saved at step" in text and "going on from step" in text
+    assert len(outcome(project / "out")[1]) == images // 64
+
+
+def test_submitit_queues_a_job_again_at_its_time_limit(
+    one_node: dict[str, str], finished: Path, rate: float, tmp_path: Path
+) -> None:
+    project = copied(finished, tmp_path / "project")
+    # Slurm's own signals come up to 60 s early, so after 30 to 90 s of a job; 110 s of work.
+    images = round(110 * rate / 64) * 64
+    limits = ("launch.slurm.minutes=2", "launch.slurm.signal_seconds=30")
+    more = (f"train.images={images}", "runtime.log_images=64")  # a row each two steps
+    printed = by_submitit(project, one_node, *limits, *more)
+    logs = "".join(p.read_text() for p in project.glob("results/jobs/*/*_0_log.out"))
+    assert "stopped: saved at step" in logs, printed + logs
+    assert len(outcome(project / "out")[1]) == images // 64
+
+
+@pytest.mark.skipif(bool(nodes.missing()), reason=f"NOT TESTED: nodes need {nodes.missing()}")
+def test_submitit_over_two_nodes_is_one_of_four(
+    two_nodes: dict[str, str], finished: Path, tmp_path: Path
+) -> None:
+    one, two = (copied(finished, tmp_path / name) for name in ("one", "two"))
+    limits = ("launch.slurm.minutes=5", "runtime.micro_batch=8", f"launch.interface={nodes.CARD}")
+    by_submitit(one, two_nodes, *limits, "runtime.gpus.train=4")
+    by_submitit(two, two_nodes, *limits, "runtime.gpus.train=2", "launch.nnodes=2")
+    losses = [[row["loss"] for row in outcome(project / "out")[1]] for project in (one, two)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.skipif(bool(nodes.missing()), reason=f"NOT TESTED: nodes need {nodes.missing()}")
+def test_two_nodes_at_their_time_limit_save_and_go_on(
+    two_nodes: dict[str, str], finished: Path, rate: float, tmp_path: Path
+) -> None:
+    project = copied(finished, tmp_path / "project")
+    images = round(20 * rate / 64) * 64  # 25 to 30 s for four ranks with a network between
+    settings = f"train.images={images} launch.slurm.signal_seconds=30 runtime.log_images=64 "
+    settings += "runtime.gpus.train=4 runtime.micro_batch=8 launcher=torchrun launch.nnodes=2"
+    run(project, two_nodes, *TWO, "runtime=1", settings=settings, target="train")
+    printed = logs(project, "train")
+    check_stops(printed, images)
+    assert len(training(project)[1]) == images // 64
+
+
+SMALL = {
+    "source .venv/bin/activate": "true",
+    "experiment=imagenet": "experiment=tiny",
+    "'set=": "'set=train.images=1280 ",  # not the training of another test
+    "PACK": "results/packs/shapes_tiny_8/box",
+    "partition=gpu": "partition=main",
+    "minutes=720": "minutes=5",
+    "memory_gb=128": "memory_gb=4",
+    "train data.path": "train experiment=tiny data.path",
+    "profiles/slurm": f"profiles/slurm {' '.join(FLAGS)}",
+    "--set-resources": "--set-resources train:mem_mb=2000",
+    "gpus.train=8": "gpus.train=4",
+    "train:gpu=8": "train:gpu=4",
+    "per-node=4": "per-node=2",
+}
+
+
+@pytest.mark.skipif(bool(nodes.missing()), reason=f"NOT TESTED: nodes need {nodes.missing()}")
+@pytest.mark.parametrize("number", range(1, len(pages.commands("slurm"))))
+def test_the_commands_of_the_page(
+    two_nodes: dict[str, str], finished: Path, tmp_path: Path, number: int
+) -> None:
+    """As printed, but for what is a cluster's own; with four ranks where the page has eight."""
+    project = copied(finished, tmp_path / "project")
+    command = pages.for_here(pages.commands("slurm")[number], SMALL)
+    printed = printed_by(["bash", "-c", command], project, two_nodes)
+    assert list(project.glob("results/**/weights.safetensors")), printed
+
+
+def test_a_stopped_launcher_takes_its_job_out_of_the_queue(
+    one_node: dict[str, str], finished: Path, tmp_path: Path
+) -> None:
+    project = copied(finished, tmp_path / "project")
+    words = ["sbatch", "--parsable", "--gpus=4", "--output=/dev/null", "--wrap=sleep 100"]
+    other = slurm.output(one_node, *words).strip()
+    run = started(project, one_node)
+    job = until("by submitit", run).split()[1]
+    assert slurm.output(one_node, "squeue", "-h", "-j", job, "-o", "%T").strip() == "PENDING"
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(60) == 75, run.stdout.read()
+    assert "PENDING" not in slurm.output(one_node, "squeue", "-h", "-j", job, "-o", "%T")
+    slurm.output(one_node, "scancel", other)
+
+
+def test_a_stopped_launcher_lets_its_job_save(
+    one_node: dict[str, str], finished: Path, tmp_path: Path
+) -> None:
+    project = copied(finished, tmp_path / "project")
+    run = started(project, one_node, "train.images=320000")
+    until("images/s", run)
+    run.send_signal(signal.SIGTERM)
+    printed = run.communicate(timeout=60)[0]
+    assert run.returncode == 75 and "stopped: saved at step" in printed, printed
+    assert list((project / "out").glob("checkpoints/*/step-*.pt"))

@@ -1,0 +1,275 @@
+"""What runs in a folder is seen, and stopped, from its files alone."""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline import status, stop
+from pipeline.launching import running
+from pipeline.reporting import tables
+from tests.conftest import ROOT
+
+STAND_IN = """
+import os, signal, sys, time
+def leave(*_):
+    open("saved" + os.environ["RANK"], "w").close()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, leave)
+print("train: 320 of 640 images  loss 0.9  463 images/s  0:01 left", flush=True)
+print("a line of another kind", flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with results, two declared devices, and a module to launch."""
+    (tmp_path / "results").mkdir()
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path}")
+    monkeypatch.setenv("PIPELINE_GPU_IDS", "0,1")
+    monkeypatch.setenv("PIPELINE_LEASE_DIR", str(tmp_path / "leases"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def launch(folder: Path, gpus: int) -> psutil.Popen:
+    """A launched job that has begun to print."""
+    words = [sys.executable, "-m", "pipeline.launch", "--gpus", str(gpus), "--log", "log.txt"]
+    words += ["--", "-m", "stand_in", "out=results/x/train"]
+    job = psutil.Popen(words, cwd=folder, stdout=subprocess.PIPE, text=True)
+    assert job.stdout is not None
+    while not job.stdout.readline().startswith("a line"):
+        assert job.poll() is None
+    return job
+
+
+def said(module: str) -> str:
+    """What `python -m pipeline.<module>` prints."""
+    done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_status_shows_a_job_and_stop_lets_it_save(folder: Path) -> None:
+    assert said("pipeline.status") == "nothing runs in this folder\n"
+    assert said("pipeline.stop") == "nothing runs in this folder\n"
+    job = launch(folder, 2)
+    shown = said("pipeline.status")
+    for word in ("stand_in", "results/x/train", "0,1", "463 images/s", "0:01 left"):
+        assert word in shown
+    assert "another kind" not in shown
+    tree = [*job.children(recursive=True), job]
+    assert f"stopping stand_in results/x/train (process {job.pid})" in said("pipeline.stop")
+    assert job.wait(10) == 75 and not any(process.is_running() for process in tree[:-1])
+    assert {path.name for path in folder.glob("saved*")} == {"saved0", "saved1"}
+    assert said("pipeline.status") == "nothing runs in this folder\n"
+
+
+def test_a_killed_launcher_is_not_shown(folder: Path) -> None:
+    job = launch(folder, 1)
+    job.kill()
+    job.wait()
+    assert list(running.FOLDER.glob("*.json")) and not running.entries()
+    assert not list(running.FOLDER.glob("*.json"))
+
+
+def test_a_job_of_another_machine_that_gives_no_sign_is_named(folder: Path) -> None:
+    entry = running.Entry("node7", 1, "pipeline.train", "results/x/train", ["0"], 1, None, 0.0)
+    running.FOLDER.mkdir()
+    entry.path.write_text(json.dumps(asdict(entry)))
+    assert "starting" in said("pipeline.status")
+    assert "pipeline.train runs on node7" in said("pipeline.stop")
+    long_ago = time.time() - 2 * running.SILENT
+    os.utime(entry.path, (long_ago, long_ago))
+    assert re.search(r"SILENT for 10:0\d: look at node7", said("pipeline.status"))
+
+
+def test_a_job_that_was_silent_for_a_day_is_forgotten(folder: Path) -> None:
+    entry = running.Entry("node7", 1, "pipeline.train", "results/x/train", ["0"], 1, None, 0.0)
+    running.FOLDER.mkdir()
+    entry.path.write_text(json.dumps(asdict(entry)))
+    long_ago = time.time() - running.FORGOTTEN - 1
+    os.utime(entry.path, (long_ago, long_ago))
+    assert said("pipeline.stop") == "nothing runs in this folder\n" and not entry.path.exists()
+
+
+def test_without_locks_only_the_signs_of_life_count(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    with running.Registered(["-m", "pipeline.train"], 1, None) as registered:
+        [entry] = running.entries()
+        assert entry == registered.entry
+        long_ago = time.time() - running.SILENT - 1
+        os.utime(entry.path, (long_ago, long_ago))
+        assert running.entries() == []
+
+
+def test_a_job_that_begins_is_stopped_too(folder: Path, pack: Path) -> None:
+    words = ["-m", "pipeline.launch", "--", "-m", "pipeline.train", f"data.path={pack}", "out=run"]
+    job = psutil.Popen([sys.executable, *words, "experiment=tiny"], cwd=folder)
+    while not running.entries():
+        assert job.poll() is None
+    assert not job.children()  # it has yet to check everything
+    assert "stopping pipeline.train run" in said("pipeline.stop")
+    assert job.wait(10) == -signal.SIGTERM and not running.entries()
+
+
+def test_a_launcher_that_comes_while_others_end_is_stopped(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = socket.gethostname()
+    one, two = (
+        running.Entry(host, pid, "pipeline.train", "", [], 1, None, 0.0) for pid in (101, 102)
+    )
+    seen = iter([[one], [one, two], [two], []])
+    told: list[int] = []
+    monkeypatch.setattr(running, "entries", lambda: next(seen))
+    monkeypatch.setattr(stop, "tell", lambda pid: told.append(pid) is None)
+    assert stop.stop_launchers(60) == {one.path: True, two.path: True} and told == [101, 102]
+
+
+def test_numbers_are_the_last_that_were_measured(tmp_path: Path) -> None:
+    scratch = tmp_path / "checkpoints/a"
+    scratch.mkdir(parents=True)
+    rows = [
+        {"step": 1, "images_per_s": 9.0, "gpu_utilisation": 0.97, "peak_memory_gb": 71.04},
+        {"step": 2, "images_per_s": 8.6, "gpu_utilisation": None, "peak_memory_gb": 71.04},
+    ]
+    (scratch / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    seen = {"use": "97%", "memory": "71.0 GB", "progress": "step 2 9 images/s"}
+    entry = running.Entry("here", 1, "pipeline.train", str(tmp_path), [], 1, None, time.time() - 9)
+    assert status.measured(entry) == seen
+    assert status.measured(replace(entry, started=time.time() + 9)) == {}  # an earlier job's rows
+    for out in (str(tmp_path / "none"), "word=" * 100, ""):
+        assert status.measured(replace(entry, out=out)) == {}
+
+
+def test_a_job_without_a_log_shows_its_metrics(tmp_path: Path) -> None:
+    scratch = tmp_path / "checkpoints/a"
+    scratch.mkdir(parents=True)
+    began = time.time() - 9
+    entry = running.Entry("here", 1, "pipeline.train", str(tmp_path), [], 1, None, began)
+    assert status.row(replace(entry, host=socket.gethostname()))["progress"] == "starting"
+    (scratch / "metrics.jsonl").write_text('{"step": 7, "images_per_s": 12.2}\n')
+    assert status.row(replace(entry, host=socket.gethostname()))["progress"] == "step 7 12 images/s"
+
+
+@pytest.mark.parametrize("width", [1000, 110, 40, 9])
+def test_long_lines_fit_the_terminal_as_far_as_they_can(width: int) -> None:
+    row = {"host": "node" * 20, "progress": "x" * 200, "gpus": "0,1", "running": "1:00:00"}
+    lines = tables.text_table([row], status.COLUMNS, status.WORDS, width)
+    assert "1:00:00" in lines[1] and len(lines[1]) <= max(width, 16)
+    assert ("x" * 200 in lines[1]) == (width == 1000)
+
+
+def test_another_users_job_is_left_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    with running.Registered(["-m", "pipeline.train"], 1, None):
+        monkeypatch.setattr(os, "kill", refuse)
+        with pytest.raises(SystemExit) as ended:
+            stop.main([])
+    assert ended.value.code == 1
+    assert f"(process {os.getpid()}) is another user's" in capsys.readouterr().out
+
+
+def test_files_beside_the_jobs_do_not_matter(folder: Path) -> None:
+    running.FOLDER.mkdir()
+    (running.FOLDER / "half.json").write_text('{"host": ')
+    assert running.entries() == []
+
+
+def test_no_results_folder_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with running.Registered(["-m", "x"], 1, None) as registered:
+        registered.say(gpus=["0"])
+        registered.touch()
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_job_that_waits_for_its_gpus_is_shown_and_stopped(folder: Path) -> None:
+    first = launch(folder, 2)
+    words = [sys.executable, "-m", "pipeline.launch", "--gpus", "1", "--", "-m", "stand_in"]
+    second = psutil.Popen(words, cwd=folder, stdout=subprocess.PIPE, text=True)
+    assert second.stdout is not None
+    while not second.stdout.readline().startswith("waiting for 1 more"):
+        assert second.poll() is None
+    assert said("pipeline.status").count("stand_in") == 2
+    said("pipeline.stop")
+    assert first.wait(10) == 75 and second.wait(10) != 0
+    assert said("pipeline.status") == "nothing runs in this folder\n"
+
+
+class Workflow:
+    """An engine that trains, in a session of its own, and all processes of its job."""
+
+    def __init__(self, folder: Path) -> None:
+        from tests.workflow.test_workflow import copy_code
+
+        self.project = copy_code(folder)
+        words = [sys.executable, "-m", "snakemake", "--cores", "2", "--resources", "gpu=1"]
+        words += ["--config", "experiment=tiny", "set=train.images=64000", "--", "train"]
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.environment = os.environ | {"PATH": path}
+        self.engine = psutil.Popen(
+            words,
+            cwd=self.project,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        while not list(self.project.glob("results/tiny/*/train/checkpoints/*/metrics.jsonl")):
+            assert self.engine.poll() is None, self.engine.communicate()[0]
+            time.sleep(0.05)
+        self.tree = self.engine.children(recursive=True)
+
+    def check_saved_and_gone(self) -> None:
+        """Everything ends within 30 s, and the training has saved."""
+        output = self.engine.communicate(timeout=30)[0].decode()
+        assert self.engine.returncode != 0 and "stopped: saved at step" in output
+        assert psutil.wait_procs(self.tree, timeout=10)[1] == []
+        assert list(self.project.glob("results/tiny/*/train/checkpoints/*/step-*.pt"))
+
+
+def test_stop_ends_an_engine_and_its_jobs(tmp_path: Path) -> None:
+    workflow = Workflow(tmp_path / "project")
+    stop = [sys.executable, "-m", "pipeline.stop"]
+    done = subprocess.run(
+        stop, cwd=workflow.project, env=workflow.environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"snakemake (process {workflow.engine.pid}) starts nothing more" in done.stdout
+    assert "stopping pipeline.train results/tiny" in done.stdout
+    workflow.check_saved_and_gone()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_lets_the_job_save(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """As Ctrl-C in a terminal does, or a kill of a process group."""
+    workflow = Workflow(tmp_path / "project")
+    os.killpg(workflow.engine.pid, number)
+    workflow.check_saved_and_gone()

