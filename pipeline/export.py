@@ -8,10 +8,7 @@ and arr_1, labels int64 (N,) where there are classes. Neither may exist before.
 """
 
 import csv
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from pipeline.base.errors import UserError, run_main
-from pipeline.base.files import atomic_stream, disk_error, load_npy, read_json
+from pipeline.base.files import atomic_folder, atomic_stream, read_json
+from pipeline.base.npy import load_npy
 from pipeline.base.progress import Progress
 from pipeline.config.load import load_step
 from pipeline.scoring.image_sets import read_labels
@@ -60,24 +58,6 @@ def check_targets(targets: list[Path]) -> None:
     for target in targets:
         if target.exists():
             raise UserError(f"{target} exists: give another name or remove it first")
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside `path`; on success rename it to `path`, else remove it.
-
-    Raises UserError where the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        os.sync()  # once, in place of an fsync of each file
-        temporary.rename(path)
-    except OSError as error:
-        raise disk_error(error, path) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_png(target: Path, samples: Samples, progress_seconds: float) -> None:

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from pipeline.base.errors import UserError, run_main
-from pipeline.base.files import read_json, sha256_npy
+from pipeline.base.files import read_json
+from pipeline.base.npy import sha256_npy
 from pipeline.compute.distributed import Ranks, ranks
 from pipeline.config.load import load_step
 from pipeline.config.paths import out_file, pack_folder, record_file, reference_file

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.base.errors import UserError, run_main
-from pipeline.base.files import atomic_stream, load_npy, read_json
+from pipeline.base.files import atomic_stream, read_json
+from pipeline.base.npy import load_npy
 from pipeline.config.load import load_step
 from pipeline.config.paths import out_folder, pack_folder
 from pipeline.config.schema import Config

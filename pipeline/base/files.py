@@ -4,13 +4,11 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
-
-import numpy as np
-from safetensors import SafetensorError
 
 from pipeline.base.errors import UserError
 
@@ -52,6 +50,24 @@ def atomic_stream(path: Path) -> Iterator[IO[bytes]]:
         yield stream
 
 
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`; on success rename it to `path`, else remove it.
+
+    Raises UserError if the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.sync()  # once, instead of an fsync of each file
+        temporary.rename(path)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON with sorted keys: equal values give equal bytes."""
     with atomic_stream(path) as stream:
@@ -68,24 +84,6 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged ({error}): delete it and run again") from error
 
 
-def save_npy(path: Path, array: np.ndarray) -> None:
-    """Save one array as .npy, atomically."""
-    with atomic_stream(path) as stream:
-        np.save(stream, array, allow_pickle=False)
-
-
-def load_npy(path: Path) -> np.ndarray:
-    """Memory-map one .npy read-only; raises UserError where it is missing or damaged."""
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: run the step that makes it") from error
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(
-            f"{path} is no readable .npy ({error}): delete it and run the step again"
-        ) from error
-
-
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with path.open("rb") as stream:
@@ -97,21 +95,15 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def sha256_npy(path: Path) -> str:
-    """Hex sha256 of the array in a .npy, without its header."""
-    with path.open("rb") as stream:
-        major, _ = np.lib.format.read_magic(stream)
-        read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-        read[major](stream)
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what torch and safetensors raise where a file cannot be written into a UserError."""
+def user_error_if_unwritable(path: Path, error_type: type[Exception]) -> Iterator[None]:
+    """Turn what a library raises when `path` cannot be written into a UserError.
+
+    `error_type`: RuntimeError for torch.save, SafetensorError for safetensors.
+    """
     try:
         yield
-    except (RuntimeError, SafetensorError) as error:
+    except error_type as error:
         raise UserError(
             f"{path} could not be written ({str(error).splitlines()[0]}): is there space on the "
             f"disk of {path.parent}? The same command goes on from the checkpoint before"

@@ -1,4 +1,4 @@
-"""How far and how fast: progress lines, the metrics file and TensorBoard events."""
+"""Progress of a step: its lines on the terminal, and the rows of its metrics file."""
 
 import json
 import time
@@ -17,30 +17,43 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Prints one line at most every `every` seconds: done of total, images/s and time left."""
+    """Prints at most one line every `interval_s` seconds: images done, images/s and time left.
 
-    def __init__(self, what: str, total: int, every: float, start: int = 0) -> None:
-        """Counts from `start` (images done before this process) to `total` images."""
-        self.what, self.total, self.every, self.start = what, total, every, start
-        self.began = self.told = time.monotonic()
+    `num_before` of the images were there before this process, which says nothing of its speed; a
+    step that comes upon them one after the other raises the number itself.
+    """
 
-    def rate(self, done: int) -> float:
+    def __init__(
+        self, step: str, total: int | None, interval_s: float, num_before: int = 0
+    ) -> None:
+        """`total` None: nobody knows how many images there will be."""
+        self.step, self.total, self.interval_s = step, total, interval_s
+        self.num_before = num_before
+        self.start_time = self.last_time = time.monotonic()
+
+    def rate(self, num_done: int) -> float:
         """Images per second of this process so far."""
-        return (done - self.start) / max(time.monotonic() - self.began, 1e-9)
+        return (num_done - self.num_before) / max(time.monotonic() - self.start_time, 1e-9)
 
     def due(self) -> bool:
         """Whether it is time for another line."""
-        return time.monotonic() - self.told >= self.every
+        return time.monotonic() - self.last_time >= self.interval_s
 
-    def show(self, done: int, note: str = "") -> None:
-        """Print the line for `done` images."""
-        self.told = time.monotonic()
-        rate = self.rate(done)
-        left = clock((self.total - done) / rate) if rate > 0 else "?"
-        note = f"  {note}" if note else ""
-        share = f"{done:,} of {self.total:,} images"
+    def show(self, num_done: int, note: str = "") -> None:
+        """Print the line for `num_done` images, those of before included."""
+        self.last_time = time.monotonic()
         with suppress(OSError):  # whoever read it is gone, which is no reason to lose the work
-            print(f"{self.what}: {share}{note}  {rate:,.0f} images/s  {left} left", flush=True)
+            print(f"{self.step}: {self.line(num_done, note)}", flush=True)
+
+    def line(self, num_done: int, note: str = "") -> str:
+        """The line without the step's name."""
+        rate = self.rate(num_done)
+        parts = [f"{num_done:,} images", note, f"{rate:,.0f} images/s"]
+        if self.total is not None:
+            parts[0] = f"{num_done:,} of {self.total:,} images"
+            left = max(0, self.total - num_done)
+            parts.append(f"{clock(left / rate) if rate > 0 else '?'} left")
+        return "  ".join(part for part in parts if part)
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

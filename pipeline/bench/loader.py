@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.base.files import save_npy, write_json
+from pipeline.base.files import write_json
+from pipeline.base.npy import save_npy
 from pipeline.bench import record
 from pipeline.data import pack
 from pipeline.data.reader import Mapped, epoch_order, load_batch, rows_at

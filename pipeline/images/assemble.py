@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import atomic_stream, save_npy, sha256_npy
+from pipeline.base.files import atomic_stream
+from pipeline.base.npy import load_npy, save_npy, sha256_npy, write_header
 from pipeline.images.spool import Spool
 
 CHUNK = 4096  # rows copied at a time
@@ -90,15 +91,14 @@ def write_arrays(spool: Spool, order: np.ndarray, labels: np.ndarray) -> dict[st
 
 def spool_rows(spool: Spool) -> int:
     """Number of rows in the completed spool."""
-    return int(np.load(spool.rows_file, mmap_mode="r").shape[0])
+    return int(load_npy(spool.rows_file).shape[0])
 
 
 def copy_rows(source: Path, target: Path, order: np.ndarray) -> None:
     """Write the rows `order` of one .npy as another, a chunk at a time."""
-    rows = np.load(source, mmap_mode="r", allow_pickle=False)
+    rows = load_npy(source)
     with atomic_stream(target) as stream:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (len(order), *rows.shape[1:])}
-        np.lib.format.write_array_header_1_0(stream, header)
+        write_header(stream, (len(order), *rows.shape[1:]))
         for start in range(0, len(order), CHUNK):
             stream.write(np.ascontiguousarray(rows[order[start : start + CHUNK]]).data)
 

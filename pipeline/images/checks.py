@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import load_npy, read_json
+from pipeline.base.files import read_json
+from pipeline.base.npy import load_npy
 from pipeline.config.schema import Config
 
 NAMED = 20  # files that an error names

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.base.files import disk_error
-
-HEADER = 128  # bytes of the .npy header, for any number of rows
+from pipeline.base.npy import IMAGES_HEADER_BYTES
 
 
 def write_rows(path: Path, first: int, pixels: np.ndarray) -> bytes:
@@ -18,7 +17,7 @@ def write_rows(path: Path, first: int, pixels: np.ndarray) -> bytes:
     leaves fsync to the caller. Raises UserError where the disk is full.
     """
     data = pixels.reshape(-1).data
-    offset = HEADER + first * pixels[0].nbytes
+    offset = IMAGES_HEADER_BYTES + first * pixels[0].nbytes
     try:
         file = os.open(path, os.O_WRONLY)
         try:

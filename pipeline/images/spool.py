@@ -21,10 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline.base.files import disk_error, read_json, sha256_json, write_json
-from pipeline.images.rows import HEADER, digest
+from pipeline.base.npy import IMAGES_HEADER_BYTES, write_header
+from pipeline.images.rows import digest
 from pipeline.images.sources.base import Stretch
 from pipeline.images.workers import Written
 
@@ -107,7 +106,7 @@ class Spool:
 
     def _hash(self, first: int, count: int) -> str:
         """The hash of the rows' digests, as far as there are that many rows."""
-        self._rows.seek(HEADER + first * self.row_bytes)
+        self._rows.seek(IMAGES_HEADER_BYTES + first * self.row_bytes)
         rows = hashlib.sha256()
         for _ in range(count):
             rows.update(digest(self._rows.read(self.row_bytes)))
@@ -148,10 +147,9 @@ class Spool:
     def complete(self, num_images: int) -> None:
         """Write the header of rows.npy, so that it is a .npy of `num_images` rows."""
         self._rows.seek(0)
-        header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *self.shape)}
-        np.lib.format.write_array_header_1_0(self._rows, header)
-        assert self._rows.tell() == HEADER
-        self._rows.truncate(HEADER + num_images * self.row_bytes)
+        write_header(self._rows, (num_images, *self.shape))
+        assert self._rows.tell() == IMAGES_HEADER_BYTES
+        self._rows.truncate(IMAGES_HEADER_BYTES + num_images * self.row_bytes)
         os.fsync(self._rows.fileno())
 
     def close(self) -> None:

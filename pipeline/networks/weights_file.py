@@ -9,13 +9,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import atomic, writing
+from pipeline.base.files import atomic, user_error_if_unwritable
 
 
 def save_weights(path: Path, state: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
     """Write a state dict as safetensors with `about` (JSON) in its metadata, atomically."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    with atomic(path) as temporary, writing(path):
+    with atomic(path) as temporary, user_error_if_unwritable(path, SafetensorError):
         save_file(tensors, temporary, metadata={"pipeline": json.dumps(about, sort_keys=True)})
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.base.errors import Stopped
-from pipeline.base.files import atomic_stream, load_npy, save_npy, sha256_json
+from pipeline.base.files import atomic_stream, sha256_json
+from pipeline.base.npy import load_npy, save_npy, write_header
 from pipeline.base.progress import Progress
 from pipeline.compute.distributed import Ranks, StopFlag
 from pipeline.config.stages import stage_keys
@@ -53,17 +54,16 @@ def sample_shards(job: Job, networks: Networks, group: Ranks, shards: Path) -> f
             progress.show(min(there + made * group.world, num))
         if stop.agree()[0] and number < rounds - 1:
             raise Stopped("finished batches are kept; the same command goes on")
-    return made / (time.monotonic() - progress.began)
+    return made / (time.monotonic() - progress.start_time)
 
 
 def join_images(job: Job, shards: Path) -> np.ndarray:
     """Stream the shards into images.npy; returns the network evaluations of each image (N,)."""
     num, batch = job.config.sample.num, job.config.runtime.sample_batch
     size = job.weights.record["resolution"]
-    header = {"descr": "|u1", "fortran_order": False, "shape": (num, size, size, 3)}
     evaluations = []
     with atomic_stream(job.out / "images.npy") as stream:
-        np.lib.format.write_array_header_1_0(stream, header)
+        write_header(stream, (num, size, size, 3))
         for start in range(0, num, batch):
             with np.load(shard_file(shards, start), allow_pickle=False) as part:
                 stream.write(np.ascontiguousarray(part["images"]).data)

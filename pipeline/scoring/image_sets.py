@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.base.errors import OneRankError, UserError
-from pipeline.base.files import load_npy
+from pipeline.base.npy import load_npy, read_header
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 KEYS = ("arr_0", "images")  # of the images in an .npz, as ADM's samplers and others name them
@@ -164,14 +164,14 @@ def mapped(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.
     of the name and the extra field that follow (APPNOTE.TXT 4.3.7).
     """
     with archive.open(member) as stream:
-        major, _ = np.lib.format.read_magic(stream)
-        read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-        shape, fortran, dtype = read[major](stream)
-        header = stream.tell()
+        shape, fortran_order, dtype = read_header(stream)
+        header_bytes = stream.tell()
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
     with path.open("rb") as raw:
         raw.seek(member.header_offset + 26)
         lengths = np.frombuffer(raw.read(4), "<u2").astype(int)
-    offset = member.header_offset + 30 + int(lengths.sum()) + header
-    return np.memmap(path, dtype, "r", offset=offset, shape=shape, order="F" if fortran else "C")
+    offset = member.header_offset + 30 + int(lengths.sum()) + header_bytes
+    return np.memmap(
+        path, dtype, "r", offset=offset, shape=shape, order="F" if fortran_order else "C"
+    )

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import load_npy, read_json
+from pipeline.base.files import read_json
+from pipeline.base.npy import load_npy
 from pipeline.config.paths import pack_folder
 from pipeline.config.schema import Config
 from pipeline.config.schema import Evaluate as Settings

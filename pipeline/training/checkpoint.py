@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from pipeline.base.files import atomic, writing
+from pipeline.base.files import atomic, user_error_if_unwritable
 
 MILESTONE = ".milestone"  # in the name of a checkpoint that is never deleted
 
@@ -38,7 +38,7 @@ def save(
     A milestone is named `step-<step>.milestone.pt`; no milestone is ever deleted.
     """
     path = folder / f"step-{step:010d}{MILESTONE if milestone else ''}.pt"
-    with atomic(path) as temporary, writing(path):
+    with atomic(path) as temporary, user_error_if_unwritable(path, RuntimeError):
         torch.save(state, temporary)
     older = [path for path in checkpoints(folder) if step_of(path) <= step]
     for path in older[:-keep]:

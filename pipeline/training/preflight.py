@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import sha256_npy
+from pipeline.base.npy import sha256_npy
 from pipeline.config.paths import pack_folder
 from pipeline.config.schema import Config
 from pipeline.config.stages import stage_keys

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.base.errors import UserError
-from pipeline.images.rows import HEADER, digest, write_rows
+from pipeline.base.npy import IMAGES_HEADER_BYTES
+from pipeline.images.rows import digest, write_rows
 
 
 @settings(deadline=None, max_examples=30)
@@ -22,7 +23,7 @@ def test_rows_lie_at_their_places_in_whatever_order(
     rows = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     for place in order:
         assert write_rows(path, place, rows[place : place + 1]) == digest(rows[place].tobytes())
-    assert (np.fromfile(path, np.uint8, offset=HEADER).reshape(shape) == rows).all()
+    assert (np.fromfile(path, np.uint8, offset=IMAGES_HEADER_BYTES).reshape(shape) == rows).all()
 
 
 def test_a_disk_that_is_full_from_the_start_is_one_sentence() -> None:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.base.errors import UserError
+from pipeline.base.npy import read_header
 from pipeline.base.safe_pickle import load_arrays
 from pipeline.images.sources import synsets
 from pipeline.images.sources.base import Item, Source, Stretch
@@ -146,11 +147,7 @@ def npz_header(file: Path, name: str) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and dtype of one array of an .npz; raises UserError where they cannot be read."""
     try:
         with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as stream:
-            readers = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }
-            shape, _, dtype = readers[np.lib.format.read_magic(stream)](stream)
+            shape, _, dtype = read_header(stream)
             return shape, dtype
     except Exception as error:
         raise damaged_npz(file, error) from error
