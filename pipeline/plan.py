@@ -8,6 +8,7 @@ steps on made-up images tell how long the training takes on this machine.
 import argparse
 import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from pipeline.config.load import DEFAULT_FILE, load_yaml, resolve
 from pipeline.config.samplers import sampler_name
 from pipeline.config.schema import MADE_SOURCES, Config, Sample
 from pipeline.config.words import merge, parse_overrides
+from pipeline.flow.made_up import made_up
 from pipeline.images.shapes import CLASSES
 from pipeline.launching import gpus
-from pipeline.networks.unet import UNet
+from pipeline.networks import families
 from pipeline.training.calibration import Calibration, calibrate
 from pipeline.workflow.dry_run import Job, dry_run
 
@@ -89,7 +91,7 @@ def facts(config: Config) -> str:
     """Training length, network size and sizes on disk, a line each."""
     num, res, train = num_images(config), config.data.resolution, config.train
     with torch.device("meta"):
-        net = UNet(config.model, num_classes(config))
+        net = families.build(config.model, num_classes(config))
     weights = 4 * sum(p.numel() for p in net.parameters())
     pack = num * (res * res * 3 + 8) if num else 0
     samplers = config.sample.samplers
@@ -185,7 +187,13 @@ def main(argv: list[str]) -> None:
     if options.calibrate:
         given = dict(word.split("=", 1) for word in options.resources)
         world = ranks(config, int(given.get("gpu", config.runtime.gpus.train)))
-        print(expectation(config, calibrate(config, num_classes(config), world), world))
+        print(
+            expectation(
+                config,
+                calibrate(config, partial(made_up, num_classes=num_classes(config)), world),
+                world,
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train the velocity network: pack -> weights.safetensors (averaged) and curve.jsonl.
+"""Train the network: pack -> weights.safetensors (averaged) and curve.jsonl.
 
 Each further half-life of the average gives a weights-ema<images>.safetensors.
 
@@ -9,59 +9,75 @@ does not declare and so never deletes; checkpoints=FOLDER names another folder.
 """
 
 import os
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from pipeline.base import locks
-from pipeline.base.errors import Stopped, UserError, run_main
-from pipeline.base.files import read_json, sha256_json
-from pipeline.base.progress import Progress, read_rows, write_rows
-from pipeline.compute import execution
-from pipeline.compute.distributed import StopFlag, ranks
+from pipeline.base.errors import UserError, run_main
+from pipeline.base.files import read_json
 from pipeline.config.load import load_step, validate
-from pipeline.config.paths import pack_folder, run_folder, weights_files
+from pipeline.config.paths import pack_folder, run_folder
 from pipeline.config.schema import Config
-from pipeline.config.stages import stage_keys, write_config
+from pipeline.config.stages import write_config
 from pipeline.config.words import merge
-from pipeline.data.pack import open_pack
+from pipeline.data.pack import Pack, open_pack
 from pipeline.launching.handover import hand_over
-from pipeline.networks import weights_file
-from pipeline.training.batch_size import micro_batch
-from pipeline.training.curve import Mark, Metrics
-from pipeline.training.preflight import check, identity_keys
-from pipeline.training.trainer import Job, Trainer
+from pipeline.training.batch_size import images_of_a_rank
+from pipeline.training.identity import scratch_folder
+
+if TYPE_CHECKING:  # torch is loaded by the ranks alone, not by the launcher, which calls preflight
+    from pipeline.training.job import Job
+    from pipeline.training.workload import Workload
 
 WORDS = ("record", "out", "checkpoints")  # paths on the command line
-# What the weights' file says of the pack.
-RECORD_KEYS = ("source", "resolution", "recipe", "classes", "per_class", "sha256")
 
 
-def prepare(argv: list[str], world: int) -> Job:
-    """Read and check everything that can be checked without a GPU.
+def flow_matching(config: Config, pack: Pack) -> "Workload":
+    """The velocity of a flow from noise to the images of a pack."""
+    from pipeline.flow.workload import FlowMatching
 
-    Raises UserError with one sentence about the first problem.
-    """
-    config, own = load_step(argv, WORDS)
-    if config.data.path and "record" not in own:
-        config = adopt_pack(config)
-    folder = pack_folder(config)
-    record = read_json(Path(own["record"])) if "record" in own else pack_record(folder)
-    pack = open_pack(folder, record)
-    micro_batch(config, world)
-    out = Path(own.get("out", run_folder(config) / "train"))
-    steps = -(-config.train.images // config.train.batch)
-    scratch = Path(own.get("checkpoints", out / "checkpoints" / identity(config, record)))
-    return Job(config, pack, out, scratch, steps)
+    return FlowMatching(config, pack)
+
+
+# What `workload` may name: each gets the configuration and the pack.
+WORKLOADS: dict[str, Callable[[Config, Pack], "Workload"]] = {"flow": flow_matching}
+
+
+def prepare(argv: list[str], world: int) -> "Job":
+    """The run that the words describe. Raises UserError about the first problem."""
+    from pipeline.training.job import Job
+
+    config, paths, pack = read(argv, world)
+    out, scratch = folders(config, paths, pack)
+    return Job(config, WORKLOADS[config.workload](config, pack), out, scratch)
 
 
 def preflight(argv: list[str], world: int) -> None:
     """What the launcher runs before any rank: checks, and waits for another trainer to end."""
-    job = prepare(argv, world)
-    locks.wait_until_free(job.scratch)
-    check(job)
+    locks.wait_until_free(folders(*read(argv, world))[1])
+
+
+def read(argv: list[str], world: int) -> tuple[Config, dict[str, str], Pack]:
+    """Configuration, paths of the command line and pack, as far as no GPU is needed to check them.
+
+    Raises UserError with one sentence about the first problem.
+    """
+    config, paths = load_step(argv, WORDS)
+    if config.data.path and "record" not in paths:
+        config = adopt_pack(config)
+    folder = pack_folder(config)
+    record = read_json(Path(paths["record"])) if "record" in paths else pack_record(folder)
+    pack = open_pack(folder, record)
+    images_of_a_rank(config, world)
+    return config, paths, pack
+
+
+def folders(config: Config, paths: dict[str, str], pack: Pack) -> tuple[Path, Path]:
+    """Where the results go, and where the checkpoints lie."""
+    out = Path(paths.get("out", run_folder(config) / "train"))
+    scratch = scratch_folder(out, config, pack.record["sha256"])
+    return out, Path(paths.get("checkpoints", scratch))
 
 
 def pack_record(folder: Path) -> dict[str, Any]:
@@ -81,88 +97,16 @@ def adopt_pack(config: Config) -> Config:
     return validate(merge(config.model_dump(), named))
 
 
-def identity(config: Config, record: dict[str, Any]) -> str:
-    """12 hex digits over all that shapes the weights."""
-    return sha256_json({"keys": identity_keys(config), "data": record["sha256"]})[:12]
-
-
-def run(trainer: Trainer, stop: StopFlag) -> None:
-    """Step until the training length is reached or a signal asks to stop."""
-    job, group, runtime = trainer.job, trainer.group, trainer.config.runtime
-    batch = trainer.config.train.batch
-    every = max(1, runtime.log_images // batch)
-    metrics = Metrics(job.scratch, trainer.step, job.steps) if group.first else None
-    progress = Progress("train", job.steps * batch, runtime.progress_seconds, trainer.images)
-    saved = Mark(trainer.images)
-    logged = Mark(trainer.images)
-    while trainer.step < job.steps:
-        trainer.train_step()
-        last = trainer.step == job.steps
-        if trainer.step % every == 0 or last:
-            row = trainer.row((trainer.images - logged.images) // batch, logged.seconds())
-            logged = Mark(trainer.images)
-            if metrics:
-                metrics.add(row)
-            if group.first and progress.due():
-                progress.show(trainer.images, f"loss {row['loss']:.4f}")
-        many = trainer.images - saved.images >= runtime.checkpoint_images
-        late = saved.seconds() >= 60 * runtime.checkpoint_minutes
-        stopping, saving = stop.agree(many or late or last or trainer.at_milestone())
-        if saving or stopping:
-            trainer.save()
-            saved = Mark(trainer.images)
-        if stopping and not last:
-            trainer.writer.wait()
-            trainer.group.barrier()  # nobody leaves before the checkpoint of rank 0 is whole
-            raise Stopped(
-                f"saved at step {trainer.step:,} of {job.steps:,}; the same command goes on"
-            )
-    trainer.writer.wait()
-    if metrics:
-        metrics.close()
-        progress.show(trainer.images)
-
-
-def finish(trainer: Trainer, averages: list[dict[str, torch.Tensor]]) -> None:
-    """Write the averaged weights, one file a half-life, and the curve (rank 0)."""
-    job = trainer.job
-    about = {
-        "config": stage_keys(job.config, "train"),
-        "record": {k: job.pack.record[k] for k in RECORD_KEYS if k in job.pack.record},
-        "images": trainer.images,
-        "gpu_hours": trainer.device_seconds / 3600,
-        "torch": str(torch.__version__),
-    }
-    rows = [r for r in read_rows(job.scratch / "metrics.jsonl") if r["step"] <= job.steps]
-    write_rows(job.out / "curve.jsonl", rows)
-    write_config(job.out, job.config, "train")
-    files = weights_files(job.config.train)
-    for weights, (halflife, name) in zip(averages, files.items(), strict=True):
-        own = about | {"ema_halflife_images": halflife}
-        weights_file.save_weights(job.out / name, weights, own)
-    names = ", ".join(files.values())
-    print(f"train: {trainer.images:,} images, {job.out}: {names}", flush=True)
-
-
 def main(argv: list[str]) -> None:
     """Entry point of every rank."""
     hand_over("pipeline.train", argv, WORDS)
     job = prepare(argv, int(os.environ.get("WORLD_SIZE", 1)))
-    first = os.environ.get("RANK", "0") == "0"
-    if first:
-        check(job)
-    lock = locks.locked(job.scratch) if first else nullcontext()
-    with lock, ranks(job.config.runtime.device) as group:
-        stop = StopFlag(group)
-        trainer = Trainer(job, group)
-        trainer.resume()
-        memory = execution.enough_memory(trainer.micro, "runtime.micro_batch", group.device)
-        with trainer.writer, memory:
-            run(trainer, stop)
-        averages = trainer.averaged_weights()
-        if first:
-            finish(trainer, averages)
-        group.barrier()
+    if os.environ.get("RANK", "0") == "0":
+        write_config(job.out, job.config, "train")
+    from pipeline.networks.weights_file import save_weights
+    from pipeline.training.loop import work
+
+    work(job, save_weights)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.bench.photos import PHOTOS, write_photos
 from pipeline.images.sources.synsets import sorted_synsets
-from tests.photos import PHOTOS, write_photos
 
 # One for each photograph, far apart in both orders.
 SYNSETS = (

@@ -17,11 +17,11 @@ from PIL import Image
 
 from pipeline import downsample as step
 from pipeline.base.errors import UserError
+from pipeline.bench.photos import write_photos
 from pipeline.config import paths
 from pipeline.images.sources import synsets
 from tests.array_sets import write_batches, write_cifar
 from tests.conftest import ROOT, resolved
-from tests.photos import write_photos
 
 
 def words(root: Path, *more: str) -> list[str]:

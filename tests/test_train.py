@@ -16,8 +16,11 @@ from torch import Tensor
 from pipeline import train
 from pipeline.base.errors import Stopped, UserError
 from pipeline.compute.distributed import Ranks
+from pipeline.flow.made_up import made_up
 from pipeline.networks import weights_file
 from pipeline.training import batch_size, checkpoint
+from pipeline.training.identity import identity
+from pipeline.training.trainer import Trainer
 from tests.conftest import ROOT, resolved
 
 SMALL = [
@@ -141,7 +144,7 @@ def test_the_gradient_is_clipped_and_the_norm_before_is_recorded(
     rows, norms = [], []
     for limit in ("null", "0.05"):
         job = train.prepare(words(pack, tmp_path, f"train.clip_grad_norm={limit}"), 1)
-        trainer = train.Trainer(job, Ranks(0, 1, torch.device("cpu")))
+        trainer = Trainer(job, Ranks(0, 1, torch.device("cpu")))
         trainer.train_step()
         rows.append(trainer.row(1, 1.0)["grad_norm"])
         norm = torch.nn.utils.get_total_norm([p.grad for p in trainer.net.parameters()])
@@ -242,19 +245,17 @@ def test_each_experiment_has_its_own_checkpoints(
 
 
 def test_runtime_keys_are_not_part_of_the_identity() -> None:
-    record = {"sha256": "x"}
-    plain = train.identity(resolved(), record)
-    assert train.identity(resolved("runtime.workers=2", "launch.threads=3"), record) == plain
-    assert train.identity(resolved("train.seed=5"), record) != plain
-    assert train.identity(resolved(), {"sha256": "y"}) != plain
+    plain = identity(resolved(), "x")
+    assert identity(resolved("runtime.workers=2", "launch.threads=3"), "x") == plain
+    assert identity(resolved("train.seed=5"), "x") != plain
+    assert identity(resolved(), "y") != plain
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "inverse_sqrt"])
 def test_a_longer_run_is_another_only_where_the_rate_falls_to_its_end(schedule: str) -> None:
     keys = f"train.lr_schedule={schedule}"
     short, long = (
-        train.identity(resolved(keys, f"train.images={images}"), {"sha256": "x"})
-        for images in (4096, 8192)
+        identity(resolved(keys, f"train.images={images}"), "x") for images in (4096, 8192)
     )
     assert (short != long) == (schedule in ("linear", "cosine"))
 
@@ -330,18 +331,23 @@ def test_too_little_memory_names_the_key(
     def no_memory(*_: object) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(train.Trainer, "train_step", no_memory)
+    monkeypatch.setattr(Trainer, "train_step", no_memory)
     with pytest.raises(
         UserError, match="12 images at once do not fit on cpu: .*runtime.micro_batch"
     ):
         train.main(words(pack, tmp_path))
 
 
+def auto(*words: str, world: int) -> int:
+    config = resolved(*words)
+    return batch_size.micro_batch(config, world, made_up(config, 10).most_items)
+
+
 def test_auto_micro_batch_is_bounded_and_divides() -> None:
-    assert batch_size.micro_batch(resolved("train.batch=2048"), 4) == 64
-    assert batch_size.micro_batch(resolved("train.batch=2048", "data.resolution=32"), 4) == 256
-    assert batch_size.micro_batch(resolved("train.batch=1000"), 4) == 50
-    assert batch_size.micro_batch(resolved("experiment=smoke"), 2) == 32
+    assert auto("train.batch=2048", world=4) == 64
+    assert auto("train.batch=2048", "data.resolution=32", world=4) == 256
+    assert auto("train.batch=1000", world=4) == 50
+    assert auto("experiment=smoke", world=2) == 32
 
 
 def test_steps_by_hand_take_the_packs_own_name(pack: Path) -> None:

@@ -26,7 +26,9 @@ CLASSES = 20
 
 def write_photographs(root: Path, distinct: int, files: int) -> list[Path]:
     """`files` files of `distinct` photographs in root/train/<class>/; their paths."""
-    from tests.photos import crops_of_size  # scikit-image is there for tests and bench only
+    from pipeline.bench.photos import (
+        crops_of_size,  # scikit-image is there for tests and bench only
+    )
 
     paths: list[Path] = []
     originals = []

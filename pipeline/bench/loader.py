@@ -34,7 +34,7 @@ def photographs(num: int) -> np.ndarray:
     """uint8 (num,64,64,3): random crops of the photographs that scikit-image ships, scaled."""
     import skimage
 
-    from tests.photos import PHOTOS, random_crop
+    from pipeline.bench.photos import PHOTOS, random_crop
 
     folder = Path(skimage.__file__).parent / "data"
     photos = [Image.open(folder / file).convert("RGB") for file in PHOTOS.values()]

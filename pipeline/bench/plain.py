@@ -1,6 +1,6 @@
 """A plain trainer of the same network on the same draws: what `train` is measured against.
 
-It computes what pipeline.trainer computes, with habits that are common and cost time: eager mode,
+It computes what pipeline.training computes, with habits that are common and cost time: eager mode,
 NCHW, attention by an explicit softmax, fp16 autocast with a gradient scaler on CUDA (float32 on
 CPU), AdamW and the average parameter by parameter, `.item()` in every step, and DDP that searches
 for unused parameters. Nothing else makes it slow.
@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.compute.distributed import Ranks
-from pipeline.data.reader import open_reader
 from pipeline.flow import probability_path
-from pipeline.flow.workload import draw
-from pipeline.networks.unet import Attention, UNet
+from pipeline.networks.unet import Attention
+from pipeline.training.job import Job
 from pipeline.training.learning_rate import learning_rate
-from pipeline.training.trainer import Job, share
+from pipeline.training.trainer import share
 
 
 class PlainAttention(Attention):
@@ -37,10 +36,10 @@ class PlainAttention(Attention):
         return out
 
 
-def plain_network(job: Job) -> UNet:
+def plain_network(job: Job) -> nn.Module:
     """The network of a job, with the same first weights."""
     torch.manual_seed(job.config.train.seed)
-    net = UNet(job.config.model, len(job.pack.record["classes"]))
+    net = job.workload.build()
     for module in net.modules():
         if isinstance(module, Attention):
             module.__class__ = PlainAttention
@@ -54,8 +53,8 @@ class PlainTrainer:
         """`group` has one rank; the process group that DDP wants must exist."""
         self.job, self.config, self.group = job, job.config, group
         train, self.cuda = job.config.train, group.device.type == "cuda"
-        setting = job.config.runtime.data_on_device
-        self.reader = open_reader(job.pack, train.seed, group.device, setting, train.batch, False)
+        job.workload.place(group.device, announce=False)
+        job.workload.read_ahead(train.batch)
         self.net = plain_network(job).to(group.device)
         self.model = DistributedDataParallel(self.net, find_unused_parameters=True)
         self.averages = [copy.deepcopy(self.net).eval() for _ in train.ema_halflife_images]
@@ -73,7 +72,7 @@ class PlainTrainer:
     def train_step(self) -> None:
         """One optimiser step over the batch."""
         train, seen = self.config.train, self.step * self.config.train.batch
-        batch = draw(self.reader, self.config, share(seen, 0, 0, 1, train.batch))
+        batch = self.job.workload.batch(share(seen, 0, 0, 1, train.batch))
         self.optimizer.zero_grad()
         half = self.cuda and train.precision != "fp32"
         with torch.autocast(self.group.device.type, torch.float16, enabled=half):

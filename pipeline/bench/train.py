@@ -26,8 +26,10 @@ from pipeline import plan
 from pipeline.bench import record
 from pipeline.bench.plain import PlainTrainer, one_rank
 from pipeline.compute.distributed import Ranks
-from pipeline.networks import flops
-from pipeline.training.calibration import finish, made_up_job
+from pipeline.flow.made_up import made_up
+from pipeline.training import flops
+from pipeline.training.calibration import finish, one_pass
+from pipeline.training.job import Job
 from pipeline.training.trainer import Trainer
 
 AnyTrainer = PlainTrainer | Trainer
@@ -49,10 +51,12 @@ KINDS = {
 }
 
 
-def job_of(words: tuple[str, ...], batch: int, folder: str, *more: str) -> Any:
+def job_of(words: tuple[str, ...], batch: int, folder: str, *more: str) -> Job:
     """The job of a configuration in `words`, with `batch` images a step and no warm-up."""
     config = plan.configuration([], [*words, "train.warmup_images=0", *more])
-    return made_up_job(config, plan.num_classes(config), batch, Path(folder))
+    config = one_pass(config, batch)
+    workload = made_up(config, plan.num_classes(config))
+    return Job(config, workload, Path(folder), Path(folder) / "checkpoints")
 
 
 def loss_of(trainer: AnyTrainer) -> float:
@@ -180,12 +184,11 @@ def on_cpu(
     """The result (see pipeline.bench.record) without a GPU."""
     group = Ranks(0, 1, torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
-        exact = job_of(words, batch, folder, "train.precision=fp32")
-        half = job_of(words, batch, folder, "train.precision=bf16")
+        exact = partial(job_of, words, batch, folder, "train.precision=fp32")
         trainers: dict[str, Any] = {
-            "plain, float32": PlainTrainer(exact, group),
-            "ours, float32": Trainer(exact, group),
-            "ours, bf16": Trainer(half, group),
+            "plain, float32": PlainTrainer(exact(), group),
+            "ours, float32": Trainer(exact(), group),
+            "ours, bf16": Trainer(job_of(words, batch, folder, "train.precision=bf16"), group),
         }
         differ = losses_differ(trainers, steps=8)
         cases = {name: partial(rate, trainer, steps) for name, trainer in trainers.items()}
@@ -224,8 +227,10 @@ def largest_batch(group: Ranks, folder: str, largest: int = LARGEST) -> int:
 
 def gpu_losses_differ(group: Ranks, folder: str) -> float:
     """`losses_differ` of both trainers in float32, compiled or not as for the timing."""
-    job = job_of(GPU_WORDS, 8, folder, "train.precision=fp32", "model.dropout=0.0")
-    return losses_differ({"plain": PlainTrainer(job, group), "ours": Trainer(job, group)}, steps=4)
+    job = partial(job_of, GPU_WORDS, 8, folder, "train.precision=fp32", "model.dropout=0.0")
+    trainers: dict[str, AnyTrainer]
+    trainers = {"plain": PlainTrainer(job(), group), "ours": Trainer(job(), group)}
+    return losses_differ(trainers, steps=4)
 
 
 def on_gpu(rounds: int, steps: int) -> dict[str, Any]:
@@ -236,9 +241,9 @@ def on_gpu(rounds: int, steps: int) -> dict[str, Any]:
         gc.collect()
         # two trainers stand side by side: half of what fits one leaves room for the other's state
         batch = largest_batch(group, folder) // 2
-        job = job_of(GPU_WORDS, batch, folder)
-        trainers: dict[str, Any] = {"plain, fp16": PlainTrainer(job, group)}
-        trainers["ours, bf16"] = ours = Trainer(job, group)
+        job = partial(job_of, GPU_WORDS, batch, folder)
+        trainers: dict[str, Any] = {"plain, fp16": PlainTrainer(job(), group)}
+        trainers["ours, bf16"] = ours = Trainer(job(), group)
         cases = {name: partial(rate, trainer, steps) for name, trainer in trainers.items()}
         values = record.interleaved(cases, rounds)
         times = profiled(ours)

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,3 +81,11 @@ def prepare(net: nn.Module, device: torch.device, setting: str | bool, loud: boo
         return net
     compiled: nn.Module = torch.compile(net)  # type: ignore[assignment]
     return compiled
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a CUDA device, or in the memory of this machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024

@@ -214,6 +214,7 @@ class Launch(Section):
 
 class Config(Section):
     experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    workload: Literal["flow"]  # what is trained: see pipeline/train.py
     data: Data
     downsample: Downsample
     model: Model

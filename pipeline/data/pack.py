@@ -8,7 +8,9 @@ import numpy as np
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import read_json
-from pipeline.base.npy import load_npy
+from pipeline.base.npy import load_npy, sha256_npy
+
+HASHED = 10**9  # bytes: up to this size a pack's images are hashed at each start
 
 
 @dataclass(frozen=True)
@@ -51,3 +53,20 @@ def check_labels(labels: np.ndarray, num_classes: int, where: Path) -> None:
             f"labels {low}…{high} in {where} do not match its {num_classes} classes: "
             "run `make data` to build the pack again"
         )
+
+
+def check_arrays(pack: Pack, folder: Path) -> None:
+    """Raise UserError if the arrays of the pack in `folder` are not those of its record.
+
+    That the files are whole, and that the manifest's hash is the record's, was found when the pack
+    was opened. The arrays themselves are hashed here, except images of more than HASHED bytes:
+    reading the 15 GB of ImageNet-64 at each start would take minutes, so there a byte that
+    changed on the disk goes unnoticed.
+    """
+    for name, array in (("images", pack.images), ("labels", pack.labels)):
+        hashed = array.nbytes <= HASHED
+        if hashed and sha256_npy(folder / f"{name}.npy") != pack.record["sha256"][name]:
+            raise UserError(
+                f"{folder / name}.npy has changed since it was written (its sha256 is not the "
+                "record's): run `make data` to build the pack again"
+            )

@@ -8,7 +8,6 @@ The pixels come from the memory-mapped pack or from a copy of it on the device: 
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from pipeline.base.errors import OneRankError
 from pipeline.compute import draws
+from pipeline.compute.execution import free_memory
 from pipeline.data.pack import Pack
 
 CHUNK = 2**26  # bytes of a pack in host memory at once while it is copied to a device
@@ -91,14 +91,6 @@ class Resident:
 
 
 Reader = Mapped | Resident
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a CUDA device, or in this machine."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
 
 
 def copy_wanted(pack: Pack, setting: str | bool, device: torch.device) -> tuple[bool, str]:

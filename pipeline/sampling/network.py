@@ -9,7 +9,7 @@ from pipeline.compute import draws, execution
 from pipeline.compute.distributed import Ranks
 from pipeline.config.model_keys import Model
 from pipeline.data.reader import to_uint8
-from pipeline.networks.unet import UNet
+from pipeline.networks import families
 from pipeline.sampling import solvers, strip, time_grids
 from pipeline.sampling.field import Field
 from pipeline.sampling.job import Job, Weights
@@ -27,7 +27,7 @@ def build(job: Job, group: Ranks) -> Networks:
 def build_net(job: Job, weights: Weights, group: Ranks) -> nn.Module:
     """One network with its averaged weights."""
     model = Model.model_validate(weights.about["config"]["model"])
-    net = UNet(model, len(weights.record["classes"]))
+    net = families.build(model, len(weights.record["classes"]))
     net.load_state_dict(weights.state)
     net.eval().requires_grad_(False)
     return execution.prepare(net, group.device, job.config.runtime.compile, group.first)

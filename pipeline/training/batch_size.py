@@ -1,16 +1,14 @@
-"""How the work of a step is shared out: processes for the devices, images for the processes."""
+"""How the images of a step are shared out: over the processes, and over their passes."""
 
 from pipeline.base.errors import UserError
 from pipeline.config.schema import Config
 
-# Images of 64 x 64 px that one forward and backward pass takes at most where runtime.micro_batch
-# is auto and no GPU is there to measure (fitting.py). The reference network then keeps
-# about 17 GB of bf16 activations.
-AUTO_IMAGES, AUTO_SIZE = 64, 64
 
+def images_of_a_rank(config: Config, world: int) -> int:
+    """Images of a step that each of `world` processes takes.
 
-def micro_batch(config: Config, world: int) -> int:
-    """Images per forward pass and rank; raises UserError where the batch cannot be shared out."""
+    Raises UserError if the batch cannot be shared out so, or runtime.micro_batch does not fit.
+    """
     batch, wanted = config.train.batch, config.runtime.micro_batch
     if batch % world:
         raise UserError(
@@ -18,12 +16,20 @@ def micro_batch(config: Config, world: int) -> int:
             f"that divides it (or change train.batch, which changes the experiment)"
         )
     local = batch // world
-    if wanted == "auto":
-        most = max(1, round(AUTO_IMAGES * (AUTO_SIZE / config.data.resolution) ** 2))
-        return next(n for n in range(min(local, most), 0, -1) if local % n == 0)
-    if local % wanted:
+    if wanted != "auto" and local % wanted:
         raise UserError(
             f"runtime.micro_batch={wanted} does not divide the {local} images of a process "
             f"(train.batch={batch} over {world})"
         )
-    return wanted
+    return local
+
+
+def micro_batch(config: Config, world: int, most: int) -> int:
+    """Images per forward pass and rank: runtime.micro_batch, or the largest divisor up to `most`.
+
+    Raises UserError if the batch cannot be shared out.
+    """
+    local = images_of_a_rank(config, world)
+    if config.runtime.micro_batch != "auto":
+        return config.runtime.micro_batch
+    return next(n for n in range(min(local, most), 0, -1) if local % n == 0)

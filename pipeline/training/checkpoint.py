@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from pipeline.base.errors import UserError
 from pipeline.base.files import atomic, user_error_if_unwritable
 
 MILESTONE = ".milestone"  # in the name of a checkpoint that is never deleted
@@ -111,22 +112,39 @@ def remove_abandoned(folder: Path) -> None:
         path.unlink()
 
 
+def at_step(folder: Path, step: int) -> Path:
+    """The checkpoint of a step; raises UserError if it is gone."""
+    for path in checkpoints(folder):
+        if step_of(path) == step:
+            return path
+    raise UserError(f"the checkpoint of step {step} in {folder} is gone: start the command again")
+
+
 def load(path: Path) -> dict[str, Any]:
-    """A checkpoint, memory-mapped; raises some exception where its end or a checksum is wrong."""
-    with zipfile.ZipFile(path) as archive:
-        if damaged := archive.testzip():
-            raise zipfile.BadZipFile(f"{damaged} has another checksum")
+    """A checkpoint, memory-mapped; raises some exception if it is cut short."""
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return state
 
 
+def load_checked(path: Path) -> dict[str, Any]:
+    """`load` after every checksum was compared: the whole file is read for it."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"{damaged} has another checksum")
+    return load(path)
+
+
 def load_newest(folder: Path, last_step: float = math.inf) -> dict[str, Any] | None:
-    """The newest readable checkpoint up to `last_step`; damaged ones are named and skipped."""
+    """The newest readable checkpoint up to `last_step`; damaged ones are named and skipped.
+
+    Removes what a killed trainer left half-written: call it under the folder's lock.
+    """
+    remove_abandoned(folder)
     for path in reversed(checkpoints(folder)):
         if step_of(path) > last_step:
             continue
         try:
-            return load(path)
+            return load_checked(path)
         except Exception as error:  # any damage shows as some exception of the unpickler or zip
             print(f"checkpoint {path} is damaged ({type(error).__name__}): skipped", flush=True)
     return None

@@ -1,16 +1,16 @@
 """Notices the first loss, gradient or weight that is not finite, without waiting for the device."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.base.errors import UserError
 from pipeline.compute.distributed import Ranks
-from pipeline.data.reader import rows_at
 
 KINDS = ("loss", "gradient", "weights")
 NEVER = 2**62  # no run has so many images
-MOST_ROWS = 16  # in the message
 
 
 class Watch:
@@ -29,12 +29,14 @@ class Watch:
         bad = torch.where(torch.isfinite(value.detach()), NEVER, position)
         self.first[index] = torch.minimum(self.first[index], bad)
 
-    def check(self, seed: int, batch: int, micro: int, size: int, remedy: str) -> None:
-        """Raise the same UserError on every rank where any of them noted something.
+    def check(
+        self, batch: int, micro: int, locate: Callable[[np.ndarray], str], remedy: str
+    ) -> None:
+        """Raise the same UserError on every rank if any of them noted something.
 
-        It names the step, the positions of the micro-batch (of the whole batch, where every loss
-        was finite) and their rows in the pack, which has `size` images. Every rank must call it
-        at the same step.
+        It names the step, the positions of the micro-batch (of the whole batch, if every loss was
+        finite) and where these images lie, which `locate` tells. Every rank must call it at the
+        same step.
         """
         positions = self.group.minimum(self.first.clone()).tolist()
         step = min(positions) // batch
@@ -47,11 +49,5 @@ class Watch:
         verb = "are" if kind == "weights" else "is"
         raise UserError(
             f"the {kind} {verb} not finite at step {step + 1:,}, first at images {images[0]:,} to "
-            f"{images[-1]:,} of the run ({_rows(rows_at(images, seed, size))}): {remedy}"
+            f"{images[-1]:,} of the run ({locate(images)}): {remedy}"
         )
-
-
-def _rows(rows: np.ndarray) -> str:
-    shown = ", ".join(str(row) for row in rows[:MOST_ROWS])
-    more = len(rows) - MOST_ROWS
-    return f"rows {shown}{f' and {more:,} more' if more > 0 else ''} of the pack"

@@ -9,9 +9,8 @@ from torch import nn
 from pipeline.base.errors import OneRankError
 from pipeline.compute import execution
 from pipeline.compute.distributed import Ranks
-from pipeline.config.schema import Config
-from pipeline.data.reader import free_memory
-from pipeline.flow import probability_path
+from pipeline.compute.execution import free_memory
+from pipeline.training.workload import Workload
 
 HEADROOM = 0.9  # share of the free memory to plan with; the rest is for fragments and for NCCL
 
@@ -68,24 +67,21 @@ def _has_memory(attempt: Callable[[int], None], images: int) -> bool:
 
 
 def rehearse(
-    model: nn.Module, config: Config, resolution: int, images: int, device: torch.device
+    model: nn.Module, workload: Workload, precision: str, images: int, device: torch.device
 ) -> None:
-    """One forward and backward pass over `images` images of zeros, as a training step makes it.
+    """One forward and backward pass over `images` items of zeros, as a training step makes it.
 
     Gradients are added to; random numbers are drawn as if there had been no pass.
     """
-    layout = execution.memory_format(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        x = torch.zeros(images, 3, resolution, resolution, device=device)
-        x = x.contiguous(memory_format=layout)
-        labels = torch.zeros(images, dtype=torch.int64, device=device)
-        with execution.autocast(config.train.precision, device):
-            velocity = model(x, torch.zeros(images, device=device), labels)
-        probability_path.loss(velocity, x, x).backward()
+        batch = workload.zeros(images, device)
+        with execution.autocast(precision, device):
+            loss = workload.loss(model, batch)
+        loss.backward()
 
 
 def measured(
-    model: nn.Module, config: Config, resolution: int, share: int, group: Ranks, sharded: bool
+    model: nn.Module, workload: Workload, precision: str, share: int, group: Ranks, sharded: bool
 ) -> int:
     """The largest divisor of `share` that fits beside all that training keeps on a CUDA device.
 
@@ -99,7 +95,7 @@ def measured(
     limit = int(HEADROOM * free) - later
 
     def attempt(images: int) -> None:
-        rehearse(model, config, resolution, images, device)
+        rehearse(model, workload, precision, images, device)
 
     def measure(images: int) -> int:
         torch.cuda.reset_peak_memory_stats(device)

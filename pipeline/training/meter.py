@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 
-from pipeline.networks.flops import mfu
+from pipeline.training.flops import mfu
 
 
 class Meter:

@@ -20,7 +20,6 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.compute import execution
 from pipeline.compute.distributed import Ranks
 from pipeline.config.schema import Config
-from pipeline.networks.unet import Attention, Resample, ResBlock
 
 # Passes with an exchange of gradients that DDP needs before the first step. In the first it records
 # its static graph; torch asserts if that one is under `accumulating`. The second gives the order of
@@ -32,7 +31,7 @@ REHEARSALS = 2
 # joins the group's thread under the interpreter's lock, which that thread may be waiting for.
 _GROUPS: list[Any] = []
 
-BLOCKS = (ResBlock, Attention, Resample)  # fsdp2 gathers the weights of one of these at a time
+Blocks = tuple[type[nn.Module], ...]  # fsdp2 gathers the weights of one of these at a time
 
 
 def is_sharded(config: Config, group: Ranks) -> bool:
@@ -40,38 +39,38 @@ def is_sharded(config: Config, group: Ranks) -> bool:
     return config.runtime.strategy == "fsdp2" and group.world > 1
 
 
-def spread(nets: Iterable[nn.Module], group: Ranks, sharded: bool) -> None:
+def spread(nets: Iterable[nn.Module], group: Ranks, sharded: bool, blocks: Blocks) -> None:
     """Move networks from the CPU to the device: whole, or this rank's part of each parameter."""
     mesh = init_device_mesh(group.device.type, (group.world,)) if sharded else None
     for net in nets:
         if mesh is None:
             execution.place(net, group.device)
         else:
-            _shard(net, mesh)
+            _shard(net, mesh, blocks)
 
 
-def _shard(net: nn.Module, mesh: DeviceMesh) -> None:
+def _shard(net: nn.Module, mesh: DeviceMesh, blocks: Blocks) -> None:
     """Parameters stay float32 and in the plain memory format, which is all that fsdp2 takes."""
-    for block in _blocks(net):
+    for block in _blocks(net, blocks):
         fully_shard(block, mesh=mesh)
     fully_shard(net, mesh=mesh)
 
 
-def _blocks(net: nn.Module) -> list[nn.Module]:
-    found = [module for module in net.modules() if isinstance(module, BLOCKS)]
-    return [module for module in found if next(module.parameters(), None) is not None]
+def _blocks(net: nn.Module, kinds: Blocks) -> list[nn.Module]:
+    modules = [module for module in net.modules() if isinstance(module, kinds)]
+    return [module for module in modules if next(module.parameters(), None) is not None]
 
 
-def compiled(net: nn.Module, sharded: bool) -> nn.Module:
-    """`net` compiled for one size of batch; where it is sharded, block by block.
+def compiled(net: nn.Module, sharded: bool, kinds: Blocks) -> nn.Module:
+    """`net` compiled for one size of batch; if it is sharded, block by block.
 
     The gathering of weights then stays outside of what is compiled.
     """
     if not sharded:
-        whole: nn.Module = torch.compile(net, dynamic=False)  # type: ignore[assignment]
-        return whole
-    blocks = _blocks(net)
-    torch._dynamo.config.recompile_limit = len(blocks)  # all share the code of three classes
+        whole_net: nn.Module = torch.compile(net, dynamic=False)  # type: ignore[assignment]
+        return whole_net
+    blocks = _blocks(net, kinds)
+    torch._dynamo.config.recompile_limit = len(blocks)  # all share the code of few classes
     for block in blocks:
         block.forward = torch.compile(block.forward, dynamic=False)
     return net

@@ -7,8 +7,6 @@ the rank.)
 """
 
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,38 +15,22 @@ from torch import Tensor, nn
 
 from pipeline.compute import execution
 from pipeline.compute.distributed import Ranks
-from pipeline.config.schema import Config
 from pipeline.config.stages import stage_keys
-from pipeline.data.pack import Pack
-from pipeline.data.reader import Mapped, open_reader
-from pipeline.flow import probability_path
-from pipeline.flow.workload import draw
-from pipeline.networks.flops import training_flops
-from pipeline.networks.unet import UNet
 from pipeline.training import checkpoint, fitting, sharding
-from pipeline.training.batch_size import micro_batch
+from pipeline.training.batch_size import images_of_a_rank, micro_batch
 from pipeline.training.ema import EMA
 from pipeline.training.finite import Watch
+from pipeline.training.flops import training_flops
+from pipeline.training.job import Job
 from pipeline.training.learning_rate import learning_rate
 from pipeline.training.meter import Meter
 
 
-@dataclass(frozen=True)
-class Job:
-    """All that is known before the first step."""
-
-    config: Config
-    pack: Pack
-    out: Path
-    scratch: Path  # checkpoints, metrics and events of exactly these experiment keys
-    steps: int  # optimiser steps of the whole run
-
-
-def share(first: int, number: int, rank: int, world: int, micro: int) -> np.ndarray:
-    """Positions (micro,) of a rank's micro-batch `number` in the step whose positions start at
+def share(first: int, index: int, rank: int, world: int, micro: int) -> np.ndarray:
+    """Positions (micro,) of a rank's micro-batch `index` in the step whose positions start at
     `first`. Its next micro-batch, also that of the next step, lies world * micro positions on.
     """
-    start = first + (number * world + rank) * micro
+    start = first + (index * world + rank) * micro
     return np.arange(start, start + micro, dtype=np.int64)
 
 
@@ -57,16 +39,18 @@ class Trainer:
 
     def __init__(self, job: Job, group: Ranks) -> None:
         self.job, self.config, self.group = job, job.config, group
-        train = self.config.train
+        self.workload = job.workload
+        train, runtime = self.config.train, self.config.runtime
+        # precision and data
         execution.set_float32(train.precision, group.device)
-        self.micro = micro_batch(self.config, group.world)
-        setting, ahead = self.config.runtime.data_on_device, self.micro * group.world
-        self.reader = open_reader(job.pack, train.seed, group.device, setting, ahead, group.first)
+        self.micro = micro_batch(self.config, group.world, self.workload.most_items)
+        self.workload.place(group.device, group.first)
+        # network, averages and optimiser
         torch.manual_seed(train.seed)  # weights are drawn on the CPU: the same on every device
-        classes = len(job.pack.record["classes"])
-        self.net = UNet(self.config.model, classes)
+        self.net = self.workload.build()
         self.averages = [EMA(self.net, h, train.ema_rampup) for h in train.ema_halflife_images]
         self.model = self._parallel()
+        self.workload.read_ahead(self.micro * group.world)
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(),
             lr=train.lr,
@@ -75,35 +59,37 @@ class Trainer:
             fused=True,
         )
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=train.precision == "fp16")
+        # counters and measurements
         self.step = 0
         self.device_seconds = 0.0  # wall time of training steps x world size, over all runs
         self.loss_sum = torch.zeros((), device=group.device)
         self.watch = Watch(group)
-        flops = training_flops(self.config.model, classes, job.pack.record["resolution"])
-        self.meter = Meter(group.device, flops, self.config.runtime.progress_seconds)
-        self.writer = checkpoint.Writer(job.scratch, self.config.runtime.keep_checkpoints)
+        flops = training_flops(self.workload)
+        self.meter = Meter(group.device, flops, runtime.progress_seconds)
+        self.writer = checkpoint.Writer(job.scratch, runtime.keep_checkpoints)
         # of all, before any clipping, in the last step that the scaler did not skip
         self.gradient_norm = torch.zeros((), device=group.device)
 
     def _parallel(self) -> nn.Module:
         """The network on the ranks, once a pass has shown that the micro-batch fits."""
-        group, runtime = self.group, self.config.runtime
+        group, runtime, blocks = self.group, self.config.runtime, self.workload.blocks()
+        precision = self.config.train.precision
+        # where the weights lie
         sharded = sharding.is_sharded(self.config, group)
-        sharding.spread([self.net, *(a.net for a in self.averages)], group, sharded)
+        sharding.spread([self.net, *(a.net for a in self.averages)], group, sharded, blocks)
         model: nn.Module = self.net
         if execution.compiles(group.device, runtime.compile, group.first):
-            model = sharding.compiled(model, sharded)
-        size = self.job.pack.record["resolution"]
+            model = sharding.compiled(model, sharded, blocks)
+        # the largest micro-batch that fits
         if runtime.micro_batch == "auto" and group.device.type == "cuda":
-            own = self.config.train.batch // group.world
-            self.micro = fitting.measured(model, self.config, size, own, group, sharded)
-            if isinstance(self.reader, Mapped):
-                self.reader.ahead = self.micro * group.world
+            local = images_of_a_rank(self.config, group.world)
+            self.micro = fitting.measured(model, self.workload, precision, local, group, sharded)
+        # exchange of gradients
         model = sharding.parallel(model, group)
         if group.world > 1:
             with execution.enough_memory(self.micro, "runtime.micro_batch", group.device):
                 for _ in range(sharding.REHEARSALS):
-                    fitting.rehearse(model, self.config, size, self.micro, group.device)
+                    fitting.rehearse(model, self.workload, precision, self.micro, group.device)
             self.net.zero_grad(set_to_none=True)
         return model
 
@@ -115,38 +101,34 @@ class Trainer:
     def train_step(self) -> None:
         """One optimiser step over the global batch, in micro-batches, and the average's update."""
         began = time.monotonic()
-        passes = self.config.train.batch // (self.micro * self.group.world)
+        num_passes = self.config.train.batch // (self.micro * self.group.world)
         self._seed_dropout()
-        for number in range(passes):
-            with sharding.accumulating(self.model, last=number == passes - 1):
-                self._accumulate(number, passes)
+        for index in range(num_passes):
+            with sharding.accumulating(self.model, last=index == num_passes - 1):
+                self._accumulate(index, num_passes)
         self.scaler.unscale_(self.optimizer)
         self._clip()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config.train, self.images)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.workload.after_step(self.net)
         self.step += 1
         # Also after a step that the scaler skipped: its images are seen, the weights are as before.
         for average in self.averages:
             average.update(self.net, self.images, self.config.train.batch)
         self.device_seconds += (time.monotonic() - began) * self.group.world
 
-    def _accumulate(self, number: int, passes: int) -> None:
-        """Forward and backward of this rank's micro-batch `number` of the step."""
+    def _accumulate(self, index: int, num_passes: int) -> None:
+        """Forward and backward of this rank's micro-batch `index` of the step."""
         group = self.group
-        positions = share(self.images, number, group.rank, group.world, self.micro)
+        positions = share(self.images, index, group.rank, group.world, self.micro)
         with self.meter.waiting():
-            batch = draw(self.reader, self.config, positions)
-        if number == 0:
+            batch = self.workload.batch(positions)
+        if index == 0:
             self.optimizer.zero_grad(set_to_none=True)
-        layout = execution.memory_format(self.group.device)
-        x_t = probability_path.interpolate(batch.x0, batch.x1, batch.t).contiguous(
-            memory_format=layout
-        )
-        with execution.autocast(self.config.train.precision, self.group.device):
-            velocity = self.model(x_t, batch.t, batch.labels)
-        loss = probability_path.loss(velocity, batch.x0, batch.x1) / passes
+        with execution.autocast(self.config.train.precision, group.device):
+            loss = self.workload.loss(self.model, batch) / num_passes
         self.scaler.scale(loss).backward()
         self.loss_sum += loss.detach()
         self.watch.note("loss", loss, int(positions[0]))
@@ -164,9 +146,8 @@ class Trainer:
 
     def _seed_dropout(self) -> None:
         """Dropout masks as a function of (seed, step, rank), so that a resume repeats them."""
-        if self.config.model.dropout > 0:
-            place = self.step * self.group.world + self.group.rank
-            torch.manual_seed((self.config.train.seed * 1_000_003 + place) % 2**63)
+        place = self.step * self.group.world + self.group.rank
+        torch.manual_seed((self.config.train.seed * 1_000_003 + place) % 2**63)
 
     # --- state -------------------------------------------------------------------------------
 
@@ -180,7 +161,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "config": stage_keys(self.config, "train"),
-            "data": self.job.pack.record["sha256"],
+            "data": self.workload.about()["sha256"],
             "versions": {"torch": str(torch.__version__)},
         }
         return sharding.whole(state, keep=self.group.first)
@@ -189,21 +170,14 @@ class Trainer:
         """The weights of each average, whole, on rank 0. All ranks must ask for them."""
         return [sharding.whole(a.net.state_dict(), self.group.first) for a in self.averages]
 
-    def resume(self) -> None:
-        """Go on from the newest readable checkpoint, if there is one."""
-        if self.group.first:
-            checkpoint.remove_abandoned(self.job.scratch)
-        state = checkpoint.load_newest(self.job.scratch, self.job.steps)
-        if state is None:
-            return
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state` was taken."""
         self.step, self.device_seconds = state["step"], state["device_seconds"]
         sharding.load_net(self.net, state["net"])
         for average, saved in zip(self.averages, state["averages"], strict=True):
             sharding.load_net(average.net, saved)
         sharding.load_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state.get("scaler", {}))  # older ones are not of fp16
-        if self.group.first:
-            print(f"train: going on from step {self.step:,} of {self.job.steps:,}", flush=True)
 
     def save(self) -> None:
         """Have a checkpoint written on rank 0, after all ranks saw that the state is finite."""
@@ -224,9 +198,9 @@ class Trainer:
 
         Every rank must call it at the same step. No checkpoint holds such a state.
         """
-        train = self.config.train
+        batch = self.config.train.batch
         remedy = f"lower train.lr; the checkpoints in {self.job.scratch} are from before"
-        self.watch.check(train.seed, train.batch, self.micro, len(self.job.pack), remedy)
+        self.watch.check(batch, self.micro, self.workload.locate, remedy)
 
     def row(self, steps: int, seconds: float) -> dict[str, Any]:
         """One row of the curve: means over the last `steps` steps, which took `seconds`.

@@ -18,7 +18,7 @@ from pipeline.config.stages import settings_words, stage_keys
 from pipeline.launching import gpus
 from pipeline.launching.gpus import processes
 from pipeline.reporting import overview
-from pipeline.training.batch_size import micro_batch
+from pipeline.training.batch_size import images_of_a_rank
 
 RANKED = ("train", "sample", "reference", "evaluate")  # rules whose jobs run as several ranks
 REMEDIES = {"IMAGENET_DIR": "export IMAGENET_DIR=FOLDER, or give data.dir and data.pack_dir"}
@@ -127,7 +127,7 @@ def check_devices(jobs: Iterable[Any], config: Config) -> None:
             wanted = int(job.resources.get("gpu", 0))
             count = processes(wanted, launch.launcher, config.runtime.device, visible)
             if job.rule.name == "train":
-                micro_batch(config, count)
+                images_of_a_rank(config, count)
         except UserError as error:
             print(f"error: rule {job.rule.name}: {error}", file=sys.stderr)
             sys.exit(2)

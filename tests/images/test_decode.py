@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image, JpegImagePlugin
 
 from pipeline.base.errors import Stopped
+from pipeline.bench.photos import PHOTOS, random_crop
 from pipeline.images import decode as module
 from pipeline.images.decode import Decoded, decode, halvings
 from pipeline.images.recipes import RECIPES
 from tests.images.test_recipes import ORACLES
-from tests.photos import PHOTOS, random_crop
 
 EXIF_ORIENTATION = 0x0112
 ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"

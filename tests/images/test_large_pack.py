@@ -13,8 +13,8 @@ import pytest
 import skimage
 from PIL import Image
 
+from pipeline.bench.photos import PHOTOS, QUALITY, random_crop
 from tests.conftest import ROOT
-from tests.photos import PHOTOS, QUALITY, random_crop
 
 CLASSES, PER_CLASS = 100, 200
 

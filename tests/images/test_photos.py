@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.photos import write_photos
+from pipeline.bench.photos import write_photos
 from tests.workflow.test_workflow import Project, copy_code
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline import train
-from pipeline.networks import flops
+from pipeline.flow.made_up import made_up
+from pipeline.training import flops
 from pipeline.training.meter import Meter, gpu_state, peak_memory
 from tests.conftest import resolved, write_pack
 
@@ -39,7 +40,7 @@ def test_every_row_has_every_number(out: Path) -> None:
         assert set(row) == ALWAYS | NULL_ON_CPU | {"step", "images"}
         assert all(row[name] is None for name in NULL_ON_CPU)
         assert 0 < row["data_wait"] < 1
-        work = flops.training_flops(resolved("experiment=tiny").model, 10, 8)
+        work = flops.training_flops(made_up(resolved("experiment=tiny"), 10))
         assert row["images_per_s_per_gpu"] == row["images_per_s"]
         assert row["tflops"] == pytest.approx(row["images_per_s"] * work / 1e12)
 

@@ -6,17 +6,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.base.errors import UserError
 from pipeline.compute.distributed import Ranks
 from pipeline.config.schema import Config
-from pipeline.networks.unet import UNet
+from pipeline.flow.made_up import made_up
+from pipeline.flow.workload import FlowMatching
 from pipeline.training import fitting
 from tests.conftest import resolved
 
 CPU = Ranks(0, 1, torch.device("cpu"))
-SIZE = 8  # px
 
 
 @given(
@@ -69,12 +69,17 @@ def config() -> Config:
 
 
 @pytest.fixture(scope="module")
-def net(config: Config) -> UNet:
+def workload(config: Config) -> FlowMatching:
+    return made_up(config, 10)
+
+
+@pytest.fixture(scope="module")
+def net(workload: FlowMatching) -> nn.Module:
     torch.manual_seed(0)
-    return UNet(config.model, 10)
+    return workload.build()
 
 
-def saved_bytes(net: UNet, config: Config, images: int) -> int:
+def saved_bytes(net: nn.Module, workload: FlowMatching, images: int) -> int:
     """Bytes that a real pass keeps for its backward pass, weights included."""
     storages: dict[int, int] = {}
 
@@ -83,32 +88,35 @@ def saved_bytes(net: UNet, config: Config, images: int) -> int:
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
-        fitting.rehearse(net, config, SIZE, images, CPU.device)
+        fitting.rehearse(net, workload, "bf16", images, CPU.device)
     return sum(storages.values())
 
 
-def test_what_a_real_pass_keeps_is_a_straight_line(net: UNet, config: Config) -> None:
-    one, two, many = (saved_bytes(net, config, images) for images in (1, 2, 16))
+def test_what_a_real_pass_keeps_is_a_straight_line(net: nn.Module, workload: FlowMatching) -> None:
+    one, two, many = (saved_bytes(net, workload, images) for images in (1, 2, 16))
     assert many == pytest.approx(one + 15 * (two - one), rel=0.01)
     assert many > 3 * one
 
 
 def test_under_a_fake_limit_a_real_pass_decides(
-    net: UNet, config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    net: nn.Module,
+    workload: FlowMatching,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     """All of `measured`, with a device that knows its memory only by what the pass keeps."""
     peak: list[int] = []
     plain = fitting.rehearse
 
-    def rehearse(model: UNet, *rest: object) -> None:
+    def rehearse(model: nn.Module, *rest: object) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(fitting, "rehearse", plain)
-            peak.append(saved_bytes(model, config, int(str(rest[2]))))
+            peak.append(saved_bytes(model, workload, int(str(rest[2]))))
 
     monkeypatch.setattr(fitting, "rehearse", rehearse)
     state = {name: value.clone() for name, value in net.state_dict().items()}
     moments = 2 * 4 * sum(value.numel() for value in state.values())
-    room = saved_bytes_between(net, config, plain, 6, 12, monkeypatch)
+    room = saved_bytes_between(net, workload, plain, 6, 12, monkeypatch)
     monkeypatch.setattr(fitting, "free_memory", lambda device: int((room + moments) / 0.9))
     for name in ("memory_allocated", "memory_reserved"):
         monkeypatch.setattr(torch.cuda, name, lambda device: 0)
@@ -118,7 +126,7 @@ def test_under_a_fake_limit_a_real_pass_decides(
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: whole)
     random = torch.get_rng_state()
 
-    assert fitting.measured(net, config, SIZE, 12, CPU, sharded=False) == 6
+    assert fitting.measured(net, workload, "bf16", 12, CPU, sharded=False) == 6
     assert "micro-batch 6 of 12 images a process: " in capsys.readouterr().out
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
@@ -126,17 +134,23 @@ def test_under_a_fake_limit_a_real_pass_decides(
 
 
 def saved_bytes_between(
-    net: UNet, config: Config, plain: object, low: int, high: int, patch: pytest.MonkeyPatch
+    net: nn.Module,
+    workload: FlowMatching,
+    plain: object,
+    low: int,
+    high: int,
+    patch: pytest.MonkeyPatch,
 ) -> int:
     """A limit that `low` images keep and `high` do not."""
     with patch.context() as inner:
         inner.setattr(fitting, "rehearse", plain)
-        return (saved_bytes(net, config, low) + saved_bytes(net, config, high)) // 2
+        return (saved_bytes(net, workload, low) + saved_bytes(net, workload, high)) // 2
 
 
-def test_a_pass_draws_nothing(config: Config) -> None:
-    net = UNet(resolved("experiment=tiny", "model.dropout=0.5").model, 10)
+def test_a_pass_draws_nothing() -> None:
+    workload = made_up(resolved("experiment=tiny", "model.dropout=0.5"), 10)
+    net = workload.build()
     before = torch.get_rng_state()
-    fitting.rehearse(net, config, SIZE, 2, CPU.device)
+    fitting.rehearse(net, workload, "bf16", 2, CPU.device)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(parameter.grad is not None for parameter in net.parameters())

@@ -12,7 +12,9 @@ from pipeline import train
 from pipeline.base.errors import UserError
 from pipeline.compute import execution
 from pipeline.compute.distributed import Ranks
-from pipeline.training import checkpoint, trainer
+from pipeline.flow import probability_path
+from pipeline.training import checkpoint
+from pipeline.training.trainer import Trainer
 from tests.conftest import write_pack
 from tests.test_train import losses, run, words
 
@@ -46,9 +48,9 @@ def flags() -> Iterator[None]:
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def taken(pack: Path, out: Path, *more: str) -> trainer.Trainer:
+def taken(pack: Path, out: Path, *more: str) -> Trainer:
     """A trainer before its first step."""
-    return train.Trainer(train.prepare(words(pack, out, *more), 1), CPU)
+    return Trainer(train.prepare(words(pack, out, *more), 1), CPU)
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -120,10 +122,10 @@ def test_a_gradient_that_no_scale_helps_stops(
         def backward(context: object, gradient: Tensor) -> Tensor:
             return gradient * torch.inf
 
-    plain = trainer.flow.loss
+    plain = probability_path.loss
     subject = taken(pack, tmp_path, FP16)
     subject.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
-    monkeypatch.setattr(trainer.flow, "loss", lambda *a: Bent.apply(plain(*a)))
+    monkeypatch.setattr(probability_path, "loss", lambda *a: Bent.apply(plain(*a)))
     for _ in range(4):
         subject.train_step()
         subject.check_finite()

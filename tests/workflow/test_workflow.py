@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.bench.photos import write_photos
 from tests.conftest import ROOT
-from tests.photos import write_photos
 
 CODE = ("Snakefile", "Makefile", "config.yaml", "pipeline", "envs", "profiles")
 SET = "data.source=train data.pack_dir=null"

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.networks import flops
+from pipeline.flow.made_up import made_up
 from pipeline.networks.unet import Attention, UNet
+from pipeline.training import flops
 from tests.conftest import resolved
 
 
@@ -41,7 +42,7 @@ def test_the_network_by_hand(name: str) -> None:
     config = resolved(f"experiment={name}")
     with torch.device("meta"):
         expected = 3 * by_hand(UNet(config.model, 10), config.data.resolution)
-    assert flops.training_flops(config.model, 10, config.data.resolution) == expected
+    assert flops.training_flops(made_up(config, 10)) == expected
 
 
 def test_peaks_by_name() -> None:

@@ -1,16 +1,13 @@
-"""Work of a training image, and the share of a GPU's peak that a rate amounts to.
+"""Work of training on an item, and the share of a GPU's peak that a rate amounts to.
 
 Counted are the multiply-adds of convolutions, linear layers and attention, two operations each:
 what a peak rate in TFLOP/s is stated for. Norms and activations are not.
 """
 
-from functools import lru_cache
-
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.config.model_keys import Model
-from pipeline.networks.unet import UNet
+from pipeline.training.workload import Workload
 
 TRAINING = 3  # a forward pass, and twice its work for the gradients of inputs and of weights
 
@@ -29,15 +26,14 @@ PEAKS = {
 }  # fmt: skip
 
 
-@lru_cache
-def training_flops(model: Model, num_classes: int, resolution: int) -> int:
-    """Floating-point operations of training on one image: of one counted forward pass, times 3.
+def training_flops(workload: Workload) -> int:
+    """Floating-point operations of training on one item: of one counted forward pass, times 3.
 
     The pass runs on the meta device, which computes nothing.
     """
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        image, one = torch.empty(1, 3, resolution, resolution), torch.empty(1)
-        UNet(model, num_classes).eval()(image, one, torch.zeros(1, dtype=torch.int64))
+        net = workload.build().eval()
+        workload.loss(net, workload.zeros(1, torch.device("meta")))
     return TRAINING * int(counter.get_total_flops())
 
 

@@ -1,6 +1,6 @@
 """A class-folder tree of real photographs: random crops of those that scikit-image ships.
 
-    python tests/photos.py OUT [--per-class 60] [--size 128] [--seed 0]
+    python -m pipeline.bench.photos OUT [--per-class 60] [--size 128] [--seed 0]
 
 Writes OUT/train/<photo>/<photo>_<k>.JPEG; each photograph is a class. Nothing is downloaded.
 """

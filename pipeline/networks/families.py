@@ -1,0 +1,35 @@
+"""The families of networks, by `model.kind`: one row each.
+
+An image network is called as net(x, t, labels) and returns the velocity (B,3,H,W): x (B,3,H,W)
+float32, t (B,) in [0,1], labels (B,) int64 of which num_classes means "no class".
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from pipeline.config.model_keys import Model
+from pipeline.networks.unet import Attention, Resample, ResBlock, UNet
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a network is built, and which of its modules fsdp2 gathers at a time."""
+
+    build: Callable[[Model, int], nn.Module]
+    blocks: tuple[type[nn.Module], ...]
+    after_step: Callable[[nn.Module], None] | None = None  # changes the weights after each step
+
+
+FAMILIES = {"unet": Family(UNet, (ResBlock, Attention, Resample))}
+
+
+def family(model: Model) -> Family:
+    """The family of the network that `model` describes."""
+    return FAMILIES[getattr(model, "kind", "unet")]
+
+
+def build(model: Model, num_classes: int) -> nn.Module:
+    """The network of `model` on torch's current device, its weights drawn from torch's seed."""
+    return family(model).build(model, num_classes)

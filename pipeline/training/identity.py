@@ -1,0 +1,44 @@
+"""What makes two training runs the same: the keys that shape the weights, and the data."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.base.files import sha256_json
+from pipeline.config.schema import Config
+from pipeline.config.stages import stage_keys
+from pipeline.training.learning_rate import ENDING
+
+
+def identity_keys(config: Config) -> dict[str, Any]:
+    """The keys that shape the weights.
+
+    The training length is among them only if the learning rate falls towards its end.
+    """
+    keys = stage_keys(config, "train")
+    if config.train.lr_schedule not in ENDING:
+        del keys["train"]["images"]
+    return keys
+
+
+def identity(config: Config, data_sha256: Any) -> str:
+    """12 hex digits over all that shapes the weights: the keys, and the hash of the data."""
+    return sha256_json({"keys": identity_keys(config), "data": data_sha256})[:12]
+
+
+def scratch_folder(out: Path, config: Config, data_sha256: Any) -> Path:
+    """Where the checkpoints and metrics of exactly this experiment lie below `out`."""
+    return out / "checkpoints" / identity(config, data_sha256)
+
+
+def differences(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> list[str]:
+    """`key=value there (here value)` for all keys of `ours` that differ, and for those that only
+    `theirs` has, except the training length.
+    """
+    lines = []
+    for key in sorted(theirs.keys() | ours.keys()):
+        there, here, name = theirs.get(key), ours.get(key), f"{prefix}{key}"
+        if isinstance(there, dict) and isinstance(here, dict):
+            lines += differences(there, here, f"{name}.")
+        elif there != here and not (name == "train.images" and key not in ours):
+            lines.append(f"{name}={there} (here {here})")
+    return lines

@@ -1,0 +1,125 @@
+"""A training run from its first step, or its newest checkpoint, to its files of weights."""
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.base import locks
+from pipeline.base.errors import Stopped
+from pipeline.base.progress import Progress, read_rows, write_rows
+from pipeline.compute import execution
+from pipeline.compute.distributed import Ranks, StopFlag, ranks
+from pipeline.config.paths import weights_files
+from pipeline.config.stages import stage_keys
+from pipeline.training import checkpoint, preflight
+from pipeline.training.curve import Mark, Metrics
+from pipeline.training.job import Job
+from pipeline.training.trainer import Trainer
+
+SaveWeights = Callable[[Path, dict[str, Tensor], dict[str, Any]], None]
+
+
+def work(job: Job, save_weights: SaveWeights) -> None:
+    """Train on every rank; rank 0 writes the files of `job.out`.
+
+    `save_weights(path, state dict, about)` writes one file of weights.
+    """
+    first = os.environ.get("RANK", "0") == "0"
+    lock = locks.locked(job.scratch) if first else nullcontext()
+    with lock:
+        newest = preflight.check(job) if first else None
+        with ranks(job.config.runtime.device) as group:
+            stop = StopFlag(group)
+            trainer = Trainer(job, group)
+            resume(trainer, newest)
+            del newest
+            memory = execution.enough_memory(trainer.micro, "runtime.micro_batch", group.device)
+            with trainer.writer, memory:
+                run(trainer, stop)
+            averages = trainer.averaged_weights()
+            if first:
+                finish(trainer, averages, save_weights)
+            group.barrier()
+
+
+def resume(trainer: Trainer, newest: dict[str, Any] | None) -> None:
+    """Go on from the checkpoint that rank 0 has read and checked; the other ranks read the same."""
+    job, group = trainer.job, trainer.group
+    step = shared_step(group, newest)
+    if step == 0:
+        return
+    if newest is None:
+        newest = checkpoint.load(checkpoint.at_step(job.scratch, step))
+    trainer.load_state(newest)
+    if group.first:
+        print(f"train: going on from step {step:,} of {job.steps:,}", flush=True)
+
+
+def shared_step(group: Ranks, newest: dict[str, Any] | None) -> int:
+    """The step of rank 0's checkpoint, on every rank; 0 if there is none."""
+    step = newest["step"] if group.first and newest is not None else 0
+    return int(group.sum(torch.tensor(step, dtype=torch.int64)))
+
+
+def run(trainer: Trainer, stop: StopFlag) -> None:
+    """Step until the training length is reached or a signal asks to stop."""
+    job, group, runtime = trainer.job, trainer.group, trainer.config.runtime
+    batch = trainer.config.train.batch
+    every = max(1, runtime.log_images // batch)
+    metrics = Metrics(job.scratch, trainer.step, job.steps) if group.first else None
+    progress = Progress("train", job.steps * batch, runtime.progress_seconds, trainer.images)
+    saved = Mark(trainer.images)
+    logged = Mark(trainer.images)
+    while trainer.step < job.steps:
+        trainer.train_step()
+        last = trainer.step == job.steps
+        # a row of the curve
+        if trainer.step % every == 0 or last:
+            row = trainer.row((trainer.images - logged.images) // batch, logged.seconds())
+            logged = Mark(trainer.images)
+            if metrics:
+                metrics.add(row)
+            if group.first and progress.due():
+                progress.show(trainer.images, f"loss {row['loss']:.4f}")
+        # a checkpoint
+        many = trainer.images - saved.images >= runtime.checkpoint_images
+        late = saved.seconds() >= 60 * runtime.checkpoint_minutes
+        stopping, saving = stop.agree(many or late or last or trainer.at_milestone())
+        if saving or stopping:
+            trainer.save()
+            saved = Mark(trainer.images)
+        # the end, if a signal asks for it
+        if stopping and not last:
+            trainer.writer.wait()
+            trainer.group.barrier()  # nobody leaves before the checkpoint of rank 0 is whole
+            raise Stopped(
+                f"saved at step {trainer.step:,} of {job.steps:,}; the same command goes on"
+            )
+    trainer.writer.wait()
+    if metrics:
+        metrics.close()
+        progress.show(trainer.images)
+
+
+def finish(trainer: Trainer, averages: list[dict[str, Tensor]], save_weights: SaveWeights) -> None:
+    """Write the averaged weights, one file per half-life, and the curve (rank 0)."""
+    job = trainer.job
+    about = {
+        "config": stage_keys(job.config, "train"),
+        "record": job.workload.about(),
+        "images": trainer.images,
+        "gpu_hours": trainer.device_seconds / 3600,
+        "torch": str(torch.__version__),
+    }
+    rows = [r for r in read_rows(job.scratch / "metrics.jsonl") if r["step"] <= job.steps]
+    write_rows(job.out / "curve.jsonl", rows)
+    files = weights_files(job.config.train)
+    for weights, (halflife, name) in zip(averages, files.items(), strict=True):
+        save_weights(job.out / name, weights, about | {"ema_halflife_images": halflife})
+    names = ", ".join(files.values())
+    print(f"train: {trainer.images:,} images, {job.out}: {names}", flush=True)
