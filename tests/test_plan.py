@@ -4,6 +4,9 @@ import pytest
 
 from pipeline import plan
 from pipeline.base.errors import UserError
+from pipeline.config.schema import Config
+from pipeline.flow.made_up import made_up
+from pipeline.flow.workload import FlowMatching
 from pipeline.training import calibration
 from pipeline.training.trainer import Trainer
 from pipeline.workflow import dry_run
@@ -66,12 +69,16 @@ def test_milestones_are_counted_as_kept() -> None:
     assert "4 kept" in plan.facts(resolved("runtime.milestone_images=576525150"))
 
 
+def of_ten(config: Config) -> FlowMatching:
+    return made_up(config, 10)
+
+
 def test_a_calibration_trains_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
     step = Trainer.train_step
     monkeypatch.setattr(Trainer, "train_step", lambda self: (taken.append(1), step(self)))
     config = resolved("experiment=tiny", "runtime.device=cpu")
-    found = calibration.calibrate(config, 10)
+    found = calibration.calibrate(config, of_ten)
     assert len(taken) == calibration.WARM_UP + calibration.STEPS
     assert (found.steps, found.batch, found.device) == (calibration.STEPS, 32, "CPU")
     assert found.images_per_s > 0 and found.peak_bytes > 1e8 and found.mfu is None
@@ -79,13 +86,14 @@ def test_a_calibration_trains_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_calibration_ends_in_time() -> None:
     config = resolved("experiment=tiny", "runtime.device=cpu")
-    assert calibration.calibrate(config, 10, seconds=0.0).steps == 1
+    assert calibration.calibrate(config, of_ten, seconds=0.0).steps == 1
 
 
 def test_a_large_network_gets_few_images_on_a_cpu() -> None:
-    assert calibration.images_a_step(resolved(), 1000, 8, cpu=True) == 1
-    assert calibration.images_a_step(resolved(), 1000, 8, cpu=False) == 64
-    assert calibration.images_a_step(resolved("experiment=smoke"), 10, 1, cpu=True) == 64
+    large, small = resolved(), resolved("experiment=smoke")
+    assert calibration.images_a_step(large, made_up(large, 1000), 8, cpu=True) == 1
+    assert calibration.images_a_step(large, made_up(large, 1000), 8, cpu=False) == 64
+    assert calibration.images_a_step(small, made_up(small, 10), 1, cpu=True) == 64
 
 
 def test_hours_by_hand() -> None:

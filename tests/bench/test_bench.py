@@ -133,8 +133,9 @@ def process_group() -> Iterator[None]:
 @pytest.fixture
 def pair(tmp_path: Path, process_group: None) -> dict[str, PlainTrainer | Trainer]:
     """Both trainers of one tiny job."""
-    job = training.job_of(TINY, 16, str(tmp_path), "train.ema_halflife_images=[0,64]")
-    return {"plain": PlainTrainer(job, CPU), "ours": Trainer(job, CPU)}
+    words = (TINY, 16, str(tmp_path), "train.ema_halflife_images=[0,64]")
+    plain, ours = training.job_of(*words), training.job_of(*words)
+    return {"plain": PlainTrainer(plain, CPU), "ours": Trainer(ours, CPU)}
 
 
 def test_the_plain_trainer_takes_the_same_steps(pair: dict) -> None:
