@@ -82,10 +82,11 @@ test: setup  ## the test suite
 test-slow: setup  ## the slow part of the tests: whole chains, faults, several nodes, a real Slurm
 	python -m pytest -m slow
 
-lint: setup  ## ruff, mypy, snakefmt, snakemake --lint
+lint: setup  ## ruff, mypy, import rules, snakefmt, snakemake --lint
 	ruff check .
 	ruff format --check .
 	mypy
+	lint-imports --no-cache
 	snakefmt --check Snakefile
 	snakemake --lint
 

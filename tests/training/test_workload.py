@@ -1,0 +1,63 @@
+"""Training knows only the protocol of a workload: a second one trains, resumes, is shared out."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.base.errors import UserError
+from pipeline.compute.distributed import Ranks
+from pipeline.training.job import Job
+from pipeline.training.trainer import Trainer
+from tests.conftest import ROOT, resolved
+from tests.test_train import difference, losses, outcome
+from tests.training import vectors
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """Weights and curve of one process."""
+    out = tmp_path_factory.mktemp("vectors")
+    vectors.main(str(out))
+    return outcome(out)
+
+
+def on_two_ranks(out: Path, *words: str) -> tuple:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "tests.training.vectors", str(out), *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return outcome(out)
+
+
+def test_it_learns(reference: tuple) -> None:
+    curve = losses(reference[1])
+    assert len(curve) == 40 and curve[-1] < 0.5 * curve[0]
+
+
+def test_it_resumes_to_the_bit(reference: tuple, tmp_path: Path) -> None:
+    vectors.main(str(tmp_path), "train.images=240")
+    vectors.main(str(tmp_path))
+    weights, rows = outcome(tmp_path)
+    assert all(torch.equal(weights[name], reference[0][name]) for name in reference[0])
+    assert losses(rows) == losses(reference[1])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_ranks_make_the_same_model(strategy: str, reference: tuple, tmp_path: Path) -> None:
+    weights, rows = on_two_ranks(tmp_path, f"runtime.strategy={strategy}")
+    assert difference(weights, reference[0]) < 1e-5
+    assert losses(rows) == pytest.approx(losses(reference[1]), rel=1e-5)
+
+
+def test_messages_say_where_its_items_lie(tmp_path: Path) -> None:
+    config = resolved(*vectors.WORDS, "train.lr=1e30")
+    trainer = Trainer(
+        Job(config, vectors.Vectors(), tmp_path, tmp_path), Ranks(0, 1, torch.device("cpu"))
+    )
+    with pytest.raises(UserError, match=r"not finite at step \d.* \(vectors \d+ to \d+\)"):
+        for _ in range(4):
+            trainer.train_step()
+        trainer.check_finite()
