@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.base.errors import Stopped, UserError, run_main
-from pipeline.base.files import write_json
 from pipeline.base.locks import locked, wait_until_free
 from pipeline.config import paths
 from pipeline.config.load import load_step
 from pipeline.config.schema import Config
 from pipeline.config.stages import stage_keys
+from pipeline.data.pack import Manifest, Record
 from pipeline.images import workers
 from pipeline.images.assemble import (
     check_unique,
@@ -49,9 +49,6 @@ from pipeline.images.sources.base import Item, Source, Span, Stretch
 from pipeline.images.sources.opening import open_source
 from pipeline.images.spool import Spool
 from pipeline.images.workers import Batch
-
-RECORD_KEYS = ("source", "resolution", "recipe", "num_images", "classes", "per_class", "sha256")
-
 
 # --- decoding into the spool ---------------------------------------------------------------------
 
@@ -161,7 +158,7 @@ def spool_header(config: Config, source: Source) -> dict[str, Any]:
     return {"kind": source.kind, "place": str(source.place), "versions": pixels} | keys
 
 
-def make_pack(folder: Path, config: Config) -> dict[str, Any]:
+def make_pack(folder: Path, config: Config) -> Manifest:
     """Make the pack and return its manifest, which is moved into place last.
 
     One process at a time makes a pack; another waits for it. Raises UserError, before anything
@@ -187,7 +184,7 @@ def make_pack(folder: Path, config: Config) -> dict[str, Any]:
         return write_pack(folder, making, source, config)
 
 
-def write_pack(folder: Path, making: Path, source: Source, config: Config) -> dict[str, Any]:
+def write_pack(folder: Path, making: Path, source: Source, config: Config) -> Manifest:
     """Decode, sort and move into place; returns the manifest."""
     spool = Spool(making, config.data.resolution, spool_header(config, source))
     try:
@@ -195,12 +192,12 @@ def write_pack(folder: Path, making: Path, source: Source, config: Config) -> di
         manifest = assemble(spool, source, config)
     finally:
         spool.close()
-    write_json(making / "manifest.json", manifest)
+    manifest.write(making / "manifest.json")
     move_into_place(making, folder)
     return manifest
 
 
-def assemble(spool: Spool, source: Source, config: Config) -> dict[str, Any]:
+def assemble(spool: Spool, source: Source, config: Config) -> Manifest:
     """Put the rows of a full spool into the pack's order; returns the manifest.
 
     Raises UserError where images or classes are missing, or too many are unreadable.
@@ -214,21 +211,21 @@ def assemble(spool: Spool, source: Source, config: Config) -> dict[str, Any]:
     labels = np.searchsorted(kinds, images.classes[order]).astype(np.int64)
     per_class = counts(classes, labels)
     check_left_out(config, source.place, images.left_out, per_class)
-    return {
-        "source": config.data.source,
-        "resolution": config.data.resolution,
-        "recipe": config.recipe,
-        "num_images": len(labels),
-        "classes": classes,
-        "sha256": write_arrays(spool, order, labels),
-        "config": stage_keys(config, "downsample"),
-        "kind": source.kind,
-        "per_class": per_class,
-        "counts": {trait: images.traits[trait] for trait in TRAITS},
-        "ignored": source.ignored,
-        "left_out": images.left_out,
-        "versions": versions(),
-    }
+    return Manifest(
+        source=config.data.source,
+        resolution=config.data.resolution,
+        recipe=config.recipe,
+        num_images=len(labels),
+        classes=classes,
+        sha256=write_arrays(spool, order, labels),
+        config=stage_keys(config, "downsample"),
+        kind=source.kind,
+        per_class=per_class,
+        counts={trait: images.traits[trait] for trait in TRAITS},
+        ignored=source.ignored,
+        left_out=images.left_out,
+        versions=versions(),
+    )
 
 
 def downsample(config: Config, record: Path) -> None:
@@ -240,11 +237,11 @@ def downsample(config: Config, record: Path) -> None:
         manifest = make_pack(folder, config)
         seconds = time.monotonic() - start
         print(
-            f"downsample: {manifest['num_images']} images of {len(manifest['classes'])} classes, "
-            f"{len(manifest['left_out'])} left out, in {seconds:.1f} s "
-            f"({manifest['num_images'] / seconds:.0f} images/s): {folder}"
+            f"downsample: {manifest.num_images} images of {len(manifest.classes)} classes, "
+            f"{len(manifest.left_out)} left out, in {seconds:.1f} s "
+            f"({manifest.num_images / seconds:.0f} images/s): {folder}"
         )
-    write_json(record, {key: manifest[key] for key in RECORD_KEYS})
+    Record.of(manifest).write(record)
 
 
 def stop(signal_number: int, frame: object) -> None:

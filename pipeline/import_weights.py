@@ -24,17 +24,17 @@ import torch
 from torch import Tensor
 
 from pipeline.base.errors import UserError, run_main
-from pipeline.base.files import read_json, sha256_file
+from pipeline.base.files import sha256_file
 from pipeline.config.load import DEFAULT_FILE, load_yaml, nearest, validate
 from pipeline.config.model_keys import Model
 from pipeline.config.words import lookup, merge, parse_overrides
+from pipeline.data.pack import DataAbout, Record
 from pipeline.interop.flow_matching import TRAINER, Peer, Shapes, State, architecture, read_peer
 from pipeline.networks import weights_file
 from pipeline.networks.unet import UNet
 
 KEYS = ("weights", "record", "data.path", "data.resolution", "model.heads", "model.head_channels")
 EXCLUSIVE = (("record", "data.path"), ("model.heads", "model.head_channels"))
-RECORD_KEYS = ("source", "resolution", "recipe", "classes", "sha256")
 
 # That trainer's networks by its --dataset: the architecture that must be found for its heads to be
 # believed, and the heads.
@@ -139,7 +139,7 @@ def resolution_of(args: Mapping[str, Any]) -> int | None:
     return int(found[-1]) if found else None
 
 
-def data_record(peer: Peer, num_classes: int, options: Mapping[str, Any]) -> dict[str, Any]:
+def data_record(peer: Peer, num_classes: int, options: Mapping[str, Any]) -> DataAbout:
     """The pack's record, or what is known without one (source unknown, no sha256).
 
     Raises UserError where the resolution is not known or the record is of other data.
@@ -155,25 +155,24 @@ def data_record(peer: Peer, num_classes: int, options: Mapping[str, Any]) -> dic
             "in px, or the pack with data.path=PACK"
         )
     names = [f"class{k:04d}" for k in range(num_classes)]
-    return {"source": "unknown", "resolution": size, "recipe": "unknown", "classes": names,
-            "sha256": None}  # fmt: skip
+    return DataAbout(
+        source="unknown", resolution=size, recipe="unknown", classes=names, sha256=None
+    )
 
 
-def given_record(path: Path, size: int | None, num_classes: int) -> dict[str, Any]:
+def given_record(path: Path, size: int | None, num_classes: int) -> DataAbout:
     """The record at `path`, checked: `num_classes` classes (0: any) and `size` px (None: any)."""
-    record = read_json(path)
-    whole = isinstance(record, dict) and all(key in record for key in RECORD_KEYS)
-    if not whole or not isinstance(record["classes"], list):
-        raise UserError(f"{path} is no record of a pack: give results/data/<data>.json")
-    found = len(record["classes"])
-    if num_classes not in (0, found):
-        raise UserError(f"{path} has {found} classes, the checkpoint {num_classes}: give its pack")
-    if size not in (None, record["resolution"]):
+    record = Record.read(path)
+    if num_classes not in (0, len(record.classes)):
         raise UserError(
-            f"{path} is of {record['resolution']} px, the checkpoint of {size}: give its pack, or "
+            f"{path} has {len(record.classes)} classes, the checkpoint {num_classes}: give its pack"
+        )
+    if size not in (None, record.resolution):
+        raise UserError(
+            f"{path} is of {record.resolution} px, the checkpoint of {size}: give its pack, or "
             "data.resolution"
         )
-    return {key: record[key] for key in RECORD_KEYS}
+    return DataAbout.of(record)
 
 
 # --- command line ------------------------------------------------------------------------------
@@ -205,16 +204,16 @@ def imported(path: Path, options: Mapping[str, Any]) -> tuple[State, dict[str, A
     conditional = found["class_conditional"]
     num_classes = Shapes(peer).side("label_emb.weight", 0) - 1 if conditional else 0
     record = data_record(peer, num_classes, options)
-    section = {"model": found, "data": {"source": "train", "resolution": record["resolution"]}}
+    section = {"model": found, "data": {"source": "train", "resolution": record.resolution}}
     base = {key: value for key, value in load_yaml(DEFAULT_FILE).items() if key != "experiments"}
     model = validate(merge(base, section), {}).model
     state = check_fits(peer, model, num_classes)
     origin: dict[str, Any] = {"trainer": TRAINER, "file": path.name, "sha256": sha256_file(path)}
     origin |= {"weights": peer.weights, "epoch": peer.epoch}
     keys = {"model": model.model_dump(mode="json"), "imported": origin}
-    keys["data"] = {key: record[key] for key in ("source", "resolution", "recipe")}
+    keys["data"] = {key: getattr(record, key) for key in ("source", "resolution", "recipe")}
     unknown = dict.fromkeys(("images", "gpu_hours", "torch"))
-    return state, {"config": keys, "record": record, **unknown}
+    return state, {"config": keys, "record": record.to_json(), **unknown}
 
 
 def summary(state: State, about: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from pipeline.config.load import DEFAULT_FILE, load_yaml, resolve
 from pipeline.config.samplers import sampler_name
 from pipeline.config.schema import MADE_SOURCES, Config, Sample
 from pipeline.config.words import merge, parse_overrides
+from pipeline.data.pack import Record
 from pipeline.flow.made_up import made_up
 from pipeline.images.shapes import CLASSES
 from pipeline.launching import gpus
@@ -71,7 +72,7 @@ def num_images(config: Config) -> int | None:
     """Images of the pack: from its record, else as the configuration expects them."""
     path = paths.record_file(config)
     if path.exists():
-        return int(load_yaml(path)["num_images"])
+        return Record.read(path).num_images
     if config.data.source in MADE_SOURCES:
         return MADE_SOURCES[config.data.source] * len(CLASSES)
     return config.data.expected_images
@@ -81,7 +82,7 @@ def num_classes(config: Config) -> int:
     """Classes of the pack: from its record, else as the configuration expects them."""
     path = paths.record_file(config)
     if path.exists():
-        return len(load_yaml(path)["classes"])
+        return len(Record.read(path).classes)
     if config.data.source in MADE_SOURCES:
         return len(CLASSES)
     return config.data.expected_classes or IMAGENET_CLASSES

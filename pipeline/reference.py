@@ -16,16 +16,14 @@ import numpy as np
 import torch
 
 from pipeline.base.errors import UserError, run_main
-from pipeline.base.files import read_json
 from pipeline.base.npy import sha256_npy
 from pipeline.compute.distributed import Ranks, ranks
 from pipeline.config.load import load_step
 from pipeline.config.paths import out_file, pack_folder, record_file, reference_file
 from pipeline.config.schema import Config, Runtime
-from pipeline.data.pack import Pack, open_pack
+from pipeline.data.pack import Pack, Record, open_pack
 from pipeline.launching.handover import hand_over
 from pipeline.scoring.extractors import Extractor, load_extractor
-from pipeline.scoring.inputs import named
 from pipeline.scoring.keepers import Moments, stream
 from pipeline.scoring.references import Reference, export_reference, load_reference, save_reference
 from pipeline.scoring.weights import find_weights
@@ -45,7 +43,7 @@ class Job:
 def prepare(argv: list[str]) -> Job:
     """Read and check what the words name; raises UserError for the first that does not do."""
     config, own = load_step(argv, WORDS)
-    record = read_json(Path(own.get("record", record_file(config))))
+    record = Record.read(Path(own.get("record", record_file(config))))
     find_weights(config.evaluate.extractor, config.evaluate.weights)
     pack = open_pack(pack_folder(config), record)
     if len(pack) < 2:
@@ -75,7 +73,7 @@ def measure(
             extractor, runtime, group, "reference", rows, lambda some: pack.images[some], [moments]
         )
         found = hashing.result() if hashing else ""
-    record, expected = pack.record, pack.record["sha256"]["images"]
+    record, expected = pack.record, pack.record.sha256.images
     if not int(group.sum(torch.tensor(int(found == expected)))):
         raise UserError(
             f"the pack's images have sha256 {found[:8]}…, its record says {expected[:8]}…: "
@@ -88,8 +86,8 @@ def measure(
         expected,
         extractor.name,
         extractor.weights_sha256,
-        named(record),
-        record["resolution"],
+        record.name,
+        record.resolution,
     )
 
 

@@ -23,6 +23,7 @@ from pipeline.config.load import load_step
 from pipeline.config.paths import out_folder, pack_folder
 from pipeline.config.schema import Config
 from pipeline.config.stages import write_config
+from pipeline.data.pack import Record
 from pipeline.drawing.charts import curve_chart, distance_chart, nfe_chart
 from pipeline.drawing.tiles import Panel, panel_grid
 from pipeline.reporting.pages import report_page
@@ -47,7 +48,7 @@ PANELS = 4  # samplers in the picture beside real images
 class Inputs(NamedTuple):
     """All that the report shows."""
 
-    record: Entry
+    record: Record
     curve: list[Entry]
     evaluations: list[Entry]
     real: Panel
@@ -69,36 +70,36 @@ def read_curve(path: Path) -> list[Entry]:
     return rows
 
 
-def read_panel(title: str, folder: Path, record: Entry) -> Panel:
+def read_panel(title: str, folder: Path, record: Record) -> Panel:
     """The images and labels in `folder`; raises UserError where they do not fit the record."""
     images, labels = load_npy(folder / "images.npy"), load_npy(folder / "labels.npy")
-    size = record["resolution"]
+    size = record.resolution
     fits = images.dtype == np.uint8 and images.shape == (*labels.shape, size, size, 3)
     if not fits or not len(images):
         raise UserError(
             f"{folder} has {images.dtype} images {images.shape} and labels {labels.shape}, not "
             f"uint8 (N, {size}, {size}, 3) and (N,): give the folder that belongs to the record"
         )
-    if labels.max() >= len(record["classes"]):
+    if labels.max() >= len(record.classes):
         raise UserError(
             f"labels.npy in {folder} goes to {labels.max()}, but the record has "
-            f"{len(record['classes'])} classes: give the folder that belongs to it"
+            f"{len(record.classes)} classes: give the folder that belongs to it"
         )
     return Panel(title, images, labels)
 
 
-def read_samples(folder: Path, record: Entry) -> tuple[str, Panel]:
+def read_samples(folder: Path, record: Record) -> tuple[str, Panel]:
     """The sampler of one folder of samples, and its panel, titled by sampler and seed."""
     about = checked("sample", read_json(folder / "sample.json"), folder / "sample.json")
     title = f"{about['sampler']}, seed {about['seed']}"
     return about["sampler"], read_panel(title, folder, record)
 
 
-def read_scores(path: Path, record: Entry) -> Entry:
+def read_scores(path: Path, record: Record) -> Entry:
     """One metrics file; raises UserError where it is damaged or of other classes."""
     result = read_evaluation(path)
     shares = result.get("class_accuracy")
-    if shares and len(shares["per_class"]) != len(record["classes"]):
+    if shares and len(shares["per_class"]) != len(record.classes):
         raise UserError(f"{path} and the record differ in classes: evaluate again")
     return result
 
@@ -109,11 +110,11 @@ def read_inputs(config: Config, words: Mapping[str, str]) -> Inputs:
     if missing:
         raise UserError(f"the report needs {' '.join(missing)} on its command line")
     out_folder(Path(words["out"]))
-    record = checked("record", read_json(Path(words["record"])), words["record"])
-    named = {key: record[key] for key in ("source", "resolution", "recipe")}
+    record = Record.read(Path(words["record"]))
+    named = {key: getattr(record, key) for key in ("source", "resolution", "recipe")}
     pack = pack_folder(config.model_copy(update={"data": config.data.model_copy(update=named)}))
     real = read_panel("real", pack, record)
-    if len(real.images) != record["num_images"]:
+    if len(real.images) != record.num_images:
         raise UserError(f"pack {pack} is not that of {words['record']}: run downsample again")
     return Inputs(
         record,
@@ -146,14 +147,14 @@ def samples_picture(inputs: Inputs, rows: int, columns: int) -> bytes:
     """PNG of real images beside the first seed of the first samplers."""
     stream = io.BytesIO()
     panels = [inputs.real, *list(first_seeds(inputs.samples).values())[:PANELS]]
-    picture = panel_grid(panels, inputs.record["classes"], rows, columns, None)
+    picture = panel_grid(panels, inputs.record.classes, rows, columns, None)
     picture.save(stream, format="PNG")
     return stream.getvalue()
 
 
 def class_counts(inputs: Inputs) -> dict[str, list[int]]:
     """Images of each class among the real ones and in each set of samples that has classes."""
-    num = len(inputs.record["classes"])
+    num = len(inputs.record.classes)
     panels = [inputs.real, *(panel for _, panel in inputs.samples)]
     return {
         panel.title: np.bincount(panel.labels, minlength=num).tolist()
@@ -167,18 +168,18 @@ def main(argv: list[str]) -> None:
     config, words = load_step(argv, WORDS)
     inputs, out = read_inputs(config, words), Path(words["out"])
     record, evaluations = inputs.record, inputs.evaluations
-    title = f"{record['source']}_{record['resolution']}-{record['recipe']}"
-    full = f"{title}: {record['num_images']:,} images of {len(record['classes']):,} classes"
+    title = record.name
+    full = f"{title}: {record.num_images:,} images of {len(record.classes):,} classes"
     notes, counts, rows = left_out(inputs), class_counts(inputs), table_rows(evaluations)
     protocols = [short_hashes(line) for line in numbered(protocol_texts(evaluations))]
     shown = summary(full, inputs.curve, evaluations, notes)
     outputs = {
-        "curve.png": curve_chart(title, inputs.curve, record["num_images"]),
+        "curve.png": curve_chart(title, inputs.curve, record.num_images),
         "samples_vs_real.png": samples_picture(inputs, *config.report.model_dump().values()),
         "distance.png": distance_chart(title, rows),
         "nfe.png": nfe_chart(title, frechet_rows(rows), protocols),
         "table.html": report_page(
-            full, inputs.curve, evaluations, record["classes"], counts, notes
+            full, inputs.curve, evaluations, record.classes, counts, notes
         ).encode(),
         "summary.txt": shown.encode(),
     }

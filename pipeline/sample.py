@@ -51,7 +51,7 @@ def describe(job: Job, evaluations: np.ndarray, run: dict[str, Any]) -> dict[str
         "weights_sha256": weights.sha256,
         "guide_sha256": job.guide_sha256,
         "train": {k: weights.about[k] for k in ("images", "gpu_hours", "config", "torch")},
-        "data": weights.record,
+        "data": weights.record.to_json(),
     }
 
 

@@ -11,17 +11,16 @@ does not declare and so never deletes; checkpoints=FOLDER names another folder.
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.base import locks
-from pipeline.base.errors import UserError, run_main
-from pipeline.base.files import read_json
+from pipeline.base.errors import run_main
 from pipeline.config.load import load_step, validate
 from pipeline.config.paths import pack_folder, run_folder
 from pipeline.config.schema import Config
 from pipeline.config.stages import write_config
 from pipeline.config.words import merge
-from pipeline.data.pack import Pack, open_pack
+from pipeline.data.pack import Pack, Record, open_pack, read_record
 from pipeline.launching.handover import hand_over
 from pipeline.training.batch_size import images_of_a_rank
 from pipeline.training.identity import scratch_folder
@@ -67,7 +66,7 @@ def read(argv: list[str], world: int) -> tuple[Config, dict[str, str], Pack]:
     if config.data.path and "record" not in paths:
         config = adopt_pack(config)
     folder = pack_folder(config)
-    record = read_json(Path(paths["record"])) if "record" in paths else pack_record(folder)
+    record = Record.read(Path(paths["record"])) if "record" in paths else read_record(folder)
     pack = open_pack(folder, record)
     images_of_a_rank(config, world)
     return config, paths, pack
@@ -76,23 +75,15 @@ def read(argv: list[str], world: int) -> tuple[Config, dict[str, str], Pack]:
 def folders(config: Config, paths: dict[str, str], pack: Pack) -> tuple[Path, Path]:
     """Where the results go, and where the checkpoints lie."""
     out = Path(paths.get("out", run_folder(config) / "train"))
-    scratch = scratch_folder(out, config, pack.record["sha256"])
+    scratch = scratch_folder(out, config, pack.record.sha256.to_json())
     return out, Path(paths.get("checkpoints", scratch))
-
-
-def pack_record(folder: Path) -> dict[str, Any]:
-    """The record that a pack carries in its own manifest."""
-    if not (folder / "manifest.json").exists():
-        raise UserError(f"pack {folder} is missing: run `make data` or give data.path=PACK")
-    record: dict[str, Any] = read_json(folder / "manifest.json")
-    return record
 
 
 def adopt_pack(config: Config) -> Config:
     """`config` with source, resolution and recipe as the pack at data.path has them."""
-    record = pack_record(pack_folder(config))
-    recipe, _, fast = str(record["recipe"]).partition("-")
-    data = {"source": record["source"], "resolution": record["resolution"], "recipe": recipe}
+    record = read_record(pack_folder(config))
+    recipe, _, fast = record.recipe.partition("-")
+    data = {"source": record.source, "resolution": record.resolution, "recipe": recipe}
     named = {"data": data, "downsample": {"fast": bool(fast)}}
     return validate(merge(config.model_dump(), named))
 

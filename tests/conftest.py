@@ -18,6 +18,7 @@ from pipeline.config import load
 from pipeline.config.model_keys import Model
 from pipeline.config.schema import Config
 from pipeline.config.words import parse_overrides
+from pipeline.data.pack import Hashes, Record
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,28 +78,24 @@ def load_fixture(name: str) -> tuple[Any, dict[str, Any]]:
     return fixture, json.loads(str(fixture["config"]))
 
 
-def write_pack(
-    folder: Path, num: int, size: int, seed: int = 0, classes: int = 2
-) -> dict[str, Any]:
+def write_pack(folder: Path, num: int, size: int, seed: int = 0, classes: int = 2) -> Record:
     """A pack of random images in `folder`; returns its record."""
     generator = np.random.default_rng(seed)
     images = generator.integers(0, 256, (num, size, size, 3), dtype=np.uint8)
     labels = np.sort(np.arange(num, dtype=np.int64) % classes)
-    record = {
-        "source": "shapes_tiny",
-        "resolution": size,
-        "recipe": "box",
-        "num_images": num,
-        "classes": [f"class{k}" for k in range(classes)],
-        "sha256": {
-            "images": hashlib.sha256(images.tobytes()).hexdigest(),
-            "labels": hashlib.sha256(labels.tobytes()).hexdigest(),
-        },
-    }
+    digests = (hashlib.sha256(array.tobytes()).hexdigest() for array in (images, labels))
+    record = Record(
+        source="shapes_tiny",
+        resolution=size,
+        recipe="box",
+        num_images=num,
+        classes=[f"class{k}" for k in range(classes)],
+        sha256=Hashes(images=next(digests), labels=next(digests)),
+    )
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "images.npy", images)
     np.save(folder / "labels.npy", labels)
-    (folder / "manifest.json").write_text(json.dumps(record))
+    record.write(folder / "manifest.json")
     return record
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline import evaluate, reference
+from pipeline.data.pack import Hashes, Record
 from pipeline.scoring import extractors, measure
 from pipeline.scoring.extractors import Extractor
 from tests.drawings import drawn
@@ -93,22 +94,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 real images of 16 px, 21 samples, and the reference."""
     root = tmp_path_factory.mktemp("world")
     images, labels = drawn(60, 16, 0)
-    hashes = {"images": sha256(images), "labels": sha256(labels)}
-    record = {
-        "source": "shapes",
-        "resolution": 16,
-        "recipe": "box",
-        "num_images": 60,
-        "classes": ["disc", "square", "triangle"],
-        "sha256": hashes,
-    }
+    record = Record(
+        source="shapes",
+        resolution=16,
+        recipe="box",
+        num_images=60,
+        classes=["disc", "square", "triangle"],
+        sha256=Hashes(images=sha256(images), labels=sha256(labels)),
+    )
     for name, (rows, names) in {"pack": (images, labels), "samples": drawn(21, 16, 9)}.items():
         (root / name).mkdir()
         np.save(root / name / "images.npy", rows)
         np.save(root / name / "labels.npy", names)
-    (root / "pack" / "manifest.json").write_text(json.dumps({"sha256": hashes}))
+    record.write(root / "pack" / "manifest.json")
     (root / "samples" / "sample.json").write_text(json.dumps({"seed": 3, "nfe_mean": 8}))
-    (root / "record").write_text(json.dumps(record))
+    record.write(root / "record")
     world_at(root).run(reference)
     return root
 

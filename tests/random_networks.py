@@ -7,6 +7,7 @@ import torch
 
 from pipeline.config.model_keys import Model
 from pipeline.config.stages import stage_keys
+from pipeline.data.pack import DataAbout
 from pipeline.networks import weights_file
 from pipeline.networks.unet import UNet
 from tests.conftest import resolved
@@ -40,10 +41,11 @@ def save_network(
     config = resolved("experiment=tiny", *(f"model.{key}={value}" for key, value in keys.items()))
     net = random_net(config.model, seed, classes)
     names = [f"class{k}" for k in range(classes)]
-    record: dict[str, Any] = {"resolution": resolution, "classes": names}
-    if per_class is not None:
-        record["per_class"] = dict(zip(names, per_class, strict=False))
-    about = {"config": stage_keys(config, "train"), "record": record, "images": 1}
+    record = DataAbout(
+        source="shapes", resolution=resolution, recipe="box", classes=names, sha256=None,
+        per_class=per_class and dict(zip(names, per_class, strict=False)),
+    )  # fmt: skip
+    about = {"config": stage_keys(config, "train"), "record": record.to_json(), "images": 1}
     about |= {"gpu_hours": 0.0, "torch": torch.__version__}
     weights_file.save_weights(path, net.state_dict(), about)
     return path

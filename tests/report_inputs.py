@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config.stages import stage_keys
+from pipeline.data.pack import Hashes, Record
 from tests.conftest import resolved
 
 CLASSES = ["n00000001_circle", "n00000002_square", "n00000003_ring"]
@@ -78,8 +79,11 @@ def build(root: Path, seeds: tuple[int, ...] = (0, 1)) -> list[str]:
     """All inputs of a report below `root`; returns the command line."""
     labels = np.repeat(np.arange(3), 4)
     write_images(root / "packs" / f"shapes_{SIZE}" / "box", noise(12, 99), labels)
-    record = {"source": "shapes", "resolution": SIZE, "recipe": "box", "num_images": 12}
-    (root / "record.json").write_text(json.dumps(record | {"classes": CLASSES, "sha256": {}}))
+    record = Record(
+        source="shapes", resolution=SIZE, recipe="box", num_images=12, classes=CLASSES,
+        sha256=Hashes(images=SHA256, labels=SHA256),
+    )  # fmt: skip
+    record.write(root / "record.json")
     rows = [json.dumps(curve_row(step)) + "\n" for step in range(1, 31)]
     (root / "curve.jsonl").write_text("".join(rows))
     folders = [root / "sample" / f"seed{seed}" for seed in seeds]

@@ -19,6 +19,7 @@ import torch
 from pipeline import import_weights
 from pipeline.base.errors import UserError
 from pipeline.config.model_keys import Model
+from pipeline.data.pack import DataAbout
 from pipeline.interop import flow_matching
 from pipeline.networks import weights_file
 from pipeline.networks.unet import UNet
@@ -284,8 +285,8 @@ def test_the_pack_names_the_classes(state: State, tmp_path: Path) -> None:
     path = write(tmp_path / "a.pth", state)
     record = write_pack(tmp_path / "pack", 20, 16, classes=10)
     _, about = imported(path, HEADS[IMAGENET], f"data.path={tmp_path / 'pack'}")
-    assert about["record"] == {key: record[key] for key in about["record"]}
-    assert about["record"]["sha256"] == record["sha256"]
+    assert about["record"] == DataAbout.of(record).to_json()
+    assert about["record"]["sha256"] == record.sha256.to_json()
     _, again = imported(path, HEADS[IMAGENET], f"record={tmp_path / 'pack' / 'manifest.json'}")
     assert again == about
 
@@ -299,7 +300,7 @@ def test_a_pack_of_other_data_is_refused(state: State, tmp_path: Path) -> None:
     assert "is of 8 px, the checkpoint of 16" in refused(path, *words, small)
     assert "manifest.json is missing" in refused(path, *words, f"data.path={tmp_path / 'no'}")
     (tmp_path / "list.json").write_text("[]")
-    assert "is no record" in refused(path, *words, f"record={tmp_path / 'list.json'}")
+    assert "is not a pack's record" in refused(path, *words, f"record={tmp_path / 'list.json'}")
     other = f"record={tmp_path / 'small' / 'manifest.json'}"
     assert "both given" in refused(path, *words, small, other)
 

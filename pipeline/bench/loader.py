@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.base.files import write_json
 from pipeline.base.npy import save_npy
 from pipeline.bench import record
 from pipeline.data import pack
@@ -47,16 +46,15 @@ def photographs(num: int) -> np.ndarray:
 def write_pack(folder: Path, images: np.ndarray) -> pack.Pack:
     """A pack of `images` in `folder`, opened."""
     labels = np.arange(len(images), dtype=np.int64) % 2
-    manifest = {
-        "resolution": SIZE,
-        "num_images": len(images),
-        "classes": ["a", "b"],
-        "sha256": {"images": hashlib.sha256(images.tobytes()).hexdigest()},
-    }
+    digests = (hashlib.sha256(array.tobytes()).hexdigest() for array in (images, labels))
+    record = pack.Record(
+        source="train", resolution=SIZE, recipe="box", classes=["a", "b"],
+        num_images=len(images), sha256=pack.Hashes(images=next(digests), labels=next(digests)),
+    )  # fmt: skip
     save_npy(folder / "images.npy", images)
     save_npy(folder / "labels.npy", labels)
-    write_json(folder / "manifest.json", manifest)
-    return pack.open_pack(folder, manifest)
+    record.write(folder / "manifest.json")
+    return pack.open_pack(folder, record)
 
 
 def write_pngs(folder: Path, images: np.ndarray) -> list[Path]:

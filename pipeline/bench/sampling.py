@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.base.files import read_json
 from pipeline.bench import record
 from pipeline.compute import draws, execution
 from pipeline.compute.distributed import Ranks, pick_device
 from pipeline.config.schema import Sample
+from pipeline.data.pack import Record
 from pipeline.sampling import network, solvers
 from pipeline.sampling.field import Field
 from pipeline.sampling.job import Job, prepare
@@ -225,7 +225,7 @@ def run(rounds: int = 5) -> dict[str, Any]:
         )
         solved, lower = evaluations(bench), by_precision(bench)
         differ = grey_levels(bench, plain, fast)
-        trained_images = read_json(Path(folder) / "record.json")["num_images"]
+        trained_images = Record.read(Path(folder) / "record.json").num_images
     extra = {
         "evaluations": solved,
         "lower_precision": lower,

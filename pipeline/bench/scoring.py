@@ -18,9 +18,9 @@ import numpy as np
 import psutil
 import torch
 
-from pipeline.base.files import write_json
 from pipeline.bench import record
 from pipeline.compute.distributed import pick_device
+from pipeline.data.pack import Hashes, Record
 from pipeline.launching import gpus
 from pipeline.scoring.extractors import load_extractor
 from pipeline.scoring.fidelity import torch_fidelity
@@ -46,11 +46,13 @@ def make_pack(folder: Path, count: int) -> None:
     images.flush()
     labels = np.zeros(count, np.int64)
     np.save(pack / "labels.npy", labels)
-    about = {"source": "train", "resolution": SIZE, "recipe": "box", "num_images": count}
-    hashes = {"images": digest.hexdigest(), "labels": hashlib.sha256(labels.data).hexdigest()}
-    about |= {"classes": ["none"], "per_class": {"none": count}, "sha256": hashes}
-    write_json(pack / "manifest.json", about)
-    write_json(folder / "record.json", about)
+    hashes = Hashes(images=digest.hexdigest(), labels=hashlib.sha256(labels.data).hexdigest())
+    about = Record(
+        source="train", resolution=SIZE, recipe="box", num_images=count, classes=["none"],
+        per_class={"none": count}, sha256=hashes,
+    )  # fmt: skip
+    about.write(pack / "manifest.json")
+    about.write(folder / "record.json")
 
 
 def reference(folder: Path, extractor: str) -> dict[str, float]:

@@ -1,16 +1,79 @@
-"""A pack on disk: its arrays and what is known of them."""
+"""A pack on disk: its arrays, and the records that describe it.
+
+DataAbout   what weights and samples say about the data that they were trained on
+Record      results/data/<data>.json, on which all rules after `downsample` depend
+Manifest    manifest.json in the pack's folder: the record and how the pack was made
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import read_json
+from pipeline.base.json_objects import JsonObject
 from pipeline.base.npy import load_npy, sha256_npy
 
 HASHED = 10**9  # bytes: up to this size a pack's images are hashed at each start
+
+
+class Hashes(JsonObject):
+    """Hex sha256 of the arrays of a pack, without their .npy headers."""
+
+    images: str
+    labels: str
+
+
+class DataAbout(JsonObject):
+    """What weights and samples say about the data that they were trained on."""
+
+    KIND: ClassVar[str] = "a description of training data"
+    REMEDY: ClassVar[str] = "make the weights again"
+
+    source: str  # data.source; "unknown" for imported weights whose pack was not given
+    resolution: int  # px, both axes
+    recipe: str
+    classes: list[str]  # names in label order
+    per_class: dict[str, int] | None = None  # number of images; None in old files
+    sha256: Hashes | None  # None: imported weights whose pack was not given
+
+    @property
+    def name(self) -> str:
+        """`<source>_<res>-<recipe>`."""
+        return f"{self.source}_{self.resolution}-{self.recipe}"
+
+
+class Record(DataAbout):
+    """The record of a pack: everything that the pixels and labels of a run depend on."""
+
+    KIND: ClassVar[str] = "a pack's record"
+    REMEDY: ClassVar[str] = "give results/data/<data>.json, or delete it and run `make data`"
+
+    num_images: int
+    sha256: Hashes
+
+
+class LeftOut(JsonObject):
+    """An image that has no row in the pack."""
+
+    name: str  # <class>/<file>
+    reason: str
+
+
+class Manifest(Record):
+    """The manifest of a pack: its record, and how it was made."""
+
+    KIND: ClassVar[str] = "a manifest"
+    REMEDY: ClassVar[str] = "delete it and run `make data`"
+
+    per_class: dict[str, int]
+    config: dict[str, Any]  # the keys that `downsample` read
+    kind: str  # packaging of the image set
+    counts: dict[str, int]  # number of images by what was unusual about their files
+    ignored: int  # files of the image set that are not images by their names
+    left_out: list[LeftOut]
+    versions: dict[str, str]  # of everything that may change a pixel
 
 
 @dataclass(frozen=True)
@@ -19,30 +82,39 @@ class Pack:
 
     images: np.ndarray
     labels: np.ndarray
-    record: dict[str, Any]
+    record: Record
 
     def __len__(self) -> int:
         return len(self.images)
 
 
-def open_pack(folder: Path, record: dict[str, Any]) -> Pack:
+def open_pack(folder: Path, record: Record) -> Pack:
     """The pack in `folder`, checked against its record.
 
-    Raises UserError where it is missing, is another pack, or its labels do not match the classes.
+    Raises UserError if it is missing, is another pack, or its labels do not match the classes.
     """
-    if not (folder / "manifest.json").exists():
-        raise UserError(f"pack {folder} is missing: run `make data` (or move IMAGENET_DIR with it)")
-    if read_json(folder / "manifest.json").get("sha256") != record["sha256"]:
+    if read_record(folder).sha256 != record.sha256:
         raise UserError(
             f"pack {folder} holds other images than its record in results/data says: "
             "run `make data`"
         )
     images, labels = load_npy(folder / "images.npy"), load_npy(folder / "labels.npy")
-    size, num = record["resolution"], record["num_images"]
+    size, num = record.resolution, record.num_images
     if images.shape != (num, size, size, 3) or images.dtype != np.uint8 or labels.shape != (num,):
         raise UserError(f"pack {folder} is damaged (not as its record says): run `make data`")
-    check_labels(labels, len(record["classes"]), folder)
+    check_labels(labels, len(record.classes), folder)
     return Pack(images, labels, record)
+
+
+def read_record(folder: Path) -> Record:
+    """The record that the pack in `folder` carries in its manifest; raises UserError without."""
+    manifest = folder / "manifest.json"
+    if not manifest.exists():
+        raise UserError(
+            f"pack {folder} is missing: run `make data`, move IMAGENET_DIR with it, or give "
+            "data.path=PACK"
+        )
+    return Record.read(manifest)
 
 
 def check_labels(labels: np.ndarray, num_classes: int, where: Path) -> None:
@@ -65,7 +137,7 @@ def check_arrays(pack: Pack, folder: Path) -> None:
     """
     for name, array in (("images", pack.images), ("labels", pack.labels)):
         hashed = array.nbytes <= HASHED
-        if hashed and sha256_npy(folder / f"{name}.npy") != pack.record["sha256"][name]:
+        if hashed and sha256_npy(folder / f"{name}.npy") != getattr(pack.record.sha256, name):
             raise UserError(
                 f"{folder / name}.npy has changed since it was written (its sha256 is not the "
                 "record's): run `make data` to build the pack again"

@@ -3,7 +3,7 @@
 import numpy as np
 
 from pipeline.config.schema import Config
-from pipeline.data.pack import Pack
+from pipeline.data.pack import Hashes, Pack, Record
 from pipeline.flow.workload import FlowMatching
 
 IMAGES = 2048  # of 64 px they take 25 MB
@@ -13,10 +13,10 @@ def made_up_pack(resolution: int, num_classes: int, num: int = IMAGES) -> Pack:
     """`num` images of noise in host memory, their labels in turn."""
     images = np.random.default_rng(0).integers(0, 256, (num, resolution, resolution, 3), np.uint8)
     classes = [f"class {k}" for k in range(num_classes)]
-    record = {
-        "resolution": resolution, "num_images": num, "classes": classes,
-        "sha256": {"images": "made up"},
-    }  # fmt: skip
+    record = Record(
+        source="noise", resolution=resolution, recipe="none", classes=classes, num_images=num,
+        sha256=Hashes(images="made up", labels="made up"),
+    )  # fmt: skip
     return Pack(images, np.arange(num, dtype=np.int64) % num_classes, record)
 
 

@@ -11,7 +11,7 @@ from pipeline.base.errors import UserError
 from pipeline.compute import draws, execution
 from pipeline.config.paths import pack_folder
 from pipeline.config.schema import Config
-from pipeline.data.pack import Pack, check_arrays
+from pipeline.data.pack import DataAbout, Pack, check_arrays
 from pipeline.data.reader import Mapped, Reader, moved, open_reader, rows_at
 from pipeline.flow import coupling, probability_path
 from pipeline.flow.times import sample_times
@@ -22,8 +22,6 @@ from pipeline.networks import families
 # activations.
 AUTO_IMAGES, AUTO_SIZE = 64, 64
 MOST_ROWS = 16  # named in one message
-# What the file of weights says of the pack.
-ABOUT_KEYS = ("source", "resolution", "recipe", "classes", "per_class", "sha256")
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class FlowMatching:
 
     def __init__(self, config: Config, pack: Pack) -> None:
         self.config, self.pack = config, pack
-        self.num_classes = len(pack.record["classes"])
+        self.num_classes = len(pack.record.classes)
         self.reader: Reader | None = None
 
     @property
@@ -91,7 +89,7 @@ class FlowMatching:
 
     def zeros(self, num: int, device: torch.device) -> Batch:
         """A batch of `num` black images without noise."""
-        size = self.pack.record["resolution"]
+        size = self.pack.record.resolution
         x = torch.zeros(num, 3, size, size, device=device)
         labels = torch.zeros(num, dtype=torch.int64, device=device)
         return Batch(x, x, torch.zeros(num, device=device), labels)
@@ -113,14 +111,13 @@ class FlowMatching:
         return f"rows {shown}{f' and {more:,} more' if more > 0 else ''} of the pack"
 
     def about(self) -> dict[str, Any]:
-        """The pack's record, as far as weights carry it."""
-        record = self.pack.record
-        return {key: record[key] for key in ABOUT_KEYS if key in record}
+        """The part of the pack's record that weights carry, as JSON."""
+        return DataAbout.of(self.pack.record).to_json()
 
 
 def draw(reader: Reader, config: Config, positions: np.ndarray) -> Batch:
     """All that the given positions (B,) of the run see: a pure function of (seed, position)."""
-    train, seed, classes = config.train, config.train.seed, reader.pack.record["classes"]
+    train, seed, classes = config.train, config.train.seed, reader.pack.record.classes
     x0, x1, labels = coupling.pairs(reader, train, positions)
     index = moved(positions, reader.device)
     uniform = draws.uniform(seed, draws.TIME, index)

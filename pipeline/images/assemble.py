@@ -18,6 +18,7 @@ import numpy as np
 from pipeline.base.errors import UserError
 from pipeline.base.files import atomic_stream
 from pipeline.base.npy import load_npy, save_npy, sha256_npy, write_header
+from pipeline.data.pack import Hashes, LeftOut
 from pipeline.images.spool import Spool
 
 CHUNK = 4096  # rows copied at a time
@@ -30,7 +31,7 @@ class Finished:
     classes: np.ndarray  # (N,) bytes: the class of each image
     files: np.ndarray  # (N,) bytes: its file name
     kept: np.ndarray  # (N,) bool: whether it has a row in the pack
-    left_out: list[dict[str, str]] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
     traits: Counter[str] = field(default_factory=Counter)
 
 
@@ -45,7 +46,7 @@ def finished(spool: Spool) -> Finished:
         files.append(np.array([encoded(name) for _, name in pairs]))
         problems = {int(place): reason for place, reason in line["problems"].items()}
         kept.append(np.array([place not in problems for place in range(len(pairs))]))
-        left_out += [{"name": line["names"][p], "reason": r} for p, r in problems.items()]
+        left_out += [LeftOut(name=line["names"][p], reason=r) for p, r in problems.items()]
         traits.update(line["traits"])
     return Finished(
         np.concatenate(classes), np.concatenate(files), np.concatenate(kept), left_out, traits
@@ -75,18 +76,18 @@ def check_unique(images: Finished, where: Path) -> None:
         raise UserError(f"{where} holds {name} twice: use the original, where no name comes twice")
 
 
-def write_arrays(spool: Spool, order: np.ndarray, labels: np.ndarray) -> dict[str, str]:
-    """Write the sorted rows where they differ from the spool's, and the labels; their sha256."""
+def write_arrays(spool: Spool, order: np.ndarray, labels: np.ndarray) -> Hashes:
+    """Write the sorted rows if they differ from the spool's, and the labels; their sha256."""
     ready = spool.folder / "images.npy"
     ready.unlink(missing_ok=True)
     in_order = np.array_equal(order, np.arange(len(labels)))
     if not in_order or len(order) != spool_rows(spool):
         copy_rows(spool.rows_file, ready, order)
     save_npy(spool.folder / "labels.npy", labels)
-    return {
-        "images": sha256_npy(ready if ready.exists() else spool.rows_file),
-        "labels": hashlib.sha256(labels.data).hexdigest(),
-    }
+    return Hashes(
+        images=sha256_npy(ready if ready.exists() else spool.rows_file),
+        labels=hashlib.sha256(labels.data).hexdigest(),
+    )
 
 
 def spool_rows(spool: Spool) -> int:

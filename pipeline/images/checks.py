@@ -4,14 +4,14 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import read_json
 from pipeline.base.npy import load_npy
 from pipeline.config.schema import Config
+from pipeline.data.pack import LeftOut, Manifest
 
 NAMED = 20  # files that an error names
+MAKE_AGAIN = "downsample: the pack in {} is damaged ({}): making it again"
 
 # --- checks ------------------------------------------------------------------------------------
 
@@ -30,11 +30,11 @@ def check_expected(config: Config, where: Path, num_images: int, num_classes: in
 
 
 def check_left_out(
-    config: Config, where: Path, left_out: list[dict[str, str]], per_class: dict[str, int]
+    config: Config, where: Path, left_out: list[LeftOut], per_class: dict[str, int]
 ) -> None:
     """Raise UserError where more images are unreadable than allowed, or all those of a class."""
     if len(left_out) > config.downsample.allow_bad:
-        listed = "; ".join(f"{bad['name']} ({bad['reason']})" for bad in left_out[:NAMED])
+        listed = "; ".join(f"{bad.name} ({bad.reason})" for bad in left_out[:NAMED])
         listed += f"; and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
         raise UserError(
             f"{len(left_out)} images of {where} are unreadable: {listed}: replace them, or leave "
@@ -80,52 +80,44 @@ def nearest_existing(folder: Path) -> Path:
 # --- a pack that is there ----------------------------------------------------------------------
 
 
-def existing_pack(folder: Path, config: Config) -> dict[str, Any] | None:
-    """The manifest of a whole pack that is there already; None where it must be made.
+def existing_pack(folder: Path, config: Config) -> Manifest | None:
+    """The manifest of a whole pack that is there already; None if it must be made.
 
-    Raises UserError where the folder holds a pack of other data, or one whose image set the
+    Raises UserError if the folder holds a pack of other data, or one whose image set the
     configuration refuses.
     """
     if not (folder / "manifest.json").exists():
         return None
     try:
-        manifest = read_manifest(folder / "manifest.json")
-        check_same_data(folder, manifest, config)
-        problem = damage(folder, manifest)
-    except (KeyError, TypeError, ValueError):
-        problem = "manifest.json is no manifest"
-    if problem:
-        print(f"downsample: the pack in {folder} is damaged ({problem}): making it again")
+        manifest = Manifest.read(folder / "manifest.json")
+    except UserError:
+        print(MAKE_AGAIN.format(folder, "manifest.json is not a manifest"))
         return None
-    num_images = manifest["num_images"] + len(manifest["left_out"])
-    check_expected(config, folder, num_images, len(manifest["classes"]))
-    check_left_out(config, folder, manifest["left_out"], manifest["per_class"])
+    check_same_data(folder, manifest, config)
+    if problem := damage(folder, manifest):
+        print(MAKE_AGAIN.format(folder, problem))
+        return None
+    num_images = manifest.num_images + len(manifest.left_out)
+    check_expected(config, folder, num_images, len(manifest.classes))
+    check_left_out(config, folder, manifest.left_out, manifest.per_class)
     print(f"downsample: the pack in {folder} is there and whole, only its record is written")
     return manifest
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The mapping in a manifest; raises ValueError or TypeError where it is none."""
-    try:
-        return dict(read_json(path))
-    except UserError as error:
-        raise ValueError from error
-
-
-def check_same_data(folder: Path, manifest: dict[str, Any], config: Config) -> None:
-    """Raise UserError where a pack is of another source, resolution or recipe."""
+def check_same_data(folder: Path, manifest: Manifest, config: Config) -> None:
+    """Raise UserError if a pack is of another source, resolution or recipe."""
     wanted = config.data.model_dump() | {"recipe": config.recipe}
     for key in ("source", "resolution", "recipe"):
-        if manifest[key] != wanted[key]:
+        if getattr(manifest, key) != wanted[key]:
             raise UserError(
-                f"the pack in {folder} has {key} {manifest[key]}, not {wanted[key]}: "
+                f"the pack in {folder} has {key} {getattr(manifest, key)}, not {wanted[key]}: "
                 "point data.path or data.pack_dir at another folder"
             )
 
 
-def damage(folder: Path, manifest: dict[str, Any]) -> str:
-    """What is wrong with the arrays of a pack; empty where they are what the manifest says."""
-    rows, resolution = manifest["num_images"], manifest["resolution"]
+def damage(folder: Path, manifest: Manifest) -> str:
+    """The fault of a pack's arrays in words; empty if they are as the manifest says."""
+    rows, resolution = manifest.num_images, manifest.resolution
     kinds = {"images": ("uint8", (rows, resolution, resolution, 3)), "labels": ("int64", (rows,))}
     for name, (dtype, shape) in kinds.items():
         try:
@@ -134,6 +126,6 @@ def damage(folder: Path, manifest: dict[str, Any]) -> str:
             return str(error)
         if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
             return f"{name}.npy has another shape than the manifest says"
-        if hashlib.sha256(array.data).hexdigest() != manifest["sha256"][name]:
+        if hashlib.sha256(array.data).hexdigest() != getattr(manifest.sha256, name):
             return f"{name}.npy has another sha256 than the manifest says"
     return ""

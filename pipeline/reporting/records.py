@@ -12,7 +12,6 @@ Entry = dict[str, Any]  # one object of a metrics file, a sample.json, a record 
 KEYS: dict[str, dict[str, type]] = {
     "curve": dict.fromkeys(("loss", "grad_norm", "images_per_s", "seconds"), float)
     | {"step": int, "images": int},
-    "record": {"source": str, "resolution": int, "recipe": str, "num_images": int, "classes": list},
     "sample": {"sampler": str, "seed": int, "num": int, "nfe_mean": float, "seconds": float}
     | {"device": str, "world_size": int, "precision": str, "guidance": float},
     "evaluation": {"metrics": list, "notes": list, "protocol": dict, "sample": dict},

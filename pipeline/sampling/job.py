@@ -14,6 +14,7 @@ from pipeline.config.load import load_step
 from pipeline.config.paths import out_folder, samples_folder, weights_file
 from pipeline.config.samplers import check_guidance, one_sampler
 from pipeline.config.schema import Config, Sample
+from pipeline.data.pack import DataAbout
 from pipeline.networks.weights_file import load_weights
 
 WORDS = ("weights", "seed", "out", "sampler")
@@ -25,22 +26,17 @@ class Weights(NamedTuple):
     state: dict[str, Tensor]
     about: dict[str, Any]  # training keys and data
     sha256: str  # of the file
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """The record of the pack that it was trained on."""
-        record: dict[str, Any] = self.about["record"]
-        return record
+    record: DataAbout  # the data that it was trained on
 
     @property
     def classes(self) -> list[str] | None:
         """Class names in label order; None where the network knows no classes."""
         known = self.about["config"]["model"]["class_conditional"]
-        return self.record["classes"] if known else None
+        return self.record.classes if known else None
 
     def trained_on(self) -> str:
         """What its images were, in words."""
-        images = f"images of {self.record['resolution']} px"
+        images = f"images of {self.record.resolution} px"
         if self.classes is None:
             return f"{images} without classes"
         return f"{images} in {len(self.classes)} classes, {self.classes[0]} the first"
@@ -68,7 +64,7 @@ class Job:
             return np.full_like(index, -1)
         if self.config.sample.classes == "balanced":
             return index % len(names)
-        per_class = self.weights.record["per_class"]
+        per_class = self.weights.record.per_class or {}
         counts = [per_class[name] for name in names]
         return draws.category(self.seed, draws.SAMPLE_CLASS, index, counts)
 
@@ -94,7 +90,9 @@ def prepare(argv: list[str]) -> Job:
 
 def read_weights(path: Path) -> Weights:
     """The weights in a file; raises UserError where it is missing, damaged or another program's."""
-    return Weights(*load_weights(path), sha256_file(path))
+    state, about = load_weights(path)
+    record = DataAbout.parse(about.get("record"), f"the data of weights {path}")
+    return Weights(state, about, sha256_file(path), record)
 
 
 def read_guide(sample: Sample, weights: Weights) -> Weights | None:
@@ -105,7 +103,7 @@ def read_guide(sample: Sample, weights: Weights) -> Weights | None:
     if sample.guide is None or sample.guidance == 1:
         return None
     guide = read_weights(Path(sample.guide))
-    same_size = guide.record["resolution"] == weights.record["resolution"]
+    same_size = guide.record.resolution == weights.record.resolution
     if not same_size or guide.classes != weights.classes:
         raise UserError(
             f"sample.guide={sample.guide} was trained on {guide.trained_on()}, but the weights it "
@@ -118,7 +116,7 @@ def check_counts(sample: Sample, weights: Weights, path: Path) -> None:
     """Raise UserError where classes are to be drawn and the weights do not know how often."""
     if sample.classes == "balanced" or weights.classes is None:
         return
-    if not set(weights.classes) <= set(weights.record.get("per_class") or {}):
+    if not set(weights.classes) <= set(weights.record.per_class or {}):
         raise UserError(
             f"weights {path} do not say how many images each class had (`per_class`), which "
             "sample.classes=histogram needs: use balanced, or make the weights again from a pack's "

@@ -27,7 +27,7 @@ def build(job: Job, group: Ranks) -> Networks:
 def build_net(job: Job, weights: Weights, group: Ranks) -> nn.Module:
     """One network with its averaged weights."""
     model = Model.model_validate(weights.about["config"]["model"])
-    net = families.build(model, len(weights.record["classes"]))
+    net = families.build(model, len(weights.record.classes))
     net.load_state_dict(weights.state)
     net.eval().requires_grad_(False)
     return execution.prepare(net, group.device, job.config.runtime.compile, group.first)
@@ -38,7 +38,7 @@ def begin(
 ) -> tuple[Field, Tensor]:
     """The velocity field of the images with the given indices, and their first state (B,3,H,W)."""
     sample, record = job.config.sample, job.weights.record
-    shape, no_class = (3, record["resolution"], record["resolution"]), len(record["classes"])
+    shape, no_class = (3, record.resolution, record.resolution), len(record.classes)
     x0 = draws.normal(job.seed, draws.SAMPLE_NOISE, torch.from_numpy(index).to(device), shape)
     x0 = x0.contiguous(memory_format=execution.memory_format(device))
     classes = torch.from_numpy(job.labels(index)).to(device)

@@ -60,7 +60,7 @@ def sample_shards(job: Job, networks: Networks, group: Ranks, shards: Path) -> f
 def join_images(job: Job, shards: Path) -> np.ndarray:
     """Stream the shards into images.npy; returns the network evaluations of each image (N,)."""
     num, batch = job.config.sample.num, job.config.runtime.sample_batch
-    size = job.weights.record["resolution"]
+    size = job.weights.record.resolution
     evaluations = []
     with atomic_stream(job.out / "images.npy") as stream:
         write_header(stream, (num, size, size, 3))
@@ -76,7 +76,7 @@ def collect(job: Job, shards: Path) -> np.ndarray:
     evaluations = join_images(job, shards)
     labels = job.labels(np.arange(job.config.sample.num, dtype=np.int64))
     save_npy(job.out / "labels.npy", labels)
-    images, classes = load_npy(job.out / "images.npy"), job.weights.record["classes"]
+    images, classes = load_npy(job.out / "images.npy"), job.weights.record.classes
     save_grid(job.out / "grid.png", images, labels, classes, GRID_ROWS, GRID_COLUMNS)
     return evaluations
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from pipeline.base.npy import load_npy
 from pipeline.config.paths import pack_folder
 from pipeline.config.schema import Config
 from pipeline.config.schema import Evaluate as Settings
-from pipeline.data.pack import open_pack
+from pipeline.data.pack import DataAbout, Record, open_pack
 from pipeline.reporting.records import Entry
 from pipeline.scoring.extractors import KINDS, Extractor
 from pipeline.scoring.image_sets import ImageSet, npz_images, of_array, open_images, read_labels
@@ -46,48 +45,36 @@ def read_inputs(
 
     `across` names the pack where it is not the one that the samples' model was trained on.
     """
-    known = read_json(record)
+    known = Record.read(record)
     statistics = load_reference(reference)
     check_reference(statistics, known, config.evaluate.extractor, reference)
     images = of_array(f"samples {samples}", load_npy(samples / "images.npy"))
-    check_sizes(images, (known["resolution"],) * 2)
+    check_sizes(images, (known.resolution,) * 2)
     how, data = read_about(samples)
-    notes = check_same_data(data, named(known), known["sha256"]["images"], samples, across)
+    notes = check_same_data(data, known.name, known.sha256.images, samples, across)
     labels = None
-    if not notes or (data and data.get("classes") == known["classes"]):
-        labels = labels_beside(samples, len(images), len(known["classes"]))
+    if not notes or (data and data.classes == known.classes):
+        labels = labels_beside(samples, len(images), len(known.classes))
     pack = open_pack(pack_folder(config), known)
     check_numbers(config.evaluate, len(images), len(pack))
     about = {
-        **{key: known[key] for key in ("source", "resolution", "recipe")},
+        **{key: getattr(known, key) for key in ("source", "resolution", "recipe")},
         **said_of(statistics),
     }
     real = of_array("pack", pack.images)
     notes += unsaid(statistics, reference, config.evaluate.extractor)
-    classes = known["classes"]
-    return Inputs(images, labels, how, real, pack.labels, classes, statistics, about, notes)
+    return Inputs(images, labels, how, real, pack.labels, known.classes, statistics, about, notes)
 
 
-def read_about(samples: Path) -> tuple[Entry, Entry | None]:
-    """What sample.json says of the samples, and the record of the pack that it names.
+def read_about(samples: Path) -> tuple[Entry, DataAbout | None]:
+    """What sample.json says of the samples, and of the data that their model was trained on.
 
     None in place of that where another program wrote the file.
     """
     how = read_json(samples / "sample.json")
     if not isinstance(how, dict):
         raise UserError(f"{samples / 'sample.json'} is no mapping: take it away, or sample again")
-    return how, how["data"] if is_record(how.get("data")) else None
-
-
-def is_record(value: Any) -> bool:
-    """Whether `value` has what a pack's record tells a pack by."""
-    keys = {"source", "resolution", "recipe", "sha256"}
-    return isinstance(value, dict) and keys <= value.keys()
-
-
-def named(record: Entry) -> str:
-    """`<source>_<res>-<recipe>` of a pack's record."""
-    return f"{record['source']}_{record['resolution']}-{record['recipe']}"
+    return how, DataAbout.parse_if_any(how.get("data"))
 
 
 def said_of(reference: Reference) -> Entry:
@@ -118,7 +105,7 @@ def check_sizes(images: ImageSet, size: tuple[int, ...]) -> None:
 
 
 def check_same_data(
-    trained: Entry | None, pack: str, sha256: str, samples: Path, across: str | None
+    trained: DataAbout | None, pack: str, sha256: str, samples: Path, across: str | None
 ) -> list[str]:
     """Raise UserError where the samples' model was trained on another pack than the reference's.
 
@@ -128,14 +115,14 @@ def check_same_data(
     """
     if across not in (None, pack):
         raise UserError(f"across={across} is not the reference's pack: give across={pack}")
-    if trained is None or (trained["sha256"] or {}).get("images") == sha256:
+    if trained is None or (trained.sha256 and trained.sha256.images == sha256):
         return []
-    if trained["sha256"] is None:
+    if trained.sha256 is None:
         raise UserError(
             f"samples {samples} are of imported weights that do not name their pack: import them "
             "again with data.path=PACK (or record=FILE), and sample again"
         )
-    one = f"{named(trained)} ({trained['sha256']['images'][:8]}…)"
+    one = f"{trained.name} ({trained.sha256.images[:8]}…)"
     other = f"{pack} ({sha256[:8]}…)"
     if across is None:
         raise UserError(
@@ -149,12 +136,12 @@ def check_same_data(
     ]
 
 
-def check_same_recipe(images: Entry, pack: str, path: Path, across: str | None) -> list[str]:
+def check_same_recipe(images: Record, pack: str, path: Path, across: str | None) -> list[str]:
     """Raise UserError where a pack is compared with one of another recipe or resolution.
 
     `images` is its record, `pack` the name of the reference's; `across` as above.
     """
-    one = named(images)
+    one = images.name
     if one.rpartition("_")[2] == pack.rpartition("_")[2]:
         return []
     if across is None:
@@ -168,15 +155,15 @@ def check_same_recipe(images: Entry, pack: str, path: Path, across: str | None) 
     ]
 
 
-def check_reference(reference: Reference, record: Entry, extractor: str, path: Path) -> None:
+def check_reference(reference: Reference, record: Record, extractor: str, path: Path) -> None:
     """Raise UserError where the reference says that it is of another pack or extractor."""
     check_extractor(reference, extractor, path)
-    known = {"pack_sha256": record["sha256"]["images"], "num_images": record["num_images"]}
+    known = {"pack_sha256": record.sha256.images, "num_images": record.num_images}
     if any(getattr(reference, k) not in (None, v) for k, v in known.items()):
         raise UserError(
             f"reference {path} is of pack {str(reference.pack_sha256)[:8]}… "
-            f"({reference.num_images:,} images), not of {known['pack_sha256'][:8]}… "
-            f"({known['num_images']:,}): make it again with `python -m pipeline.reference`"
+            f"({reference.num_images:,} images), not of {record.sha256.images[:8]}… "
+            f"({record.num_images:,}): make it again with `python -m pipeline.reference`"
         )
 
 
@@ -254,8 +241,8 @@ def read_any(config: Config, path: Path, reference: Path, across: str | None) ->
     if (home(path) / "sample.json").is_file():
         how, data = read_about(home(path))
     record, other = pack_record(home(reference)), pack_record(home(path))
-    sha256 = record["sha256"]["images"] if record else statistics and statistics.pack_sha256
-    name = named(record) if record else (statistics and statistics.data) or reference.name
+    sha256 = record.sha256.images if record else statistics and statistics.pack_sha256
+    name = record.name if record else (statistics and statistics.data) or reference.name
     notes = check_same_data(data if sha256 else None, name, str(sha256), path, across)
     notes += check_same_recipe(other, name, path, across) if other and sha256 else []
     notes += unsaid(statistics, reference, config.evaluate.extractor) if statistics else []
@@ -290,9 +277,8 @@ def has_statistics(path: Path) -> bool:
         return "mu" in data
 
 
-def pack_record(folder: Path) -> Entry | None:
-    """The record in the manifest of a pack folder; None where `folder` is no pack."""
+def pack_record(folder: Path) -> Record | None:
+    """The record in the manifest of a pack folder; None if `folder` is not a pack."""
     if not (folder / "manifest.json").is_file():
         return None
-    manifest: Entry = read_json(folder / "manifest.json")
-    return manifest if is_record(manifest) else None
+    return Record.parse_if_any(read_json(folder / "manifest.json"))

@@ -1,6 +1,5 @@
 """Order of images, conversion of pixels, ways to read a pack, and packs that are refused."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.base.errors import UserError
 from pipeline.data import reader as reader_module
-from pipeline.data.pack import Pack, open_pack
+from pipeline.data.pack import Hashes, Pack, Record, open_pack
 from pipeline.data.reader import (
     Mapped,
     Reader,
@@ -221,13 +220,15 @@ def test_what_fails_while_reading_ahead_is_raised(
 
 
 def test_a_process_that_reads_ahead_ends(tmp_path: Path) -> None:
-    record = write_pack(tmp_path, num=20, size=8)
+    write_pack(tmp_path, num=20, size=8)
     code = f"""
-import json, numpy as np, torch
+import numpy as np, torch
 from pathlib import Path
-from pipeline import data
-pack = data.open_pack(Path({str(tmp_path)!r}), json.loads({json.dumps(record)!r}))
-data.Mapped(pack, 3, torch.device("cpu"), ahead=4).read(np.arange(4))
+from pipeline.data.pack import open_pack, read_record
+from pipeline.data.reader import Mapped
+folder = Path({str(tmp_path)!r})
+pack = open_pack(folder, read_record(folder))
+Mapped(pack, 3, torch.device("cpu"), ahead=4).read(np.arange(4))
 raise SystemExit(7)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60)
@@ -270,7 +271,7 @@ def test_true_where_it_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     huge = np.lib.stride_tricks.as_strided(pack.images, (1_000_000, 64, 64, 3), (0, 0, 0, 0))
     set_free(monkeypatch, 10_000_000_000)
     with pytest.raises(UserError) as caught:
-        open_reader(Pack(huge, pack.labels, {}), 0, CUDA, True, 0, True)
+        open_reader(Pack(huge, pack.labels, pack.record), 0, CUDA, True, 0, True)
     assert str(caught.value) == (
         "runtime.data_on_device=true but the pack has 12.29 GB, cuda:0 has 10.00 GB free: "
         "use auto or false, which change no result"
@@ -321,20 +322,21 @@ def test_all_ways_to_read_give_the_same_bits_on_a_gpu(tmp_path: Path) -> None:
 
 LIMIT = 2 * 2**30  # bytes of private memory; read-only maps of files do not count
 LARGER = """
-import json, resource, sys
+import resource, sys
 from pathlib import Path
 import numpy as np, torch
-from pipeline import data
+from pipeline.data.pack import open_pack, read_record
+from pipeline.data.reader import Mapped, rows_at
 folder, num = Path(sys.argv[1]), int(sys.argv[2])
 limit = int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-pack = data.open_pack(folder, json.loads((folder / "manifest.json").read_text()))
+pack = open_pack(folder, read_record(folder))
 assert pack.images.nbytes > 2.5 * limit
-reader = data.Mapped(pack, 3, torch.device("cpu"), ahead=64)
+reader = Mapped(pack, 3, torch.device("cpu"), ahead=64)
 for first in range(0, 256, 64):
     positions = np.arange(first, first + 64)
     pixels, labels = reader.read(positions)
-    rows = torch.from_numpy(data.rows_at(positions, 3, num))
+    rows = torch.from_numpy(rows_at(positions, 3, num))
     assert rows.min() < num / 8 and rows.max() > num * 7 / 8
     assert torch.equal(pixels, (rows % 251).to(torch.uint8).view(-1, 1, 1, 1).expand(pixels.shape))
     assert torch.equal(labels, rows % 2)
@@ -348,8 +350,11 @@ except MemoryError:
 
 def write_sparse_pack(folder: Path, num: int, rows: np.ndarray) -> None:
     """A 64 px pack of `num` images of which only `rows` are written: row r is all r % 251."""
-    record = {"resolution": 64, "num_images": num, "classes": ["a", "b"], "sha256": {}}
-    (folder / "manifest.json").write_text(json.dumps(record))
+    record = Record(
+        source="shapes", resolution=64, recipe="box", classes=["a", "b"], num_images=num,
+        sha256=Hashes(images="", labels=""),
+    )  # fmt: skip
+    record.write(folder / "manifest.json")
     np.save(folder / "labels.npy", np.arange(num, dtype=np.int64) % 2)
     shape = (num, 64, 64, 3)
     images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
@@ -400,4 +405,4 @@ def test_truncated_pack_is_refused(tmp_path: Path) -> None:
 def test_pack_that_moved_is_the_same_pack(tmp_path: Path) -> None:
     record = write_pack(tmp_path / "a", num=4, size=8)
     shutil.move(tmp_path / "a", tmp_path / "b")
-    assert len(open_pack(tmp_path / "b", json.loads(json.dumps(record)))) == 4
+    assert len(open_pack(tmp_path / "b", Record.parse(record.to_json(), "a record"))) == 4

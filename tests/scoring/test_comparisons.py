@@ -112,8 +112,6 @@ def test_comparisons_that_do_not_fit_are_refused(
 
 @pytest.mark.parametrize("about", [{"data": "photos"}, {"data": {}}, {"data": None}, {}])
 def test_descriptions_by_other_programs_do_not_matter(world: World, about: dict) -> None:
-    manifest = {"source": "shapes", "resolution": 16, "recipe": "box", "sha256": {"images": "0"}}
-    (world.root / "pack" / "manifest.json").write_text(json.dumps(manifest))
     (world.root / "samples" / "sample.json").write_text(json.dumps(about))
     found = world.compare(world.root / "samples", world.root / "pack")
     assert found["sample"] == about

@@ -10,6 +10,7 @@ from pipeline.base.errors import UserError
 from pipeline.config.load import DEFAULT_FILE, load_yaml
 from pipeline.config.paths import sampler_name, weights_file, weights_files
 from pipeline.config.stages import stage_keys
+from pipeline.data.pack import DataAbout
 from pipeline.networks.unet import UNet
 from pipeline.networks.weights_file import save_weights
 from pipeline.training.ema import EMA
@@ -107,8 +108,10 @@ def test_only_sampling_reads_the_choice() -> None:
 def test_sampling_checks_what_the_weights_say(tmp_path: Path) -> None:
     config = resolved("experiment=tiny", TWO)
     path = tmp_path / "weights.safetensors"
-    record = {"resolution": 8, "classes": [f"c{k}" for k in range(10)]}
-    about = {"config": stage_keys(config, "train"), "record": record, "ema_halflife_images": 64}
+    names = [f"c{k}" for k in range(10)]
+    data = DataAbout(source="shapes", resolution=8, recipe="box", classes=names, sha256=None)
+    about = {"config": stage_keys(config, "train"), "record": data.to_json()}
+    about |= {"ema_halflife_images": 64}
     save_weights(path, UNet(config.model, 10).state_dict(), about)
     words = ["experiment=tiny", f"weights={path}"]
     for choice in ("null", "64"):
