@@ -398,7 +398,7 @@ def test_truncated_pack_is_refused(tmp_path: Path) -> None:
     record = write_pack(tmp_path, num=4, size=8)
     path = tmp_path / "images.npy"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"no readable \.npy|damaged"):
+    with pytest.raises(UserError, match=r"not a readable \.npy|damaged"):
         open_pack(tmp_path, record)
 
 
