@@ -39,7 +39,7 @@ def flow_matching(config: Config, pack: Pack) -> "Workload":
     return FlowMatching(config, pack)
 
 
-# What `workload` may name: each gets the configuration and the pack.
+# The workloads by the key `workload`: each gets the configuration and the pack.
 WORKLOADS: dict[str, Callable[[Config, Pack], "Workload"]] = {"flow": flow_matching}
 
 
@@ -58,7 +58,7 @@ def preflight(argv: list[str], world: int) -> None:
 
 
 def read(argv: list[str], world: int) -> tuple[Config, dict[str, str], Pack]:
-    """Configuration, paths of the command line and pack, as far as no GPU is needed to check them.
+    """Configuration, paths of the command line and pack, checked without a GPU.
 
     Raises UserError with one sentence about the first problem.
     """
@@ -73,7 +73,7 @@ def read(argv: list[str], world: int) -> tuple[Config, dict[str, str], Pack]:
 
 
 def folders(config: Config, paths: dict[str, str], pack: Pack) -> tuple[Path, Path]:
-    """Where the results go, and where the checkpoints lie."""
+    """The folder of the results and that of the checkpoints."""
     out = Path(paths.get("out", run_folder(config) / "train"))
     scratch = scratch_folder(out, config, pack.record.sha256.to_json())
     return out, Path(paths.get("checkpoints", scratch))

@@ -26,20 +26,19 @@ CLASSES = 20
 
 def write_photographs(root: Path, distinct: int, files: int) -> list[Path]:
     """`files` files of `distinct` photographs in root/train/<class>/; their paths."""
-    from pipeline.bench.photos import (
-        crops_of_size,  # scikit-image is there for tests and bench only
-    )
+    # scikit-image is there for tests and bench only
+    from pipeline.bench.photos import crops_of_size
 
     paths: list[Path] = []
     originals = []
-    for number, crop in enumerate(crops_of_size(SIZE, distinct)):
-        originals.append(root / f"{number}.jpg")
+    for index, crop in enumerate(crops_of_size(SIZE, distinct)):
+        originals.append(root / f"{index}.jpg")
         crop.save(originals[-1], quality=92)
-    for number in range(files):
-        folder = root / "train" / f"c{number % CLASSES:02d}"
+    for index in range(files):
+        folder = root / "train" / f"c{index % CLASSES:02d}"
         folder.mkdir(parents=True, exist_ok=True)
-        paths.append(folder / f"{number:06d}.JPEG")
-        paths[-1].hardlink_to(originals[number % distinct])
+        paths.append(folder / f"{index:06d}.JPEG")
+        paths[-1].hardlink_to(originals[index % distinct])
     return paths
 
 
@@ -86,7 +85,7 @@ def peak_memory(root: Path, processes: int) -> dict[str, float]:
 
 
 def children(process: psutil.Process) -> list[psutil.Process]:
-    """Child processes; none where it has ended."""
+    """Child processes; none if it has ended."""
     try:
         return process.children()
     except psutil.NoSuchProcess:
@@ -94,7 +93,7 @@ def children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def resident(process: psutil.Process) -> float:
-    """Resident MB of a process; 0 where it has ended."""
+    """Resident MB of a process; 0 if it has ended."""
     try:
         return float(process.memory_info().rss / 1e6)
     except psutil.NoSuchProcess:
@@ -141,13 +140,15 @@ def bars(rate: dict[str, float], peaks: dict[str, Any]) -> list[dict[str, Any]]:
     """What was promised, what was measured, and whether it holds."""
     large = peaks["and one of 24 megapixels"]["worker"] - 24 * 8
     worker = max(large, *(p["worker"] for name, p in peaks.items() if "mega" not in name))
-    few, many = (p["worker"] for name, p in peaks.items() if "mega" not in name)
+    fewer, more = (p["worker"] for name, p in peaks.items() if "mega" not in name)
     return [
         record.bar("exact / png", rate["exact"] / rate["png"], at_least=2.0),
         record.bar("fast / png", rate["fast"] / rate["png"], at_least=3.5),
         record.bar("exact / bare loop", rate["exact"] / rate["bare"], at_least=0.9),
         record.bar("MB a worker beyond 8 bytes a pixel", worker, at_most=300.0),
         record.bar(
-            "memory with 4 x the images / with 1 x", max(few, many) / min(few, many), at_most=1.1
+            "memory with 4 x the images / with 1 x",
+            max(fewer, more) / min(fewer, more),
+            at_most=1.1,
         ),
     ]

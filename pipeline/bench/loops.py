@@ -1,4 +1,4 @@
-"""What downsampling is compared with, as a program of its own, as its users run it.
+"""The loops that downsampling is compared with: a separate program, as its users run it.
 
     python -m pipeline.bench.loops png|bare PROCESSES RESOLUTION FOLDER OUT
 

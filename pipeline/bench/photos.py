@@ -26,7 +26,7 @@ QUALITY = 92  # of the JPEGs
 
 
 def random_crop(photo: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """A crop with sides of 0.75..1.33 times `size` px, or the photograph's where that is less."""
+    """A crop with sides of 0.75..1.33 times `size` px, or the photograph's if that is less."""
     width, height = (
         min(round(size * np.exp(rng.uniform(np.log(0.75), np.log(1.33)))), side)
         for side in photo.size

@@ -99,7 +99,7 @@ class PlainTrainer:
 
 
 def one_rank(device: torch.device) -> None:
-    """Make the process group of this one process, where there is none."""
+    """Make the process group of this one process, if there is none."""
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

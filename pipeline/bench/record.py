@@ -46,9 +46,9 @@ def _lines(path: str) -> list[str]:
 
 
 def commit(folder: Path = ROOT) -> str | None:
-    """Short hash of the checked-out commit; with "+" where the files outside results/ differ.
+    """Short hash of the checked-out commit; with "+" if the files outside results/ differ.
 
-    None where `folder` is no git checkout.
+    None if `folder` is not a git checkout.
     """
     head = _git(folder, "rev-parse", "--short", "HEAD")
     if head is None:
@@ -57,7 +57,7 @@ def commit(folder: Path = ROOT) -> str | None:
 
 
 def _git(folder: Path, *words: str) -> str | None:
-    """Output of a git command in `folder`; None where it fails or there is no git."""
+    """Output of a git command in `folder`; None if it fails or there is no git."""
     try:
         done = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True)
     except FileNotFoundError:

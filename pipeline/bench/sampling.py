@@ -61,7 +61,7 @@ class Bench:
         return prepare([*self.words, *more])
 
     def networks(self, job: Job) -> tuple[nn.Module, None]:
-        """The network, compiled where the job's runtime says so; made once."""
+        """The network, compiled if the job's runtime says so; made once."""
         compiled = job.config.runtime.compile is True
         if compiled not in self.nets:
             self.nets[compiled] = network.build(job, Ranks(0, 1, self.device))[0]
@@ -109,7 +109,7 @@ def per_sample(field: Field, x: Tensor, tolerance: float) -> tuple[Tensor, float
 
 
 def alone(bench: Bench, job: Job, solve: Any, tolerance: float) -> Tensor:
-    """Each image solved in a batch of its own."""
+    """Each image solved in a separate batch."""
     states = []
     for k in range(SOLVED):
         index = np.array([k], dtype=np.int64)
@@ -118,16 +118,16 @@ def alone(bench: Bench, job: Job, solve: Any, tolerance: float) -> Tensor:
     return torch.cat(states)
 
 
-def furthest(one: Tensor, other: Tensor) -> float:
+def furthest(a: Tensor, b: Tensor) -> float:
     """Largest difference of a value of any sample."""
-    return float((one - other).abs().max())
+    return float((a - b).abs().max())
 
 
 def evaluations(bench: Bench) -> dict[str, Any]:
     """For each tolerance: mean evaluations of both, their ratio, and distances of samples."""
     job = bench.job(*PLAIN)
     exact, _ = per_sample(*bench.field(job, SOLVED), EXACT)
-    found = {}
+    results = {}
     for tolerance in TOLERANCES:
         kinds = {"ours": per_sample, "torchdiffeq": batch_wide}
         entry: dict[str, Any] = {}
@@ -139,14 +139,14 @@ def evaluations(bench: Bench) -> dict[str, Any]:
                 "furthest_from_exact": furthest(x, exact),
             }
         entry["nfe_ratio"] = entry["ours"]["nfe_mean"] / entry["torchdiffeq"]["nfe_mean"]
-        found[f"{tolerance:g}"] = entry
-    return found
+        results[f"{tolerance:g}"] = entry
+    return results
 
 
 def by_precision(bench: Bench) -> dict[str, Any]:
     """Mean evaluations of our dopri5 in lower precision, and distances of samples."""
     exact, _ = per_sample(*bench.field(bench.job(*PLAIN), SOLVED), EXACT)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for precision in ("bf16", "tf32") if bench.device.type == "cuda" else ("bf16",):
         job = bench.job(*PLAIN[:-1], f"sample.precision={precision}")
         for tolerance in LOWER_TOLERANCES:
@@ -154,9 +154,9 @@ def by_precision(bench: Bench) -> dict[str, Any]:
             execution.set_float32(precision, bench.device)
             x, count = per_sample(*field, tolerance)
             entry = {"nfe_mean": count, "furthest_from_exact": furthest(x, exact)}
-            found[f"{precision} at {tolerance:g}"] = entry
+            results[f"{precision} at {tolerance:g}"] = entry
     execution.set_float32("fp32", bench.device)
-    return found
+    return results
 
 
 # --- speed ---------------------------------------------------------------------------------------
@@ -194,12 +194,12 @@ def two_calls(bench: Bench, job: Job, repeats: int = 3) -> float:
     return repeats * TIMED / (time.monotonic() - began)
 
 
-def grey_levels(bench: Bench, one: Job, other: Job) -> float:
+def grey_levels(bench: Bench, first: Job, second: Job) -> float:
     """Mean difference of the images of two jobs, in grey levels."""
     index = np.arange(TIMED, dtype=np.int64)
     images = [
         network.sample_images(job, bench.networks(job), index, bench.device)[0].astype(np.float64)
-        for job in (one, other)
+        for job in (first, second)
     ]
     return float(np.abs(images[0] - images[1]).mean())
 
@@ -237,42 +237,42 @@ def run(rounds: int = 5) -> dict[str, Any]:
 
 
 def on(device: torch.device) -> str:
-    """Whether the fast case compiles: where sampling does, on a GPU."""
+    """Whether the fast case compiles: as sampling does on a GPU."""
     return "true" if device.type == "cuda" else "false"
 
 
 def bars(result: dict[str, Any], solved: dict[str, Any], device: torch.device) -> list[Any]:
-    """What was promised, what was measured, and whether it holds."""
-    found = []
+    """The promised ratios, the measured ones, and whether they hold."""
+    measured = []
     for tolerance, entry in solved.items():
         what = f"evaluations at {tolerance}, ours / torchdiffeq"
-        found.append(record.bar(what, entry["nfe_ratio"], at_most=1.05))
+        measured.append(record.bar(what, entry["nfe_ratio"], at_most=1.05))
         # a sample's neighbours move it by less than the tolerance itself does
-        own = entry["ours"]["furthest_from_alone"] / entry["ours"]["furthest_from_exact"]
+        moved = entry["ours"]["furthest_from_alone"] / entry["ours"]["furthest_from_exact"]
         what = f"moved by the batch / by the tolerance, at {tolerance}"
-        found.append(record.bar(what, own, at_most=0.2))
+        measured.append(record.bar(what, moved, at_most=0.2))
     if device.type == "cuda":
         middle = result["median"]
         ratio = middle["one batched call, bf16"] / middle["one batched call"]
-        found.append(record.bar("compiled bf16 / eager float32", ratio, at_least=2.0))
-    return found
+        measured.append(record.bar("compiled bf16 / eager float32", ratio, at_least=2.0))
+    return measured
 
 
 def notes(solved: dict[str, Any], lower: dict[str, Any], differ: float) -> list[str]:
-    """What the figures beside the bars are."""
+    """The figures beside the bars, as lines."""
     lines = [f"bf16 moves the images by {differ:.3f} grey levels on average"]
     for tolerance, entry in solved.items():
         for name in ("ours", "torchdiffeq"):
-            one = entry[name]
+            case = entry[name]
             lines.append(
-                f"dopri5 at {tolerance}, {name}: {one['nfe_mean']:.1f} evaluations, at most "
-                f"{one['furthest_from_alone']:.2g} from the solution alone and "
-                f"{one['furthest_from_exact']:.2g} from that at {EXACT:g}"
+                f"dopri5 at {tolerance}, {name}: {case['nfe_mean']:.1f} evaluations, at most "
+                f"{case['furthest_from_alone']:.2g} from the solution alone and "
+                f"{case['furthest_from_exact']:.2g} from that at {EXACT:g}"
             )
-    for what, one in lower.items():
+    for what, case in lower.items():
         lines.append(
-            f"dopri5 in {what}: {one['nfe_mean']:.1f} evaluations, at most "
-            f"{one['furthest_from_exact']:.2g} from the solution in fp32 at {EXACT:g}"
+            f"dopri5 in {what}: {case['nfe_mean']:.1f} evaluations, at most "
+            f"{case['furthest_from_exact']:.2g} from the solution in fp32 at {EXACT:g}"
         )
     if not torch.cuda.is_available():
         lines.append("on a GPU (compiled bf16 at 2 x eager float32): unmeasured, there is none")

@@ -1,7 +1,7 @@
 """Scoring: features of 100,000 images streamed at flat memory, against torch-fidelity.
 
 The reference step runs as a command on a pack of random images, by EfficientNet-Lite0 at 96 px (on
-a GPU by Inception-v3 too, where its weights are at hand), once for many images and once for a
+a GPU by Inception-v3 too, if its weights are at hand), once for many images and once for a
 tenth: its peak memory must not follow their number. The baseline is torch-fidelity's own
 calculate_metrics with the same network on fewer images, since it holds every feature.
 """
@@ -123,7 +123,7 @@ LAYERS = {"efficientnet-lite0": "1280", "inception-v3-compat": "2048"}
 
 
 def others_on(device: str) -> list[str]:
-    """The extractor that takes too long for a CPU, on a GPU and where its weights are at hand."""
+    """The extractor that takes too long for a CPU, on a GPU and with its weights at hand."""
     there = device == "cuda" and present(INCEPTION)
     return [INCEPTION] if there else []
 

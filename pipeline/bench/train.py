@@ -35,7 +35,7 @@ from pipeline.training.trainer import Trainer
 AnyTrainer = PlainTrainer | Trainer
 
 TOLERANCE = 1e-3  # relative difference of two losses
-LARGEST = 512  # images a step, where a GPU's memory holds them
+LARGEST = 512  # images a step, if a GPU's memory holds them
 CPU_WORDS = ("experiment=smoke", "data.source=shapes")
 GPU_WORDS = ("experiment=imagenet", "data.source=train", "data.resolution=64")
 
@@ -72,7 +72,7 @@ def loss_of(trainer: AnyTrainer) -> float:
 def losses_differ(trainers: Mapping[str, AnyTrainer], steps: int) -> float:
     """Largest relative difference of a loss from the first trainer's, over the first `steps`.
 
-    Raises RuntimeError where it is above TOLERANCE: then they do not do the same work.
+    Raises RuntimeError if it is above TOLERANCE: then they do not do the same work.
     """
     most = 0.0
     for _ in range(steps):
@@ -261,7 +261,7 @@ def on_gpu(rounds: int, steps: int) -> dict[str, Any]:
 
 
 def run(rounds: int = 7, steps: int = 3, batch: int = 64) -> dict[str, Any]:
-    """The result (see pipeline.bench.record) on the GPU, where there is one, else on the CPU."""
+    """The result (see pipeline.bench.record) on the GPU if there is one, else on the CPU."""
     cuda = torch.cuda.is_available()
     one_rank(torch.device("cuda" if cuda else "cpu"))
     return on_gpu(rounds, steps) if cuda else on_cpu(batch, rounds, steps)

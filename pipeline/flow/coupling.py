@@ -54,7 +54,7 @@ def pairs(reader: Reader, train: Train, positions: np.ndarray) -> tuple[Tensor, 
     x0 = draws.normal(train.seed, draws.TRAIN_NOISE, index, tuple(x1.shape[1:]))
     if not grouped:
         return x0, x1, labels
-    mine = np.searchsorted(drawn, positions)
-    partners = assign_groups(x0, x1, train.coupling_images)[mine]
-    here = moved(mine, reader.device)
-    return x0[moved(partners, reader.device)], x1[here], labels[here]
+    wanted = np.searchsorted(drawn, positions)
+    partners = assign_groups(x0, x1, train.coupling_images)[wanted]
+    kept = moved(wanted, reader.device)
+    return x0[moved(partners, reader.device)], x1[kept], labels[kept]

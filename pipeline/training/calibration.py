@@ -20,7 +20,7 @@ from pipeline.training.meter import peak_memory
 from pipeline.training.trainer import Trainer
 from pipeline.training.workload import Workload
 
-STEPS, SECONDS = 20, 60.0  # timed steps, fewer where they would take longer
+STEPS, SECONDS = 20, 60.0  # timed steps, fewer if they would take longer
 WARM_UP = 1  # untimed steps: compilation, choice of kernels, first allocations
 CPU_STEP = 2e11  # operations of a step on a CPU, at most: a second or two of a few cores
 

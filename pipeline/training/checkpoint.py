@@ -1,4 +1,4 @@
-"""Checkpoints: complete or not there at all, newest valid one first; and final weights."""
+"""Checkpoints: complete or not there at all, newest valid one first."""
 
 import math
 import zipfile
@@ -90,7 +90,7 @@ class Writer:
             self.wait()
 
     def save(self, step: int, state: dict[str, Any], milestone: bool = False) -> None:
-        """Copy `state` and have it written. Raises UserError where the save before failed."""
+        """Copy `state` and have it written. Raises UserError if the save before failed."""
         self.wait()
         self._host = on_host(state, self._host)
         if torch.cuda.is_initialized():
@@ -100,7 +100,7 @@ class Writer:
         )
 
     def wait(self) -> None:
-        """Return when the last save is on the disk; raises UserError where it failed."""
+        """Return when the last save is on the disk; raises UserError if it failed."""
         pending, self._pending = self._pending, None
         if pending:
             pending.result()

@@ -35,7 +35,7 @@ class Metrics:
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Append one row: `step`, `images` and any numbers; None is no number for TensorBoard."""
+        """Append one row: `step`, `images` and any numbers; None does not go to TensorBoard."""
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         for name, value in row.items():

@@ -14,7 +14,7 @@ NEVER = 2**62  # no run has so many images
 
 
 class Watch:
-    """For each of KINDS the first position of the run, in images, where it was not finite.
+    """For each of KINDS the first position of the run, in images, at which it was not finite.
 
     Each rank notes its own; `check` alone waits for the device and for the other ranks.
     """

@@ -15,35 +15,35 @@ from pipeline.training.workload import Workload
 HEADROOM = 0.9  # share of the free memory to plan with; the rest is for fragments and for NCCL
 
 
-def divisors(number: int) -> list[int]:
-    """All divisors of `number`, the largest first."""
-    return [n for n in range(number, 0, -1) if number % n == 0]
+def divisors(share: int) -> list[int]:
+    """All divisors of `share`, the largest first."""
+    return [n for n in range(share, 0, -1) if share % n == 0]
 
 
 def largest_that_fits(share: int, limit_bytes: int, measure: Callable[[int], int]) -> int:
     """The largest divisor of `share` images whose pass needs at most `limit_bytes`.
 
     `measure(n)` are the bytes that a pass over n images takes. It is asked for 1 and 2 images and
-    taken to be a straight line. Raises UserError where not even one image fits.
+    taken to be a straight line. Raises UserError if not even one image fits.
     """
-    one = measure(1)
-    if one > limit_bytes:
+    first_bytes = measure(1)
+    if first_bytes > limit_bytes:
         raise OneRankError(
-            f"training on one image takes {one / 1e9:.2f} GB beside the weights but "
+            f"training on one image takes {first_bytes / 1e9:.2f} GB beside the weights but "
             f"{limit_bytes / 1e9:.2f} GB are left: share the weights out over several GPUs "
             "(runtime.strategy=fsdp2), or use a smaller model or a larger GPU"
         )
     if share == 1:
         return 1
-    another = max(1, measure(2) - one)
-    most = 1 + (limit_bytes - one) // another
+    next_bytes = max(1, measure(2) - first_bytes)
+    most = 1 + (limit_bytes - first_bytes) // next_bytes
     return next(n for n in divisors(share) if n <= most)
 
 
 def largest_that_runs(share: int, first: int, attempt: Callable[[int], None], group: Ranks) -> int:
     """The largest divisor of `share` up to `first` for which `attempt(n)` has memory on all ranks.
 
-    `first` may differ between the ranks. Raises UserError where no number does.
+    `first` may differ between the ranks. Raises UserError if none does.
     """
     start = int(group.minimum(torch.tensor(first, device=group.device)))
     for images in (n for n in divisors(share) if n <= start):
@@ -125,7 +125,7 @@ def measured(
 
 
 def _comes_later(model: nn.Module, sharded: bool) -> int:
-    """Bytes that the first step adds: two moments; and, where sharded, the whole gradient, which
+    """Bytes that the first step adds: two moments; and, if sharded, the whole gradient, which
     is only shared out after the last micro-batch.
     """
     parameters: list[Any] = list(model.parameters())

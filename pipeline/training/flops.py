@@ -13,7 +13,7 @@ TRAINING = 3  # a forward pass, and twice its work for the gradients of inputs a
 
 # Dense TFLOP/s of matrix products with bf16 inputs (V100: fp16) and float32 sums, by words of the
 # device's name, the first that fit. Sources: NVIDIA's data sheet of each product (half of what it
-# states with sparsity; SXM where nothing else is said); GeForce: appendix of NVIDIA's whitepapers
+# states with sparsity; SXM if nothing else is said); GeForce: appendix of NVIDIA's whitepapers
 # on the Ampere GA102 and Ada architectures, "FP16 Tensor with FP32 Accumulate".
 PEAKS = {
     "GB200": 2500.0, "B200": 2250.0,
@@ -38,7 +38,7 @@ def training_flops(workload: Workload) -> int:
 
 
 def peak(name: str) -> float | None:
-    """Dense bf16 peak in TFLOP/s of the device called `name`; None where it is not known."""
+    """Dense bf16 peak in TFLOP/s of the device called `name`; None if it is not known."""
     words = f" {name.replace('-', ' ')} "
     if " MIG " in words:  # a part of a GPU
         return None
@@ -48,7 +48,7 @@ def peak(name: str) -> float | None:
 def mfu(images_per_s_per_gpu: float, flops: float, name: str) -> float | None:
     """Model FLOP utilisation (Chowdhery et al. 2022): operations a second over the peak.
 
-    `flops`: of one training image. None where the peak of the device `name` is not known.
+    `flops`: of one training image. None if the peak of the device `name` is not known.
     """
     most = peak(name)
     return None if most is None else images_per_s_per_gpu * flops / (most * 1e12)

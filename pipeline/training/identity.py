@@ -1,4 +1,4 @@
-"""What makes two training runs the same: the keys that shape the weights, and the data."""
+"""Identity of a training run: the keys that shape the weights, and the data."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def identity(config: Config, data_sha256: Any) -> str:
 
 
 def scratch_folder(out: Path, config: Config, data_sha256: Any) -> Path:
-    """Where the checkpoints and metrics of exactly this experiment lie below `out`."""
+    """The folder below `out` for the checkpoints and metrics of exactly this experiment."""
     return out / "checkpoints" / identity(config, data_sha256)
 
 

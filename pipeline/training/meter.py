@@ -1,4 +1,4 @@
-"""What a rank makes of its device: work done, waiting for data, memory, utilisation, power."""
+"""How well a rank uses its device: work done, waiting for data, memory, utilisation, power."""
 
 import resource
 import time
@@ -11,7 +11,7 @@ from pipeline.training.flops import mfu
 
 
 class Meter:
-    """What a rank makes of its device: rates, waiting, memory, utilisation and power."""
+    """Rates, waiting, memory, utilisation and power of one rank's device."""
 
     def __init__(self, device: torch.device, flops: float, every: float) -> None:
         """`flops`: of one training image. The driver is asked at most every `every` seconds."""
@@ -32,7 +32,7 @@ class Meter:
 
         TFLOP/s and MFU (None: unknown peak) of this device; data_wait, the share of the time in
         which the training thread waited for batches; peak memory in GB, from the start on;
-        utilisation (share) and power (W) from the driver, None where it was not asked or is silent.
+        utilisation (share) and power (W) from the driver, None if it was not asked or is silent.
         """
         waited, self.waited = self.waited, 0.0
         return {
@@ -60,7 +60,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def gpu_state(device: torch.device) -> dict[str, float | None]:
-    """Utilisation (share) and power (W) of a CUDA device by NVML; None where it does not tell.
+    """Utilisation (share) and power (W) of a CUDA device by NVML; None if it does not tell.
 
     torch finds the device's handle, whatever CUDA_VISIBLE_DEVICES says.
     """

@@ -1,7 +1,7 @@
 """How the weights of a training run lie on its ranks: whole on each (ddp), or in parts (fsdp2).
 
-Both average the gradients over the ranks, so that they give the same model but for the order of
-float sums. A checkpoint holds whole tensors under the same names whatever wrote it: it is read
+Both average the gradients over the ranks, so that they give the same model except for the order
+of float sums. A checkpoint holds whole tensors under the same names whatever wrote it: it is read
 under any strategy and by any number of ranks. One process alone holds everything itself.
 """
 
@@ -24,10 +24,10 @@ from pipeline.config.schema import Config
 # Passes with an exchange of gradients that DDP needs before the first step. In the first it records
 # its static graph; torch asserts if that one is under `accumulating`. The second gives the order of
 # the gradients, after which the buckets are filled anew: bucket by bucket the ranks' gradients are
-# added in an order of their own, which has to be the same in a run that goes on.
+# added in a separate order, which has to be the same in a run that goes on.
 REHEARSALS = 2
 
-# Kept for the life of the process: where DDP's reducer is the last to hold a gloo group, torch
+# Kept for the life of the process: if DDP's reducer is the last to hold a gloo group, torch
 # joins the group's thread under the interpreter's lock, which that thread may be waiting for.
 _GROUPS: list[Any] = []
 
@@ -103,7 +103,7 @@ def total_norm(tensors: Iterable[Tensor]) -> Tensor:
 def whole(value: Any, keep: bool) -> Any:
     """A state (tensors in dicts and lists) with every sharded tensor put together.
 
-    These come to host memory one by one where `keep`, else they are None. All ranks must call it.
+    These come to host memory one by one if `keep`, else they are None. All ranks must call it.
     """
     if isinstance(value, DTensor):
         full: Tensor = value.full_tensor()
@@ -117,8 +117,8 @@ def whole(value: Any, keep: bool) -> Any:
 
 def load_net(net: nn.Module, saved: dict[str, Tensor]) -> None:
     """Set the weights to `saved` whole tensors; a rank takes its parts of them."""
-    own = net.state_dict()
-    net.load_state_dict({name: _part(value, own.get(name)) for name, value in saved.items()})
+    local = net.state_dict()
+    net.load_state_dict({name: _part(value, local.get(name)) for name, value in saved.items()})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
@@ -131,8 +131,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> N
     optimizer.load_state_dict({**saved, "state": state})
 
 
-def _part(value: Tensor, own: Tensor | None) -> Tensor:
-    """What of `value` lies here, where `own`, a tensor of the same shape, is sharded."""
-    if not isinstance(own, DTensor) or value.shape != own.shape:
+def _part(value: Tensor, local: Tensor | None) -> Tensor:
+    """This rank's part of `value` if `local`, a tensor of the same shape, is sharded."""
+    if not isinstance(local, DTensor) or value.shape != local.shape:
         return value
-    return distribute_tensor(value, own.device_mesh, own.placements, src_data_rank=None)
+    return distribute_tensor(value, local.device_mesh, local.placements, src_data_rank=None)

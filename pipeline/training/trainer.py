@@ -74,7 +74,7 @@ class Trainer:
         """The network on the ranks, once a pass has shown that the micro-batch fits."""
         group, runtime, blocks = self.group, self.config.runtime, self.workload.blocks()
         precision = self.config.train.precision
-        # where the weights lie
+        # placement of the weights
         sharded = sharding.is_sharded(self.config, group)
         sharding.spread([self.net, *(a.net for a in self.averages)], group, sharded, blocks)
         model: nn.Module = self.net
@@ -134,7 +134,7 @@ class Trainer:
         self.watch.note("loss", loss, int(positions[0]))
 
     def _clip(self) -> None:
-        """Scale the gradient down to clip_grad_norm where it is longer, without waiting for it."""
+        """Scale the gradient down to clip_grad_norm if it is longer, without waiting for it."""
         norm = sharding.total_norm(p.grad for p in self.net.parameters() if p.grad is not None)
         # While it can still halve its scale, the scaler skips a step that is not finite, no more.
         skipped = ~norm.isfinite() & (self.scaler.scale(torch.ones_like(norm)) > 1)
@@ -171,7 +171,7 @@ class Trainer:
         return [sharding.whole(a.net.state_dict(), self.group.first) for a in self.averages]
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `state` was taken."""
+        """Go on exactly from where `state` was taken."""
         self.step, self.device_seconds = state["step"], state["device_seconds"]
         sharding.load_net(self.net, state["net"])
         for average, saved in zip(self.averages, state["averages"], strict=True):
@@ -194,7 +194,7 @@ class Trainer:
         return checkpoint.is_milestone(self.step, self.config.train.batch, every)
 
     def check_finite(self) -> None:
-        """Raise UserError on all ranks where anything was NaN or infinite since the last check.
+        """Raise UserError on all ranks if anything was NaN or infinite since the last check.
 
         Every rank must call it at the same step. No checkpoint holds such a state.
         """
@@ -205,7 +205,7 @@ class Trainer:
     def row(self, steps: int, seconds: float) -> dict[str, Any]:
         """One row of the curve: means over the last `steps` steps, which took `seconds`.
 
-        Every rank must call it at the same step. Raises UserError where the loss is not finite.
+        Every rank must call it at the same step. Raises UserError if the loss is not finite.
         """
         loss = float(self.group.mean(self.loss_sum)) / steps
         self.loss_sum.zero_()

@@ -50,7 +50,7 @@ class Workload(Protocol):
         """Change the weights after an optimiser step, for networks that want that."""
 
     def locate(self, positions: np.ndarray) -> str:
-        """Where the items of the positions lie, for messages: "rows 17, 40 of the pack"."""
+        """Place of the items at the positions, for messages: "rows 17, 40 of the pack"."""
 
     def about(self) -> dict[str, Any]:
-        """What a file of weights says of the data, as JSON; its `sha256` is theirs alone."""
+        """The description of the data in a file of weights, as JSON; `sha256` identifies them."""
