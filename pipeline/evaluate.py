@@ -30,6 +30,7 @@ from pipeline.config.load import load_step
 from pipeline.config.paths import out_file, record_file, reference_file, run_folder, samples_folder
 from pipeline.config.schema import Config
 from pipeline.config.stages import write_config
+from pipeline.drawing.pictures import neighbours_picture
 from pipeline.drawing.tiles import save_picture
 from pipeline.launching.handover import hand_over
 from pipeline.reporting.records import Entry
@@ -37,7 +38,7 @@ from pipeline.scoring.extractors import Extractor, load_extractor
 from pipeline.scoring.fidelity import torch_fidelity
 from pipeline.scoring.inputs import Inputs, check_weights, read_any, read_inputs
 from pipeline.scoring.measure import Accuracy, Parts, Work, measure, split, why_no_accuracy
-from pipeline.scoring.neighbours import Neighbours, picture
+from pipeline.scoring.neighbours import Neighbours
 from pipeline.scoring.references import Reference
 from pipeline.scoring.scores import HELD, all_scores
 from pipeline.scoring.weights import find_weights
@@ -197,7 +198,8 @@ def write(job: Job, result: Entry, neighbours: Neighbours | None) -> None:
         rows = neighbours.real_rows
         real = job.inputs.real.read(rows.ravel()).reshape(*rows.shape, *samples.shape[1:])
         path = job.out.with_name(f"{job.out.stem}-neighbours.png")
-        save_picture(path, picture(neighbours, np.asarray(samples), real))
+        distances, caption = neighbours.distances, neighbours.caption()
+        save_picture(path, neighbours_picture(np.asarray(samples), real, distances, caption))
     if job.run:
         write_config(job.out.parent, job.config, "evaluate")
     write_json(job.out, result)

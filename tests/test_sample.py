@@ -17,7 +17,7 @@ from pipeline.base import files, locks
 from pipeline.base.errors import UserError
 from pipeline.config import samplers
 from pipeline.networks import weights_file
-from pipeline.sampling import network, shards
+from pipeline.sampling import shards
 from pipeline.sampling.job import prepare
 from tests.conftest import ROOT, resolved
 from tests.random_networks import COUNTS, save_network
@@ -82,7 +82,7 @@ def test_finished_batches_are_kept(
 ) -> None:
     whole, _ = run(weights, tmp_path / "a", "runtime.sample_batch=5")
     calls: list[int] = []
-    real = network.sample_images
+    real = shards.sample_images
 
     def fails_at_the_third(*arguments: object) -> object:
         calls.append(1)
@@ -90,7 +90,7 @@ def test_finished_batches_are_kept(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(network, "sample_images", fails_at_the_third)
+    monkeypatch.setattr(shards, "sample_images", fails_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         run(weights, tmp_path / "b", "runtime.sample_batch=5")
     assert not (tmp_path / "b" / "images.npy").exists()
@@ -172,7 +172,7 @@ def test_shards_of_another_guide_are_not_taken(
     expected, _ = run(weights, tmp_path / "a", *words)
     save_network(guide, seed=1)
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "collect", lambda *_: 1 / 0)
+        patch.setattr(sample, "collect", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(weights, tmp_path / "b", *words)
     save_network(guide, seed=2)
@@ -239,7 +239,7 @@ def test_an_older_description_never_stands_beside_new_images(
 ) -> None:
     run(weights, tmp_path, "seed=0")
     (tmp_path / ".images.npy.1.tmp").write_text("begun by a run that was killed")
-    monkeypatch.setattr(network, "save_strip", lambda *_: 1 / 0)  # the images are written by then
+    monkeypatch.setattr(sample, "save_strip", lambda *_: 1 / 0)  # the images are written by then
     with pytest.raises(ZeroDivisionError):
         run(weights, tmp_path, "seed=1")
     assert (tmp_path / "images.npy").exists() and not (tmp_path / "sample.json").exists()
@@ -251,7 +251,7 @@ def test_progress_counts_finished_batches(
 ) -> None:
     words = ["runtime.sample_batch=6", "runtime.progress_seconds=0"]
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "collect", lambda *_: 1 / 0)
+        patch.setattr(sample, "collect", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(weights, tmp_path, *words)
     next(tmp_path.glob("shards/*/00000006.npz")).unlink()

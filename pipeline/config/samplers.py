@@ -30,12 +30,12 @@ def rounding_note(sample: Sample) -> str:
     the evaluations at 1e-5 for images that are no better (results/benchmarks/sampling.json).
     """
     tolerance = min(sample.rtol, sample.atol)
-    if sample.solver != "dopri5" or sample.precision != "bf16" or tolerance >= BF16_TOLERANCE:
+    if not sample.adaptive or sample.precision != "bf16" or tolerance >= BF16_TOLERANCE:
         return ""
     return (
-        f"dopri5 takes the rounding of bf16 for error at a tolerance of {tolerance:g} and needs "
-        f"several times the evaluations: sample.precision=tf32 does not, nor do sample.rtol and "
-        f"sample.atol of {BF16_TOLERANCE:g} or more"
+        f"{sample.solver} takes the rounding of bf16 for error at a tolerance of {tolerance:g} and "
+        "needs several times the evaluations: sample.precision=tf32 does not, nor do sample.rtol "
+        f"and sample.atol of {BF16_TOLERANCE:g} or more"
     )
 
 
@@ -74,15 +74,15 @@ def family(about: Mapping[str, Any]) -> str:
 
 
 def _length(sample: Sample) -> list[str]:
-    """Tolerances of dopri5, one where they are equal; steps of the others."""
-    if sample.solver == "dopri5":
+    """Tolerances of an adaptive solver, one if they are equal; steps of the others."""
+    if sample.adaptive:
         return [f"{tolerance:g}" for tolerance in dict.fromkeys((sample.rtol, sample.atol))]
     return [str(len(sample.grid) - 1 if isinstance(sample.grid, tuple) else sample.steps)]
 
 
 def _kind(sample: Sample) -> list[str]:
     """A part for each other key that differs from the plainest sampler."""
-    parts = [] if sample.solver == "dopri5" else _grid(sample)
+    parts = [] if sample.adaptive else _grid(sample)
     if sample.guidance != 1:
         parts.append(f"g{sample.guidance:g}")
         if sample.guidance_interval != (0, 1):

@@ -4,7 +4,7 @@ The values are in config.yaml; how they are laid over each other is in pipeline/
 """
 
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -86,12 +86,16 @@ class Train(Section):
         return value
 
 
+FixedGridSolver = Literal["euler", "midpoint", "heun", "rk4"]  # rows of sampling/solvers.py
+AdaptiveSolver = Literal["dopri5"]
+
+
 class Sample(Section):
     num: PositiveInt
-    solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
+    solver: Literal[FixedGridSolver, AdaptiveSolver]
     steps: PositiveInt  # of the grids uniform and edm
-    grid: Literal["uniform", "edm"] | tuple[Fraction, ...]  # times; not of dopri5
-    rtol: Positive  # of dopri5
+    grid: Literal["uniform", "edm"] | tuple[Fraction, ...]  # times; not of adaptive solvers
+    rtol: Positive  # of adaptive solvers
     atol: Positive
     guidance: Annotated[float, Field(ge=0)]  # 1: the conditional velocity alone
     guidance_interval: tuple[Fraction, Fraction]  # times between which it is guided
@@ -124,6 +128,11 @@ class Sample(Section):
         if value[0] >= value[1]:
             raise ValueError("expected two times, the smaller one first")
         return value
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the solver chooses its own steps by tolerances, instead of following a grid."""
+        return self.solver in get_args(AdaptiveSolver)
 
     @property
     def samplers(self) -> tuple["Sample", ...]:

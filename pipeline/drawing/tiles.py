@@ -31,6 +31,13 @@ class Panel(NamedTuple):
     labels: np.ndarray
 
 
+def row_names(labels: np.ndarray, classes: Sequence[str] | None) -> list[str]:
+    """The names of rows of classes `labels` (B,); `classes` None: images without classes."""
+    if classes is None:
+        return [NO_CLASS] * len(labels)
+    return [shorten(classes[label], NAME_LENGTH) for label in labels]
+
+
 def cell_scale(size: int) -> int:
     """Factor that makes a cell of `size` px 48..96 px wide; 1 where `size` is larger."""
     return max(1, round(64 / size), math.ceil(48 / size))

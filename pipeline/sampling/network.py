@@ -9,6 +9,8 @@ from pipeline.compute import draws, execution
 from pipeline.compute.distributed import Ranks
 from pipeline.config.model_keys import Model
 from pipeline.data.reader import to_uint8
+from pipeline.drawing import pictures
+from pipeline.drawing.tiles import row_names
 from pipeline.networks import families
 from pipeline.sampling import solvers, strip, time_grids
 from pipeline.sampling.field import Field
@@ -92,5 +94,5 @@ def save_strip(job: Job, networks: Networks, device: torch.device) -> None:
     size = job.config.runtime.sample_batch
     parts = [states(job, networks, index[k : k + size], device) for k in index[::size]]
     images = np.concatenate([part for _, part in parts], axis=1)
-    names = strip.row_names(job.labels(index), job.weights.classes)
-    strip.save_strip(job.out / "strip.png", parts[0][0], images, names)
+    names = row_names(job.labels(index), job.weights.classes)
+    pictures.save_strip(job.out / "strip.png", parts[0][0], images, names)

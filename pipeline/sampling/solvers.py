@@ -1,9 +1,11 @@
-"""ODE integrators: pure functions that carry x along time, from 0 (noise) to 1 (data).
+"""Solvers of ODEs: pure functions that carry x along time, from 0 (noise) to 1 (data).
 
 A velocity is called as `velocity(x, t, rows)` with the state x (B, C, H, W), the times t (B,) in
 x's dtype and `rows` (B,) int64, the batch rows that are being evaluated, by which the caller picks
-labels; it returns dx/dt in x's shape and dtype. Gradients are the caller's matter: sample under
+labels; it returns dx/dt in x's shape and dtype. The caller turns gradients off: sample under
 `torch.inference_mode()`.
+
+A new solver is a function here, a row of FIXED_GRID or ADAPTIVE, and its name in config/schema.py.
 """
 
 import math
@@ -96,9 +98,6 @@ def rk4(velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
     return Solution(x, torch.full_like(rows, 4 * (len(grid) - 1)))
 
 
-FIXED_GRID = {"euler": euler, "midpoint": midpoint, "heun": heun, "rk4": rk4}
-
-
 def dopri5(
     velocity: Velocity,
     x: Tensor,
@@ -112,13 +111,14 @@ def dopri5(
     """Dormand-Prince 5(4) (J. Comp. Appl. Math. 6, 1980), steps chosen per sample.
 
     Goes from time `start` to the later time `stop`.
-    A step is accepted where the RMS over the sample's elements of
+    A step is accepted if the RMS over the sample's elements of
     error / (atol + rtol max(|x|, |x_new|)) is at most 1. Two evaluations choose the first step and
     each attempt takes six; a step does not grow right after a rejection (Hairer, Norsett & Wanner
-    1993, II.4). A finished sample is evaluated no more. Nothing of a sample depends on the others.
+    1993, II.4). A finished sample is not evaluated again. Each sample is independent of the others.
     `rows` (B,) int64, on x's device, are the numbers handed to the velocity, by default 0 to B-1.
-    Raises ArithmeticError, naming the rows, where a step underflows.
+    Raises ArithmeticError, naming the rows, if a step underflows.
     """
+    # The first step
     rows = _all_rows(x) if rows is None else rows
     final, evaluations = torch.empty_like(x), torch.full_like(rows, 2)
     t = torch.full((len(x),), start, dtype=torch.float64, device=x.device)
@@ -127,23 +127,54 @@ def dopri5(
     place = _all_rows(x)  # of the live samples in the batch
     smooth = torch.ones_like(place, dtype=torch.bool)  # their last attempt was not rejected
     while len(place):
+        # One attempt
         _check_step(step, rows[place])
         last = step >= stop - t
         h = torch.minimum(step, stop - t)
         new_x, new_slope, error = dopri5_step(velocity, x, t, h, slope, rows[place])
         evaluations[place] += len(STAGES)
+
+        # Samples whose error is small enough move on
         norm = _rms(error / (atol + rtol * torch.maximum(x.abs(), new_x.abs())))
         accepted = norm <= 1
         x = torch.where(_wide(accepted, x), new_x, x)
         slope = torch.where(_wide(accepted, x), new_slope, slope)
         t = torch.where(accepted, torch.where(last, stop, t + h), t)
+
+        # The next step
         factor = t.new_tensor([step_factor(value) for value in norm.tolist()])
         step = h * torch.where(smooth, factor, factor.clamp(max=1))
+
+        # Samples at the end leave the batch
         live = t < stop
         final[place[~live]] = x[~live]
         x, slope, t, step = x[live], slope[live], t[live], step[live]
         place, smooth = place[live], accepted[live]
     return Solution(final, evaluations)
+
+
+# Solvers by the names of sample.solver (config/schema.py)
+FIXED_GRID = {"euler": euler, "midpoint": midpoint, "heun": heun, "rk4": rk4}
+ADAPTIVE = {"dopri5": dopri5}
+
+
+def solve(
+    name: str, velocity: Velocity, x: Tensor, times: Tensor, rtol: float, atol: float
+) -> Solution:
+    """Carry x (B, C, H, W) from times[0] to times[-1] with the solver `name`.
+
+    `times` (N+1,) float64 increase; an adaptive solver uses only the first and the last, and it
+    alone uses `rtol` and `atol`. A fixed-grid solver does the same arithmetic over slices of a
+    grid, one after the other, as over the whole.
+    Raises KeyError for another name, ArithmeticError if a step of an adaptive solver underflows.
+    """
+    if name in ADAPTIVE:
+        start, stop = float(times[0]), float(times[-1])
+        return ADAPTIVE[name](velocity, x, rtol, atol, start=start, stop=stop)
+    return FIXED_GRID[name](velocity, x, times)
+
+
+# --- parts of dopri5 ---------------------------------------------------------------------------
 
 
 def dopri5_step(
@@ -171,21 +202,6 @@ def step_factor(error: float) -> float:
     if not math.isfinite(error):
         return MIN_FACTOR
     return min(MAX_FACTOR, max(MIN_FACTOR, SAFETY * math.pow(max(error, 1e-10), -0.2)))
-
-
-def solve(
-    name: str, velocity: Velocity, x: Tensor, times: Tensor, rtol: float, atol: float
-) -> Solution:
-    """Carry x (B, C, H, W) from times[0] to times[-1] with the integrator `name` of sample.solver.
-
-    `times` (N+1,) float64 increase; dopri5 takes no more than the ends of them. `rtol` and `atol`
-    are for dopri5 alone. Over slices of a grid, one after the other, a fixed-grid method does the
-    same arithmetic as over the whole.
-    Raises KeyError for another name, ArithmeticError where a step of dopri5 underflows.
-    """
-    if name == "dopri5":
-        return dopri5(velocity, x, rtol, atol, start=float(times[0]), stop=float(times[-1]))
-    return FIXED_GRID[name](velocity, x, times)
 
 
 def _first_step(
@@ -229,7 +245,7 @@ def _grown_step(trial: float, speed: float, change: float) -> float:
 
 
 def _check_step(step: Tensor, rows: Tensor) -> None:
-    """Raise ArithmeticError, naming the first rows, where a step is too short or NaN."""
+    """Raise ArithmeticError, naming the first rows, if a step is too short or NaN."""
     bad = rows[~(step >= MIN_STEP)].tolist()
     if bad:
         raise ArithmeticError(

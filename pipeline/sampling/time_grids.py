@@ -1,4 +1,4 @@
-"""The times between which a fixed-grid integrator steps, and the state at the first of them.
+"""The times between which a fixed-grid solver steps, and the state at the first of them.
 
 Time is that of the flow: 0 is noise, 1 the image (see pipeline/flow/probability_path.py).
 """
@@ -14,10 +14,10 @@ SIGMA_MAX, SIGMA_MIN, RHO = 80.0, 0.002, 7.0  # Karras et al. 2022, table 1
 def times(sample: Sample) -> Tensor:
     """The increasing times (N+1,) float64 of the sampler's grid, the last of them 1.
 
-    `sample.steps` steps for uniform and edm, the listed times for a list. An adaptive integrator
-    has no grid: its interval, 0 and 1.
+    `sample.steps` steps for uniform and edm, the listed times for a list. An adaptive solver
+    has no grid: for it these are the ends of its interval, 0 and 1.
     """
-    if sample.solver == "dopri5":
+    if sample.adaptive:
         return torch.tensor([0.0, 1.0], dtype=torch.float64)
     if isinstance(sample.grid, tuple):
         return torch.tensor(sample.grid, dtype=torch.float64)

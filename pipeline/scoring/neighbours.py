@@ -10,17 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pipeline.compute.distributed import Ranks
-from pipeline.drawing.tiles import FONT_SIZE, GAP, MARGIN, TEXT_COLOUR, cell_scale, spread
+from pipeline.drawing.tiles import spread
 from pipeline.scoring.keepers import Batch
 
 SAMPLES = 8  # that are searched for
 NEAREST = 5  # neighbours of each
 REAL = 100  # images of part A whose nearest in part B is searched
-LINE = FONT_SIZE + 6  # px
 
 
 def queries(labels: np.ndarray | None, num: int) -> np.ndarray:
@@ -102,41 +100,3 @@ class Neighbours(NamedTuple):
             f"real images to their nearest of {self.real_searched:,} others: "
             f"{self.real:.4g} (median)",
         ]
-
-
-# --- picture -----------------------------------------------------------------------------------
-
-
-def picture(found: Neighbours, samples: np.ndarray, real: np.ndarray) -> Image.Image:
-    """One row a sample: samples (Q,H,W,3) at the left, then real (Q,k,H,W,3) with distances.
-
-    Pixels are repeated so that small images can be seen.
-    """
-    font = ImageFont.load_default(size=FONT_SIZE)
-    lines = found.caption()
-    scale = cell_scale(samples.shape[2])
-    height, width = samples.shape[1] * scale, samples.shape[2] * scale
-    pitch = (width + GAP, height + LINE + GAP)
-    left = 2 * MARGIN + width + MARGIN  # of the first neighbour
-    right = left + real.shape[1] * pitch[0] - GAP + MARGIN
-    right = max(right, 2 * MARGIN + int(max(font.getlength(line) for line in lines)) + 1)
-    bottom = MARGIN + LINE + len(samples) * pitch[1]
-    canvas = Image.new("RGB", (right, bottom + len(lines) * LINE + MARGIN), "white")
-    draw = ImageDraw.Draw(canvas)
-
-    def cell(x: int, y: int, image: np.ndarray, text: str) -> None:
-        shown = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
-        canvas.paste(shown, (x, y))
-        draw.text((x + width / 2, y + height + 3), text, TEXT_COLOUR, font, anchor="ma")
-
-    draw.text((MARGIN, MARGIN), "sample", TEXT_COLOUR, font)
-    draw.text((left, MARGIN), "nearest real images", TEXT_COLOUR, font)
-    for number, (sample, others) in enumerate(zip(samples, real, strict=True)):
-        top = MARGIN + LINE + number * pitch[1]
-        cell(MARGIN, top, sample, "")
-        for place, image in enumerate(others):
-            distance = f"{found.distances[number, place]:#.3g}"
-            cell(left + place * pitch[0], top, image, distance)
-    for number, line in enumerate(lines):
-        draw.text((MARGIN, bottom + number * LINE), line, TEXT_COLOUR, font)
-    return canvas

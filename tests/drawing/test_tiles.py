@@ -95,6 +95,13 @@ def test_save_grid_replaces_whole_files_only(tmp_path: Path) -> None:
 
 
 def test_grids_and_tables_need_no_matplotlib() -> None:
-    code = "import sys; sys.modules['matplotlib'] = None; import pipeline.grid, pipeline.tables"
+    modules = "pipeline.drawing.pictures, pipeline.reporting.tables"
+    code = f"import sys; sys.modules['matplotlib'] = None; import {modules}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_rows_have_the_names_of_their_classes() -> None:
+    labels = np.array([2, 0])
+    assert tiles.row_names(labels, CLASSES) == [CLASSES[2], CLASSES[0]]
+    assert tiles.row_names(np.array([-1, -1]), None) == [tiles.NO_CLASS] * 2

@@ -1,10 +1,10 @@
 """Samples do not know how many ranks and which batches they were made in.
 
 Another batch size is another rounding in the network's sums, about 1e-6. A fixed grid carries that
-to at most one grey level where a value lies at the border of two. dopri5 may besides accept a step
-that it rejected before; then two solutions differ by what each may be away from the exact one. That
-is at most 3 tolerances in tests/test_solver.py, so 6e-5 of the range [-1, 1] at 1e-5, or 0.0077
-grey levels: values differ by one level at most, and no more than 0.77 % of them do.
+to at most one grey level if a value lies at the border of two. dopri5 may also accept a step that
+it rejected before; then two solutions differ by as much as each may be away from the exact one.
+That is at most 3 tolerances in tests/sampling/test_solvers.py, so 6e-5 of the range [-1, 1] at
+1e-5, or 0.0077 grey levels: values differ by one level at most, and no more than 0.77 % of them do.
 
 Started by torchrun, this module is a rank that samples with all samplers and batch sizes.
 """

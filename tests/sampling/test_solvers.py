@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torchdiffeq import odeint
 from torchdiffeq._impl.rk_common import rk4_step_func
 
+from pipeline.config import schema
 from pipeline.sampling import solvers
 from pipeline.sampling.solvers import (
     FIXED_GRID,
@@ -361,3 +363,8 @@ def test_dtype_and_shape_are_those_of_the_noise() -> None:
             grid = torch.linspace(0, 1, 4, dtype=torch.float64)
             solution = solve(name, wave, x, grid, 1e-2, 1e-2).x
             assert (solution.dtype, solution.shape) == (x.dtype, x.shape)
+
+
+def test_every_solver_of_the_schema_has_a_row() -> None:
+    assert set(FIXED_GRID) == set(get_args(schema.FixedGridSolver))
+    assert set(solvers.ADAPTIVE) == set(get_args(schema.AdaptiveSolver))

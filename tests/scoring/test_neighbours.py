@@ -1,15 +1,12 @@
-"""Which samples are searched for, and the picture of their neighbours."""
-
-import io
+"""Which samples are searched for, and which of the real images are nearest."""
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.scoring.keepers import Batch
-from pipeline.scoring.neighbours import NEAREST, SAMPLES, Nearest, Neighbours, picture, queries
+from pipeline.scoring.neighbours import SAMPLES, Nearest, queries
 
 
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=200), st.integers(1, 300))
@@ -33,21 +30,3 @@ def test_a_copy_is_at_distance_zero_and_the_first_of_equal_ones_comes_first() ->
     for rows in (np.arange(20, 40), np.arange(20)):
         nearest.add(Batch(rows, features[torch.from_numpy(rows)], None))
     assert nearest.rows.tolist() == [[3, 7, 30]] and nearest.distances.tolist() == [[0, 0, 0]]
-
-
-@pytest.mark.parametrize(("size", "scale"), [(16, 4), (64, 1), (256, 1)])
-def test_every_image_stands_in_the_picture_pixel_by_pixel(size: int, scale: int) -> None:
-    rng = np.random.default_rng(0)
-    samples = rng.integers(0, 256, (2, size, size, 3), np.uint8)
-    real = rng.integers(0, 256, (2, NEAREST, size, size, 3), np.uint8)
-    distances = np.sort(rng.random((2, NEAREST)), 1)
-    rows = np.zeros((2, NEAREST), int)
-    found = Neighbours(np.arange(2), rows, distances, 1000, 4000, 0.5, 500)
-    shown = np.asarray(picture(found, samples, real))
-    content = shown.tobytes()
-    for image in (*samples, *real.reshape(-1, size, size, 3)):
-        line = np.repeat(image[0], scale, axis=0).tobytes()
-        assert line in content
-    stream = io.BytesIO()
-    picture(found, samples, real).save(stream, "PNG")
-    assert shown.shape[2] == 3 and stream.tell() > 0
