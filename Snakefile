@@ -15,6 +15,7 @@
 #   gpu       GPUs the job may take, capped by --resources gpu=N
 #   env       environment variables it needs; `?` marks those it reads where they are set
 #   settings  places, runtime and launch keys
+import json
 import re
 
 from snakemake.utils import min_version
@@ -303,8 +304,8 @@ rule report:
         settings=X.settings,
     params:
         config=X.keys("report"),
-        samples=lambda wildcards: ",".join(X.samples),
-        metrics=lambda wildcards, input: ",".join(input.metrics),
+        samples=lambda wildcards: json.dumps(list(X.samples)),
+        metrics=lambda wildcards, input: json.dumps(list(input.metrics)),
         folder=subpath(output.summary, parent=True),
     shell:
         "python -m pipeline.launch --log {log} -- -m pipeline.report config={params.config:q}"

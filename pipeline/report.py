@@ -1,33 +1,33 @@
 """The report of one run: training curve, samples beside real images, table of metrics.
 
-    python -m pipeline.report curve=CURVE.jsonl record=RECORD.json samples=FOLDER[,FOLDER...] \
-        metrics=FILE.json[,FILE.json...] out=FOLDER [config=...]
+    python -m pipeline.report curve=CURVE.jsonl record=RECORD.json \
+        'samples=[FOLDER, ...]' 'metrics=[FILE.json, ...]' out=FOLDER [config=...]
 
 Reads what the earlier steps wrote, and the pack that the record names. Everything is read, checked
 and drawn before the first file is written. Ends by printing the table.
 """
 
 import io
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import yaml
 
 from pipeline.base.errors import UserError, run_main
-from pipeline.base.files import atomic_stream, read_json
+from pipeline.base.files import atomic_stream
 from pipeline.base.npy import load_npy
 from pipeline.config.load import load_step
 from pipeline.config.paths import out_folder, pack_folder
-from pipeline.config.schema import Config
+from pipeline.config.schema import Config, Report
 from pipeline.config.stages import write_config
 from pipeline.data.pack import Record
 from pipeline.drawing.charts import curve_chart, distance_chart, nfe_chart
 from pipeline.drawing.tiles import Panel, panel_grid
 from pipeline.reporting.pages import report_page
-from pipeline.reporting.records import Entry, checked, read_evaluation
+from pipeline.reporting.records import CurveRow, Evaluation, SampleAbout, read_curve
 from pipeline.reporting.tables import (
     frechet_rows,
     numbered,
@@ -49,29 +49,14 @@ class Inputs(NamedTuple):
     """All that the report shows."""
 
     record: Record
-    curve: list[Entry]
-    evaluations: list[Entry]
+    curve: list[CurveRow]
+    evaluations: list[Evaluation]
     real: Panel
     samples: list[tuple[str, Panel]]  # sampler and images, in the order of the command line
 
 
-def read_curve(path: Path) -> list[Entry]:
-    """The rows of a training curve; raises UserError where it is missing, damaged or empty."""
-    if not path.is_file():
-        raise UserError(f"training curve {path} is missing: run the training first")
-    rows = []
-    for count, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            rows.append(checked("curve", json.loads(line), f"line {count} of {path}"))
-        except ValueError as error:
-            raise UserError(f"line {count} of {path} is no JSON: run the training again") from error
-    if not rows:
-        raise UserError(f"training curve {path} holds no rows: run the training first")
-    return rows
-
-
 def read_panel(title: str, folder: Path, record: Record) -> Panel:
-    """The images and labels in `folder`; raises UserError where they do not fit the record."""
+    """The images and labels in `folder`; raises UserError if they do not fit the record."""
     images, labels = load_npy(folder / "images.npy"), load_npy(folder / "labels.npy")
     size = record.resolution
     fits = images.dtype == np.uint8 and images.shape == (*labels.shape, size, size, 3)
@@ -90,22 +75,31 @@ def read_panel(title: str, folder: Path, record: Record) -> Panel:
 
 def read_samples(folder: Path, record: Record) -> tuple[str, Panel]:
     """The sampler of one folder of samples, and its panel, titled by sampler and seed."""
-    about = checked("sample", read_json(folder / "sample.json"), folder / "sample.json")
-    title = f"{about['sampler']}, seed {about['seed']}"
-    return about["sampler"], read_panel(title, folder, record)
+    about = SampleAbout.read(folder / "sample.json")
+    return about.sampler, read_panel(about.title, folder, record)
 
 
-def read_scores(path: Path, record: Record) -> Entry:
-    """One metrics file; raises UserError where it is damaged or of other classes."""
-    result = read_evaluation(path)
-    shares = result.get("class_accuracy")
-    if shares and len(shares["per_class"]) != len(record.classes):
+def read_scores(path: Path, record: Record) -> Evaluation:
+    """One metrics file; raises UserError if it is damaged or of other classes."""
+    evaluation = Evaluation.read(path)
+    shares = evaluation.class_accuracy
+    if shares and len(shares.per_class) != len(record.classes):
         raise UserError(f"{path} and the record differ in classes: evaluate again")
-    return result
+    return evaluation
+
+
+def listed(word: str) -> list[Path]:
+    """The paths that a word names: one, or several as a list in YAML."""
+    if not word.startswith("["):
+        return [Path(word)]
+    try:
+        return [Path(str(path)) for path in yaml.safe_load(word)]
+    except yaml.YAMLError as error:
+        raise UserError(f"{word} is not a list: write [PATH, PATH, ...]") from error
 
 
 def read_inputs(config: Config, words: Mapping[str, str]) -> Inputs:
-    """Read and check everything; raises UserError with one sentence about the first problem."""
+    """Everything that the report shows, checked; raises UserError about the first problem."""
     missing = [f"{word}=..." for word in WORDS if not words.get(word)]
     if missing:
         raise UserError(f"the report needs {' '.join(missing)} on its command line")
@@ -119,9 +113,9 @@ def read_inputs(config: Config, words: Mapping[str, str]) -> Inputs:
     return Inputs(
         record,
         read_curve(Path(words["curve"])),
-        [read_scores(Path(p), record) for p in words["metrics"].split(",")],
+        [read_scores(Path(p), record) for p in listed(words["metrics"])],
         real,
-        [read_samples(Path(p), record) for p in words["samples"].split(",")],
+        [read_samples(Path(p), record) for p in listed(words["samples"])],
     )
 
 
@@ -137,17 +131,17 @@ def first_seeds(samples: list[tuple[str, Panel]]) -> dict[str, Panel]:
 
 
 def left_out(inputs: Inputs) -> list[str]:
-    """One sentence about the samplers that the picture leaves out, where there are too many."""
+    """One sentence about the samplers that the picture leaves out, if there are too many."""
     rest = list(first_seeds(inputs.samples))[PANELS:]
-    few = f"Note: samples_vs_real.png shows the first {PANELS} samplers, not {', '.join(rest)}"
-    return [few] if rest else []
+    note = f"Note: samples_vs_real.png shows the first {PANELS} samplers, not {', '.join(rest)}"
+    return [note] if rest else []
 
 
-def samples_picture(inputs: Inputs, rows: int, columns: int) -> bytes:
+def samples_picture(inputs: Inputs, keys: Report) -> bytes:
     """PNG of real images beside the first seed of the first samplers."""
     stream = io.BytesIO()
     panels = [inputs.real, *list(first_seeds(inputs.samples).values())[:PANELS]]
-    picture = panel_grid(panels, inputs.record.classes, rows, columns, None)
+    picture = panel_grid(panels, inputs.record.classes, keys.grid_classes, keys.grid_columns, None)
     picture.save(stream, format="PNG")
     return stream.getvalue()
 
@@ -175,7 +169,7 @@ def main(argv: list[str]) -> None:
     shown = summary(full, inputs.curve, evaluations, notes)
     outputs = {
         "curve.png": curve_chart(title, inputs.curve, record.num_images),
-        "samples_vs_real.png": samples_picture(inputs, *config.report.model_dump().values()),
+        "samples_vs_real.png": samples_picture(inputs, config.report),
         "distance.png": distance_chart(title, rows),
         "nfe.png": nfe_chart(title, frechet_rows(rows), protocols),
         "table.html": report_page(

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.config.stages import stage_keys
 from pipeline.data.pack import Hashes, Record
+from pipeline.reporting.records import Evaluation
 from tests.conftest import resolved
 
 CLASSES = ["n00000001_circle", "n00000002_square", "n00000003_ring"]
@@ -75,6 +76,11 @@ def evaluation(seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def parsed(*contents: dict[str, Any]) -> list[Evaluation]:
+    """Metrics files as a report reads them."""
+    return [Evaluation.parse(content, "metrics") for content in contents]
+
+
 def build(root: Path, seeds: tuple[int, ...] = (0, 1)) -> list[str]:
     """All inputs of a report below `root`; returns the command line."""
     labels = np.repeat(np.arange(3), 4)
@@ -95,6 +101,6 @@ def build(root: Path, seeds: tuple[int, ...] = (0, 1)) -> list[str]:
     keys = json.dumps({"report": {"grid_classes": 3, "grid_columns": 2}})
     return [
         f"config={keys}", f"data.pack_dir={root / 'packs'}", f"curve={root / 'curve.jsonl'}",
-        f"record={root / 'record.json'}", f"samples={','.join(map(str, folders))}",
-        f"metrics={','.join(map(str, scores))}", f"out={root / 'out'}",
+        f"record={root / 'record.json'}", f"samples={json.dumps([*map(str, folders)])}",
+        f"metrics={json.dumps([*map(str, scores)])}", f"out={root / 'out'}",
     ]  # fmt: skip

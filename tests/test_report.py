@@ -119,7 +119,9 @@ def damage(root: Path, name: str) -> None:
     """Break one input below `root`."""
     if name == "no curve":
         (root / "curve.jsonl").unlink()
-    bad_accuracy = evaluation(1) | {"class_accuracy": {"overall": 1, "per_class": [], "floor": {}}}
+    bad_accuracy = evaluation(1) | {
+        "class_accuracy": {"overall": 1, "per_class": [], "num_images": 12, "floor": {}}
+    }
     changes = {
         "empty curve": ("curve.jsonl", ""),
         "cut curve": ("curve.jsonl", json.dumps(curve_row(1)) + '\n{"step": 2, "ima'),
@@ -144,11 +146,17 @@ def damage(root: Path, name: str) -> None:
     [
         ("no curve", "curve.jsonl is missing: run the training"),
         ("empty curve", "curve.jsonl holds no rows: run the training"),
-        ("cut curve", "line 2 of .*curve.jsonl is no JSON"),
-        ("bad curve", "line 1 of .*curve.jsonl has no valid 'loss'"),
-        ("no metrics", "seed1.json has no valid 'metrics'"),
-        ("bad accuracy", "`class_accuracy.floor` of .*seed1.json has no valid 'overall'"),
-        ("bad sample", "sample.json has no valid 'sampler'"),
+        ("cut curve", "line 2 of .*curve.jsonl is not JSON"),
+        (
+            "bad curve",
+            r"line 1 of .*curve.jsonl is not a row of a .*curve \(images: field required\)",
+        ),
+        ("no metrics", r"seed1.json is not a metrics file of samples \(metrics: field required\)"),
+        (
+            "bad accuracy",
+            r"seed1.json is not .* \(class_accuracy.floor.overall: field required",
+        ),
+        ("bad sample", "sample.json is not a description of samples"),
         ("bad record", "record.json is damaged"),
         ("other size", r"seed1 has uint8 images \(12, 8, 8, 3\)"),
         ("other labels", "goes to 3, but the record has 3 classes"),

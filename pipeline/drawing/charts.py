@@ -4,7 +4,7 @@ import io
 import math
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,6 +21,57 @@ MARKS = {  # of a distance: marker, colour, height of its number above the line 
     "value": ("o", INK, 9, "samples"),
     "ceiling": ("|", BAD, -18, "ceiling: uniform noise"),
 }
+
+
+class Curve(Protocol):
+    """A row of a training curve: means over some steps."""
+
+    @property
+    def images(self) -> int: ...  # seen so far
+    @property
+    def loss(self) -> float: ...
+    @property
+    def grad_norm(self) -> float: ...
+    @property
+    def images_per_s(self) -> float: ...
+
+
+class Bracket(Protocol):
+    """A distance between those of other real images and of noise, at equal numbers of images."""
+
+    @property
+    def num_images(self) -> int: ...  # on each side
+    @property
+    def floor(self) -> float: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def ceiling(self) -> float: ...
+
+
+class Score(Protocol):
+    """A metric of a set of samples."""
+
+    @property
+    def label(self) -> str: ...  # of the metric
+    @property
+    def sampler(self) -> str: ...
+    @property
+    def family(self) -> str: ...  # of samplers that differ in their number of steps
+    @property
+    def nfe_mean(self) -> float: ...  # network evaluations per image
+    @property
+    def value(self) -> float: ...
+    @property
+    def bracket(self) -> Bracket | None: ...
+
+
+class Line(NamedTuple):
+    """The mean of some brackets."""
+
+    floor: float
+    value: float
+    ceiling: float
 
 
 def smooth(values: np.ndarray, reach: int) -> np.ndarray:
@@ -53,17 +104,17 @@ def plain_log(axis: Axes, which: str, low: float, high: float) -> None:
     ticks.set_minor_formatter(NullFormatter())
 
 
-def curve_chart(title: str, rows: Sequence[Mapping[str, Any]], epoch: int) -> bytes:
+def curve_chart(title: str, rows: Sequence[Curve], epoch: int) -> bytes:
     """PNG of loss, gradient norm and speed over images seen; `epoch` is the size of the pack.
 
-    `rows`: the rows of curve.jsonl. Pale: each row; dark: the mean over its neighbours.
+    Pale: each row; dark: the mean over its neighbours.
     """
     figure = Figure(figsize=(9, 8), layout="constrained")
     axes = figure.subplots(3, sharex=True, height_ratios=(2, 1, 1))
     names = {"loss": "loss", "grad_norm": "gradient norm", "images_per_s": "images per second"}
-    images = np.array([row["images"] for row in rows])
+    images = np.array([row.images for row in rows])
     for axis, (key, name) in zip(axes, names.items(), strict=True):
-        values = np.array([row[key] for row in rows], dtype=float)
+        values = np.array([getattr(row, key) for row in rows], dtype=float)
         marker = "." if len(rows) < 60 else ""
         axis.plot(images, values, color=PALE, marker=marker, label="one row of the curve")
         mean = smooth(values, round(SMOOTHING * len(rows)))
@@ -83,16 +134,16 @@ def curve_chart(title: str, rows: Sequence[Mapping[str, Any]], epoch: int) -> by
     return png(figure)
 
 
-def distance_chart(title: str, scores: Sequence[Mapping[str, Any]]) -> bytes:
-    """PNG with one panel a metric and one line a sampler, from floor to ceiling, its seeds on it.
+def distance_chart(title: str, scores: Sequence[Score]) -> bytes:
+    """PNG with a panel per metric and a line per sampler, from floor to ceiling, its seeds on it.
 
-    Of the `scores` (label, sampler) that have a bracket {num_images, floor, value, ceiling}.
+    Of the `scores` that have a bracket.
     """
-    brackets: dict[str, dict[str, list[Mapping[str, float]]]] = {}  # metric -> sampler -> seeds
+    brackets: dict[str, dict[str, list[Bracket]]] = {}  # metric -> sampler -> seeds
     for score in scores:
-        if score.get("bracket"):
-            samplers = brackets.setdefault(score["label"], {})
-            samplers.setdefault(score["sampler"], []).append(score["bracket"])
+        if score.bracket:
+            samplers = brackets.setdefault(score.label, {})
+            samplers.setdefault(score.sampler, []).append(score.bracket)
     sizes = [len(lines) + 1.0 for lines in brackets.values()] or [1.0]
     figure = Figure(figsize=(9, 0.8 + 0.6 * sum(sizes)), layout="constrained")
     figure.suptitle(title if brackets else f"{title}: no distance has a floor and a ceiling")
@@ -101,25 +152,24 @@ def distance_chart(title: str, scores: Sequence[Mapping[str, Any]]) -> bytes:
     panels = figure.subplots(len(brackets), height_ratios=sizes, squeeze=False)[:, 0]
     for axis, (name, lines) in zip(panels, brackets.items(), strict=True):
         draw_brackets(axis, lines)
-        nums = sorted({line["num_images"] for seeds in lines.values() for line in seeds})
+        nums = sorted({line.num_images for seeds in lines.values() for line in seeds})
         num = " or ".join(f"{num:,}" for num in nums)
         axis.set_title(f"{name}, with {num} images each", loc="left", fontsize=11)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return png(figure)
 
 
-def draw_brackets(axis: Axes, lines: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+def draw_brackets(axis: Axes, lines: Mapping[str, Sequence[Bracket]]) -> None:
     """One panel of `distance_chart`: the mean over the seeds of a sampler, each seed in white."""
-    keys = ("floor", "value", "ceiling")
-    means = [{key: mean_of(seeds, key) for key in keys} for seeds in lines.values()]
+    means = [Line(*(mean_of(seeds, key) for key in Line._fields)) for seeds in lines.values()]
     for place, (mean, seeds) in enumerate(zip(means, lines.values(), strict=True)):
-        ends = [mean["floor"], mean["ceiling"]]
+        ends = [mean.floor, mean.ceiling]
         axis.plot(ends, [place] * 2, color=PALE, linewidth=6, solid_capstyle="butt", zorder=0)
         if len(seeds) > 1:
-            values = [line["value"] for line in seeds]
+            values = [line.value for line in seeds]
             axis.scatter(values, [place] * len(values), s=12, c="white", zorder=3)
     for key, (marker, colour, lift, label) in MARKS.items():
-        values = [mean[key] for mean in means]
+        values = [getattr(mean, key) for mean in means]
         axis.scatter(values, range(len(values)), s=110, c=colour, marker=marker, label=label)
         for place, value in enumerate(values):
             axis.annotate(
@@ -134,16 +184,16 @@ def draw_brackets(axis: Axes, lines: Mapping[str, Sequence[Mapping[str, float]]]
     axis.tick_params(axis="y", length=0)
 
 
-def mean_of(rows: Sequence[Mapping[str, Any]], key: str) -> float:
-    """The mean of one entry of the rows."""
-    return float(np.mean([row[key] for row in rows]))
+def mean_of(rows: Sequence[object], key: str) -> float:
+    """The mean of one attribute of the rows."""
+    return float(np.mean([getattr(row, key) for row in rows]))
 
 
-def nfe_chart(title: str, rows: Sequence[Mapping[str, Any]], protocols: Sequence[str]) -> bytes:
+def nfe_chart(title: str, rows: Sequence[Score], protocols: Sequence[str]) -> bytes:
     """PNG of a distance over the network evaluations of an image, `protocols` in small print.
 
-    `rows`: the Fréchet distances (label, family, sampler, nfe_mean, value, bracket). A dot a seed,
-    a line a family through the means of its samplers, and the floor dashed.
+    `rows`: the Fréchet distances. A dot per seed, a line per family through the means of its
+    samplers, and the floor dashed.
     """
     figure = Figure(figsize=(9, 6), layout="constrained")
     axis = figure.subplots()
@@ -151,32 +201,30 @@ def nfe_chart(title: str, rows: Sequence[Mapping[str, Any]], protocols: Sequence
         axis.set_axis_off()
         figure.suptitle("no Fréchet distance: evaluate.metrics does not name fid")
         return png(figure)
-    alone = len({row["sampler"] for row in rows}) == 1
+    alone = len({row.sampler for row in rows}) == 1
     few = " (one sampler: more of them in sample.runs make a curve)" if alone else ""
-    figure.suptitle(" and ".join(dict.fromkeys(row["label"] for row in rows)) + few)
+    figure.suptitle(" and ".join(dict.fromkeys(row.label for row in rows)) + few)
     small = [line for text in [title, *protocols] for line in textwrap.wrap(text, 125)]
     axis.set_title("\n".join(small), fontsize=8, loc="left")
-    for place, name in enumerate(dict.fromkeys(row["family"] for row in rows)):
+    for place, name in enumerate(dict.fromkeys(row.family for row in rows)):
         colour = FAMILIES[place % len(FAMILIES)]
         lift = -17 if place % 2 else 9  # of the numbers, points: those of neighbours do not meet
-        draw_family(axis, name, [row for row in rows if row["family"] == name], colour, lift)
+        draw_family(axis, name, [row for row in rows if row.family == name], colour, lift)
     draw_floors(axis, rows)
     frame_nfe(axis, rows)
     return png(figure)
 
 
-def draw_family(
-    axis: Axes, name: str, rows: Sequence[Mapping[str, Any]], colour: str, lift: int
-) -> None:
+def draw_family(axis: Axes, name: str, rows: Sequence[Score], colour: str, lift: int) -> None:
     """The seeds of a family of samplers as dots, their means as a line with numbers."""
-    samplers: dict[str, list[Mapping[str, Any]]] = {}
+    samplers: dict[str, list[Score]] = {}
     for row in rows:
-        samplers.setdefault(row["sampler"], []).append(row)
+        samplers.setdefault(row.sampler, []).append(row)
     means = sorted((mean_of(g, "nfe_mean"), mean_of(g, "value")) for g in samplers.values())
     nfe, values = zip(*means, strict=True)
     axis.plot(nfe, values, color=colour, marker="o", markersize=7, linewidth=1.8, label=name)
-    each = [[row[key] for row in rows] for key in ("nfe_mean", "value")]
-    axis.scatter(each[0], each[1], s=14, c="white", edgecolors=colour, zorder=3)
+    each = [row.nfe_mean for row in rows], [row.value for row in rows]
+    axis.scatter(*each, s=14, c="white", edgecolors=colour, zorder=3)
     for place in means:
         axis.annotate(
             number(place[1]), place, (0, lift), textcoords="offset points", ha="center",
@@ -184,23 +232,22 @@ def draw_family(
         )  # fmt: skip
 
 
-def draw_floors(axis: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+def draw_floors(axis: Axes, rows: Sequence[Score]) -> None:
     """A dashed line at the floor of each number of images that it was measured at."""
     floors: dict[int, list[float]] = {}
     for row in rows:
-        if row.get("bracket"):
-            near = row["bracket"]
-            floors.setdefault(near["num_images"], []).append(near["floor"])
+        if row.bracket:
+            floors.setdefault(row.bracket.num_images, []).append(row.bracket.floor)
     for style, (num, values) in zip(("--", ":", "-."), floors.items(), strict=False):
         label = f"floor: {num:,} other real images"
         axis.axhline(float(np.mean(values)), color=GOOD, linestyle=style, label=label)
 
 
-def frame_nfe(axis: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+def frame_nfe(axis: Axes, rows: Sequence[Score]) -> None:
     """Scales, limits, names and legend of `nfe_chart`."""
-    nfe = [row["nfe_mean"] for row in rows]
-    values = [row["value"] for row in rows]
-    values += [row["bracket"]["floor"] for row in rows if row.get("bracket")]
+    nfe = [row.nfe_mean for row in rows]
+    values = [row.value for row in rows]
+    values += [row.bracket.floor for row in rows if row.bracket]
     axis.set_xscale("log")
     axis.set_xlim(min(nfe) / 1.3, max(nfe) * 1.3)
     axis.xaxis.set_major_locator(FixedLocator(apart(nfe)))
@@ -224,10 +271,10 @@ def apart(values: Sequence[float]) -> list[float]:
     return ticks
 
 
-def scale_distances(axis: Axes, lines: Collection[Mapping[str, float]]) -> None:
-    """A logarithmic x axis where ceilings lie far above floors; linear around zero if need be."""
-    low = min(min(line["floor"], line["value"]) for line in lines)
-    high = max(max(line["ceiling"], line["value"]) for line in lines)
+def scale_distances(axis: Axes, lines: Collection[Line]) -> None:
+    """A logarithmic x axis if ceilings lie far above floors; linear around zero if need be."""
+    low = min(min(line.floor, line.value) for line in lines)
+    high = max(max(line.ceiling, line.value) for line in lines)
     if 0 < 20 * low < high:
         plain_log(axis, "x", low, high)
     elif low <= 0 < high:

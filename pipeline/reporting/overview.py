@@ -7,25 +7,28 @@ table. Files that are damaged or of another program are named and left out.
 """
 
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipeline.base.errors import UserError, run_main
 from pipeline.base.files import atomic_stream
 from pipeline.config.paths import RESULTS
 from pipeline.reporting.pages import html_table, page, paragraphs
-from pipeline.reporting.records import Entry, read_evaluation
+from pipeline.reporting.records import Evaluation, TrainAbout
 from pipeline.reporting.tables import (
-    frechet_rows,
+    Row,
+    SeedsRow,
+    cells,
+    is_frechet,
     numbered,
     over_seeds,
-    protocol_texts,
     table_rows,
     text_table,
     wrapped,
 )
 
-# Columns of the page: key of a row -> heading.
+# Columns of the page: attribute of a row -> heading.
 COLUMNS = {
     "experiment": "experiment", "data": "data", "sampler": "sampler", "seeds": "seeds",
     "nfe_mean": "NFE", "num_images": "N", "label": "metric", "protocol": "protocol",
@@ -47,24 +50,45 @@ LEGEND = (
 )
 
 
-class Found(NamedTuple):
-    """What lies in the results: rows as in COLUMNS, protocols by number, files left out and why."""
+NO_SCORES = "There are no scores yet."
+
+
+class Overview(NamedTuple):
+    """The scores below the results, protocols by number, files left out and why."""
 
     page: Path
-    rows: list[Entry]
+    rows: list["ExperimentRow"]
     protocols: list[str]
     left_out: list[str]
 
 
-def read(results: Path) -> tuple[list[Entry], list[str]]:
-    """The metrics files below `results`, with `experiment` and `data`, and why others are not."""
+class Scored(NamedTuple):
+    """A metrics file in the folder of its experiment and data."""
+
+    experiment: str
+    data: str
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentRow(SeedsRow):
+    """A metric of a sampler of an experiment, over its seeds."""
+
+    experiment: str
+    data: str
+    trained: int | None  # images
+    gpu_hours: float | None
+    weights: str  # first digits of their sha256
+
+
+def read(results: Path) -> tuple[list[Scored], list[str]]:
+    """The metrics files below `results`, and why others are left out."""
     entries, left_out = [], []
     for path in sorted(results.glob("*/*/metrics/*.json")):
         if path.name == "config.json":
             continue
-        place = {"experiment": path.parts[-4], "data": path.parts[-3]}
         try:
-            entries.append(read_evaluation(path) | place)
+            entries.append(Scored(path.parts[-4], path.parts[-3], Evaluation.read(path)))
         except UserError as error:
             left_out.append(f"Left out: {error}")
         except (OSError, RecursionError) as error:
@@ -72,68 +96,69 @@ def read(results: Path) -> tuple[list[Entry], list[str]]:
     return entries, left_out
 
 
-def numeric(value: Any) -> float | None:
-    """`value` where it is a number, else None."""
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+def experiment_rows(entries: list[Scored], protocols: list[str]) -> list[ExperimentRow]:
+    """One row per metric of a sampler of an experiment: equal in all but the seed."""
+    groups: dict[tuple[object, ...], tuple[Scored, list[Row]]] = {}
+    for entry in entries:
+        protocol = protocols.index(entry.evaluation.protocol.text) + 1
+        for row in table_rows([entry.evaluation]):
+            row = replace(row, protocol=protocol)
+            key = (row.name, row.sampler, row.num_images, protocol)
+            place = (entry.data, entry.experiment, weights(entry))
+            groups.setdefault((place, key), (entry, []))[1].append(row)
+    return sorted((experiment_row(entry, rows) for entry, rows in groups.values()), key=rank)
 
 
-def facts(entry: Entry) -> Entry:
-    """What a row says of the run beside its scores."""
-    sample = entry["sample"]
-    train = sample.get("train") if isinstance(sample.get("train"), dict) else {}
-    return {
-        "experiment": entry["experiment"],
-        "data": entry["data"],
-        "trained": numeric(train.get("images")),
-        "gpu_hours": numeric(train.get("gpu_hours")),
-        "weights": str(sample.get("weights_sha256") or "")[:8],
-    }
+def experiment_row(entry: Scored, rows: list[Row]) -> ExperimentRow:
+    """One row of rows that differ in their seed; `entry` is where the first is from."""
+    train = entry.evaluation.sample.train or TrainAbout()
+    return ExperimentRow(
+        **vars(over_seeds(rows)),
+        experiment=entry.experiment,
+        data=entry.data,
+        trained=train.images,
+        gpu_hours=train.gpu_hours,
+        weights=weights(entry),
+    )
 
 
-def experiment_rows(entries: list[Entry]) -> list[Entry]:
-    """One row a metric of a sampler of an experiment: equal in all but the seed."""
-    texts = protocol_texts(entries)
-    distinct = list(dict.fromkeys(texts))
-    groups: dict[tuple[Any, ...], list[Entry]] = {}
-    for entry, text in zip(entries, texts, strict=True):
-        for row in table_rows([entry]):
-            row |= facts(entry) | {"protocol": distinct.index(text) + 1}
-            same = ("data", "name", "experiment", "sampler", "num_images", "weights", "protocol")
-            groups.setdefault(tuple(row[key] for key in same), []).append(row)
-    rows = [group[0] | over_seeds(group) for group in groups.values()]
-    return sorted(rows, key=rank)
+def weights(entry: Scored) -> str:
+    """The first digits of the sha256 of the weights; empty if it is not known."""
+    return (entry.evaluation.sample.weights_sha256 or "")[:8]
 
 
-def rank(row: Entry) -> tuple[Any, ...]:
+def rank(row: ExperimentRow) -> tuple[object, ...]:
     """Sort key: data sets, Fréchet distances before other metrics, the best first."""
-    sign = -1 if row["better"] == "higher" else 1
-    return row["data"], not frechet_rows([row]), row["name"], sign * row["mean"]
+    sign = -1 if row.better == "higher" else 1
+    return row.data, not is_frechet(row), row.name, sign * row.mean
 
 
-def find(results: Path) -> Found:
+def find(results: Path) -> Overview:
     """All scores below `results`, the best of each data set and metric first."""
     entries, left_out = read(results)
-    protocols = numbered(protocol_texts(entries), always=True)
-    return Found(results / "experiments.html", experiment_rows(entries), protocols, left_out)
+    texts = list(dict.fromkeys(entry.evaluation.protocol.text for entry in entries))
+    rows = experiment_rows(entries, texts)
+    return Overview(results / "experiments.html", rows, numbered(texts, always=True), left_out)
 
 
-def write(results: Path) -> Found:
-    """Write experiments.html into `results` and return what stands in it."""
-    found = find(results)
-    none = "There are no scores yet."
-    table = html_table(found.rows, COLUMNS) if found.rows else paragraphs([none])
-    below = paragraphs([LEGEND, *found.protocols, *found.left_out])
-    with atomic_stream(found.page) as stream:
+def write(results: Path) -> Overview:
+    """Write experiments.html into `results` and return its content."""
+    scores = find(results)
+    rows = cells(scores.rows, COLUMNS)
+    table = html_table(rows, COLUMNS) if rows else paragraphs([NO_SCORES])
+    below = paragraphs([LEGEND, *scores.protocols, *scores.left_out])
+    with atomic_stream(scores.page) as stream:
         stream.write(page("Scores of all experiments", [table, below]).encode())
-    return found
+    return scores
 
 
-def text(found: Found) -> str:
+def text(scores: Overview) -> str:
     """The table as plain text."""
-    lines = text_table(found.rows, TEXT_COLUMNS) if found.rows else ["There are no scores yet."]
-    for line in [*found.protocols, *found.left_out]:
+    rows = cells(scores.rows, TEXT_COLUMNS)
+    lines = text_table(rows, TEXT_COLUMNS) if rows else [NO_SCORES]
+    for line in [*scores.protocols, *scores.left_out]:
         lines += wrapped(line)
-    return "\n".join([*lines, f"page: {found.page}"]) + "\n"
+    return "\n".join([*lines, f"page: {scores.page}"]) + "\n"
 
 
 def main(argv: list[str]) -> None:

@@ -5,8 +5,8 @@ import string
 from collections.abc import Mapping, Sequence
 
 from pipeline.reporting import tables
-from pipeline.reporting.records import Entry
-from pipeline.reporting.tables import NAMES, cell_text
+from pipeline.reporting.records import CurveRow, Evaluation
+from pipeline.reporting.tables import NAMES, Cell, cell_text, cells
 
 PAGE = string.Template("""<!DOCTYPE html>
 <html lang="en">
@@ -56,7 +56,7 @@ def paragraphs(lines: Sequence[str]) -> str:
     return "\n".join(f"<p>{html.escape(line)}</p>" for line in lines)
 
 
-def html_table(rows: Sequence[Entry], columns: Mapping[str, str]) -> str:
+def html_table(rows: Sequence[Mapping[str, Cell]], columns: Mapping[str, str]) -> str:
     """A table whose headings sort it; `columns`: key of a row -> heading.
 
     Columns without content are left out.
@@ -83,8 +83,8 @@ def html_cell(tag: str, key: str, inner: str, exact: object = "") -> str:
 def class_table(
     title: str, columns: Mapping[str, Sequence[float | None]], classes: Sequence[str]
 ) -> str:
-    """A folded table of one number a class for each of `columns`; empty where there are none."""
-    rows = [
+    """A folded table of one number per class for each of `columns`; empty without columns."""
+    rows: list[dict[str, Cell]] = [
         {"class": name} | {title: values[label] for title, values in columns.items()}
         for label, name in enumerate(classes)
     ]
@@ -93,19 +93,19 @@ def class_table(
     return folded if columns else ""
 
 
-def accuracies(evaluations: Sequence[Entry]) -> dict[str, Sequence[float | None]]:
+def accuracies(evaluations: Sequence[Evaluation]) -> dict[str, Sequence[float | None]]:
     """The accuracy of each class by each set of samples that has one."""
     return {
-        f"{e['sample']['sampler']}, seed {e['sample']['seed']}": e["class_accuracy"]["per_class"]
-        for e in evaluations
-        if e.get("class_accuracy")
+        evaluation.sample.title: evaluation.class_accuracy.per_class
+        for evaluation in evaluations
+        if evaluation.class_accuracy
     }
 
 
 def report_page(
     title: str,
-    curve: Sequence[Entry],
-    evaluations: Sequence[Entry],
+    curve: Sequence[CurveRow],
+    evaluations: Sequence[Evaluation],
     classes: Sequence[str],
     counts: Mapping[str, Sequence[int]],
     notes: Sequence[str] = (),
@@ -114,14 +114,14 @@ def report_page(
     rows = tables.table_rows(evaluations)
     over = tables.seed_rows(tables.frechet_rows(rows))
     heading = f"<h2>{tables.seeds_title(over)}</h2>\n"
-    seeds = heading + html_table(over, tables.SEED_COLUMNS) if over else ""
+    seeds = html_table(cells(over, tables.SEED_COLUMNS), tables.SEED_COLUMNS)
     return page(
         title,
         [
             paragraphs([tables.training(curve)]),
-            seeds,
+            heading + seeds if over else "",
             "<h2>Every set of samples</h2>",
-            html_table(rows, tables.COLUMNS),
+            html_table(cells(rows, tables.COLUMNS), tables.COLUMNS),
             paragraphs([*notes, *tables.remarks(evaluations)]),
             class_table("Accuracy of each class", accuracies(evaluations), classes),
             class_table("Images of each class", counts, classes),

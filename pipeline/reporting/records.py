@@ -1,45 +1,200 @@
-"""What earlier steps wrote, checked as it is read, so that nothing after it meets a surprise."""
+"""The files that a report reads: training curve, description of samples, scores."""
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import read_json
+from pipeline.base.json_objects import JsonObject
+from pipeline.data.pack import DataAbout
 
 Entry = dict[str, Any]  # one object of a metrics file, a sample.json, a record or a curve
 
-# What must stand in the files, and its type; float also takes whole numbers.
-KEYS: dict[str, dict[str, type]] = {
-    "curve": dict.fromkeys(("loss", "grad_norm", "images_per_s", "seconds"), float)
-    | {"step": int, "images": int},
-    "sample": {"sampler": str, "seed": int, "num": int, "nfe_mean": float, "seconds": float}
-    | {"device": str, "world_size": int, "precision": str, "guidance": float},
-    "evaluation": {"metrics": list, "notes": list, "protocol": dict, "sample": dict},
-    "metric": {"name": str, "label": str, "value": float, "num_images": int, "better": str},
-    "accuracy": {"overall": float, "per_class": list, "floor": dict},
-    "real accuracy": {"overall": float},
-    "bracket": {"num_images": int, "floor": float, "value": float, "ceiling": float},
-}
+
+# --- training ------------------------------------------------------------------------------------
 
 
-def checked(kind: str, value: Any, where: object) -> Entry:
-    """`value`, a mapping with the KEYS of its kind; raises UserError naming the first at fault."""
-    entries = value if isinstance(value, dict) else {}
-    for key, wanted in KEYS[kind].items():
-        if not isinstance(entries.get(key), (int, float) if wanted is float else wanted):
-            raise UserError(f"{where} has no valid {key!r}: run the step that makes it again")
-    return entries
+class CurveRow(JsonObject):
+    """The part of a row of curve.jsonl that a report shows: means over some steps."""
+
+    KIND: ClassVar[str] = "a row of a training curve"
+    REMEDY: ClassVar[str] = "run the training again"
+
+    step: int
+    images: int  # seen so far
+    loss: float
+    grad_norm: float
+    images_per_s: float
+    seconds: float  # wall time of all steps so far
+    gpu_hours: float | None = None  # wall time x number of devices
 
 
-def read_evaluation(path: Path) -> Entry:
-    """One metrics file; raises UserError where it is missing, damaged or of another program."""
-    result = checked("evaluation", read_json(path), path)
-    checked("sample", result["sample"], f"`sample` of {path}")
-    for place, metric in enumerate(result["metrics"]):
-        checked("metric", metric, f"metric {place} of {path}")
-        if metric.get("bracket"):
-            checked("bracket", metric["bracket"], f"the bracket of {metric['name']} in {path}")
-    if result.get("class_accuracy"):
-        shares = checked("accuracy", result["class_accuracy"], f"`class_accuracy` of {path}")
-        checked("real accuracy", shares["floor"], f"`class_accuracy.floor` of {path}")
-    return result
+def read_curve(path: Path) -> list[CurveRow]:
+    """The rows of a training curve; raises UserError if it is missing, damaged or empty."""
+    if not path.is_file():
+        raise UserError(f"training curve {path} is missing: run the training first")
+    rows = []
+    for count, line in enumerate(path.read_bytes().splitlines(), 1):
+        place = f"line {count} of {path}"
+        try:
+            rows.append(CurveRow.parse(json.loads(line), place))
+        except ValueError as error:
+            raise UserError(f"{place} is not JSON: run the training again") from error
+    if not rows:
+        raise UserError(f"training curve {path} holds no rows: run the training first")
+    return rows
+
+
+# --- samples -------------------------------------------------------------------------------------
+
+
+class TrainAbout(JsonObject):
+    """The training of the weights that samples are from; None: not known (imported weights)."""
+
+    images: int | None = None
+    gpu_hours: float | None = None
+    config: dict[str, Any] | None = None  # the keys that the training read
+    torch: str | None = None  # version
+
+
+class SampleAbout(JsonObject):
+    """A sample.json: how a set of samples was made. Other programs may leave out what has None."""
+
+    KIND: ClassVar[str] = "a description of samples"
+    REMEDY: ClassVar[str] = "sample again"
+
+    sampler: str
+    seed: int
+    num: int  # images
+    nfe_mean: float  # network evaluations per image
+    nfe_max: int | None = None
+    guidance: float
+    precision: str
+    config: dict[str, Any] | None = None  # the keys that the sampling read
+    weights_sha256: str | None = None
+    guide_sha256: str | None = None
+    train: TrainAbout | None = None
+    data: DataAbout | None = None
+    images_per_s: float | None = None  # None also if all images were there already
+    seconds: float
+    device: str
+    world_size: int
+
+    @property
+    def title(self) -> str:
+        """Sampler and seed."""
+        return f"{self.sampler}, seed {self.seed}"
+
+
+# --- scores --------------------------------------------------------------------------------------
+
+
+class Bracket(JsonObject):
+    """A distance at equal numbers of images, between the least and the largest to be expected."""
+
+    num_images: int  # on each side
+    floor: float  # of other real images
+    value: float  # of the samples
+    ceiling: float  # of uniform noise
+
+
+class Score(JsonObject):
+    """One metric of a set of samples."""
+
+    name: str
+    label: str  # for people
+    value: float
+    num_images: int
+    better: str  # lower or higher
+    std: float | None = None
+    real: float | None = None  # the value of other real images
+    bracket: Bracket | None = None
+
+
+class Shares(JsonObject):
+    """Shares of images, in [0,1], that are classified as what they are."""
+
+    overall: float
+    per_class: list[float | None]  # in label order; None: no images
+
+
+class ClassAccuracy(Shares):
+    """Class accuracy of samples, with that of real images."""
+
+    num_images: int
+    floor: Shares
+
+
+class NeighboursAbout(JsonObject):
+    """The nearest real images of a few samples in feature space."""
+
+    searched: int  # real images
+    total: int  # real images that there are
+    samples: list[int]  # Q rows
+    rows: list[list[int]]  # (Q,k) of the real images
+    distances: list[list[float]]  # (Q,k)
+    real: float  # median distance of real images to their nearest of `real_searched` others
+    real_searched: int
+
+
+class ReferenceAbout(JsonObject):
+    """The real images of an evaluation; keys that are not set do not apply to them."""
+
+    model_config = ConfigDict(extra="allow")
+
+    file: str | None = None
+    source: str | None = None
+    resolution: int | None = None  # px
+    recipe: str | None = None
+    num_images: int | None = None
+    pack_sha256: str | None = None  # of the images
+    flipped: bool | None = None  # whether they were mirrored, too; None: not known
+
+
+class Protocol(JsonObject):
+    """Everything that scores depend on except the samples. Keys of other versions are kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+    extractor: str | None = None
+    weights_sha256: str | None = None
+    reference: ReferenceAbout | None = None
+    kid_subsets: int | None = None
+    kid_subset_size: int | None = None
+    isc_splits: int | None = None
+    prc_neighbourhood: int | None = None
+    seed: int | None = None
+    versions: dict[str, str] | None = None
+
+    @property
+    def text(self) -> str:
+        """One line; equal protocols have equal lines."""
+        return json.dumps(self.to_json(), sort_keys=True).replace('"', "")[1:-1]
+
+
+class Scores(JsonObject):
+    """The scores of a set of images and everything they depend on."""
+
+    KIND: ClassVar[str] = "a metrics file of samples"
+    REMEDY: ClassVar[str] = "evaluate again"
+
+    metrics: list[Score]
+    class_accuracy: ClassAccuracy | None = None
+    neighbours: NeighboursAbout | None = None
+    notes: list[str]
+    protocol: Protocol
+    seconds: float | None = None  # wall time of the evaluation
+
+
+class ImagesEvaluation(Scores):
+    """A metrics file of any images."""
+
+    sample: dict[str, Any]  # how they were made, in the words of the program that made them
+
+
+class Evaluation(Scores):
+    """A metrics file of samples."""
+
+    sample: SampleAbout

@@ -1,25 +1,24 @@
 """The tables of the report: rows of scores, over samplers and seeds, and as plain text."""
 
-import json
 import math
 import re
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.base.progress import clock
 from pipeline.base.text import number, shorten
 from pipeline.config.samplers import family
-from pipeline.reporting.records import Entry
+from pipeline.reporting.records import Bracket, CurveRow, Evaluation, Score
 
 WIDTH = 110  # columns of the plain text, at most
-LONG_HASH = re.compile(
-    r"\b([0-9a-f]{12})[0-9a-f]{52}\b"
-)  # a sha256; its first digits in plain text
+LONG_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")  # a sha256
 
-# Columns of the tables: key of a row -> heading.
+Cell = str | float | None  # None: empty
+
+# Columns of the tables: attribute of a row -> heading.
 COLUMNS = {
     "label": "metric", "sampler": "sampler", "seed": "seed", "value": "value", "std": "±",
     "better": "better", "num_images": "N", "floor": "floor", "at": "at n", "ceiling": "ceiling",
@@ -56,80 +55,165 @@ LEGEND = (
 # --- rows ----------------------------------------------------------------------------------------
 
 
-def protocol_texts(evaluations: Sequence[Entry]) -> list[str]:
+def protocol_texts(evaluations: Sequence[Evaluation]) -> list[str]:
     """The protocol of each evaluation as one line of text."""
-    return [json.dumps(e["protocol"], sort_keys=True).replace('"', "")[1:-1] for e in evaluations]
+    return [evaluation.protocol.text for evaluation in evaluations]
 
 
-def table_rows(evaluations: Sequence[Entry]) -> list[Entry]:
-    """One row a metric and set of samples, keyed as COLUMNS, grouped by metric.
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One metric of one set of samples."""
 
-    `evaluations`: the checked contents of metrics files. `protocol` is its number below the table,
-    None where there is only one.
-    """
-    rows, texts = [], protocol_texts(evaluations)
-    distinct = list(dict.fromkeys(texts))
-    for evaluation, text in zip(evaluations, texts, strict=True):
-        sample = {"protocol": distinct.index(text) + 1 if len(distinct) > 1 else None}
-        sample |= {"family": family(evaluation["sample"])} | evaluation["sample"]
-        for metric in evaluation["metrics"] + accuracy_metric(evaluation):
-            near = metric.get("bracket") or {}
-            row = {"floor": near.get("floor"), "at": near.get("value")}
-            row |= {"ceiling": near.get("ceiling"), "num_bracket": near.get("num_images")}
-            rows.append(sample | row | metric)
-    order = list(dict.fromkeys(row["name"] for row in rows))
-    return sorted(rows, key=lambda row: order.index(row["name"]))
+    name: str
+    label: str  # of the metric, for people
+    value: float
+    std: float | None
+    better: str  # lower or higher
+    num_images: int
+    real: float | None  # the value of other real images
+    bracket: Bracket | None
+    sampler: str
+    family: str  # of samplers that differ in their number of steps
+    seed: int
+    nfe_mean: float
+    images_per_s: float | None
+    seconds: float
+    protocol: int | None  # its number below the table; None: there is only one
+
+    @property
+    def floor(self) -> float | None:
+        """The distance of other real images."""
+        return self.bracket.floor if self.bracket else None
+
+    @property
+    def at(self) -> float | None:
+        """The distance of the samples at the bracket's number of images."""
+        return self.bracket.value if self.bracket else None
+
+    @property
+    def ceiling(self) -> float | None:
+        """The distance of uniform noise."""
+        return self.bracket.ceiling if self.bracket else None
+
+    @property
+    def num_bracket(self) -> int | None:
+        """Number of images on each side of the bracket."""
+        return self.bracket.num_images if self.bracket else None
 
 
-def accuracy_metric(evaluation: Entry) -> list[Entry]:
-    """The class accuracy as a metric, where there is one; `real` is that of real images."""
-    shares = evaluation.get("class_accuracy")
+@dataclass(frozen=True, kw_only=True)
+class SeedsRow(Row):
+    """Rows that differ in their seed alone: everything else is as in the first of them."""
+
+    seeds: str
+    values: str  # of each seed
+    mean: float
+    min: float
+    max: float
+
+
+def table_rows(evaluations: Sequence[Evaluation]) -> list[Row]:
+    """One row per metric and set of samples, grouped by metric."""
+    rows = []
+    distinct = list(dict.fromkeys(protocol_texts(evaluations)))
+    for evaluation in evaluations:
+        place = distinct.index(evaluation.protocol.text) + 1 if len(distinct) > 1 else None
+        scores = evaluation.metrics + accuracy_scores(evaluation)
+        rows += [score_row(score, evaluation, place) for score in scores]
+    order = list(dict.fromkeys(row.name for row in rows))
+    return sorted(rows, key=lambda row: order.index(row.name))
+
+
+def score_row(score: Score, evaluation: Evaluation, protocol: int | None) -> Row:
+    """The row of one metric; `protocol` is its number."""
+    sample = evaluation.sample
+    return Row(
+        name=score.name,
+        label=score.label,
+        value=score.value,
+        std=score.std,
+        better=score.better,
+        num_images=score.num_images,
+        real=score.real,
+        bracket=score.bracket,
+        sampler=sample.sampler,
+        family=family(sample.to_json()),
+        seed=sample.seed,
+        nfe_mean=sample.nfe_mean,
+        images_per_s=sample.images_per_s,
+        seconds=sample.seconds,
+        protocol=protocol,
+    )
+
+
+def accuracy_scores(evaluation: Evaluation) -> list[Score]:
+    """The class accuracy as a metric, if there is one; `real` is that of real images."""
+    shares = evaluation.class_accuracy
     if not shares:
         return []
-    metric = {"name": "class_accuracy", "label": "Class accuracy", "better": "higher"}
-    num, real = evaluation["sample"]["num"], shares["floor"]["overall"]
-    return [metric | {"value": shares["overall"], "num_images": num, "real": real}]
+    return [
+        Score(
+            name="class_accuracy",
+            label="Class accuracy",
+            value=shares.overall,
+            num_images=evaluation.sample.num,
+            better="higher",
+            real=shares.floor.overall,
+        )
+    ]
 
 
-def frechet_rows(rows: Sequence[Entry]) -> list[Entry]:
-    """Those of `table_rows` that are FID, or the Fréchet distance in other features."""
-    return [row for row in rows if row["name"].startswith(("fid", "frechet"))]
+def frechet_rows(rows: Sequence[Row]) -> list[Row]:
+    """The rows that are FID, or the Fréchet distance in other features."""
+    return [row for row in rows if is_frechet(row)]
 
 
-def seed_rows(rows: Sequence[Entry]) -> list[Entry]:
-    """FID over seeds: one row a sampler, keyed as SEED_COLUMNS, from `frechet_rows`."""
-    groups: dict[tuple[Any, ...], list[Entry]] = {}
+def is_frechet(row: Row) -> bool:
+    """Whether the metric is a Fréchet distance, whatever the features."""
+    return row.name.startswith(("fid", "frechet"))
+
+
+def seed_rows(rows: Sequence[Row]) -> list[SeedsRow]:
+    """FID over seeds: one row per sampler, from `frechet_rows`."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
-        key = (row["name"], row["sampler"], row["num_images"], row["protocol"])
+        key = (row.name, row.sampler, row.num_images, row.protocol)
         groups.setdefault(key, []).append(row)
-    return [group[0] | over_seeds(group) for group in groups.values()]
+    return [over_seeds(group) for group in groups.values()]
 
 
-def seeds_title(rows: Sequence[Entry]) -> str:
+def seeds_title(rows: Sequence[Row]) -> str:
     """Heading of `seed_rows`: FID is the name in the features of its own network alone."""
-    named = all(row["name"] == "fid" for row in rows)
+    named = all(row.name == "fid" for row in rows)
     return f"{'FID' if named else 'Fréchet distance'} over seeds"
 
 
-def over_seeds(group: Sequence[Entry]) -> Entry:
+def over_seeds(group: Sequence[Row]) -> SeedsRow:
     """Mean, extremes and standard deviation of the values of rows that differ in their seed."""
-    values = [row["value"] for row in group]
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {
-        "seeds": ", ".join(str(row["seed"]) for row in group),
-        "values": ", ".join(map(number, values)),
-        "mean": float(np.mean(values)),
-        "min": min(values),
-        "max": max(values),
-        "std": spread,
-        "nfe_mean": float(np.mean([row["nfe_mean"] for row in group])),
+    values = [row.value for row in group]
+    merged = {
+        "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "nfe_mean": float(np.mean([row.nfe_mean for row in group])),
     }
+    return SeedsRow(
+        **vars(group[0]) | merged,
+        seeds=", ".join(str(row.seed) for row in group),
+        values=", ".join(map(number, values)),
+        mean=float(np.mean(values)),
+        min=min(values),
+        max=max(values),
+    )
+
+
+def cells(rows: Sequence[object], columns: Mapping[str, str]) -> list[dict[str, Cell]]:
+    """The attributes of the rows that a table shows."""
+    return [{key: getattr(row, key) for key in columns} for row in rows]
 
 
 # --- plain text ----------------------------------------------------------------------------------
 
 
-def cell_text(key: str, value: Any) -> str:
+def cell_text(key: str, value: Cell) -> str:
     """A table cell as people read it."""
     if isinstance(value, str):
         return ARROWS.get(value, value) if key == "better" else value
@@ -137,14 +221,14 @@ def cell_text(key: str, value: Any) -> str:
 
 
 def text_table(
-    rows: Sequence[Entry],
+    rows: Sequence[Mapping[str, Cell]],
     columns: Mapping[str, str],
     names: Collection[str] = NAMES,
     width: int = WIDTH,
 ) -> list[str]:
     """Aligned lines of at most `width` characters: the columns `names` left, numbers right.
 
-    Columns without content are left out; the widest name is shortened where the line is too long.
+    Columns without content are left out; the widest name is shortened if the line is too long.
     """
     shown = {k: v for k, v in columns.items() if any(row.get(k) is not None for row in rows)}
     cells = [list(shown.values()), *([cell_text(k, row.get(k)) for k in shown] for row in rows)]
@@ -162,26 +246,26 @@ def text_table(
 
 
 def numbered(protocols: Sequence[str], always: bool = False) -> list[str]:
-    """`Protocol: …` of each different text, with its number where there are several, or always."""
+    """`Protocol: …` of each different text, with its number if there are several, or always."""
     distinct = list(dict.fromkeys(protocols))
     if len(distinct) == 1 and not always:
         return [f"Protocol: {distinct[0]}"]
     return [f"Protocol {number}: {text}" for number, text in enumerate(distinct, 1)]
 
 
-def remarks(evaluations: Sequence[Entry]) -> list[str]:
+def remarks(evaluations: Sequence[Evaluation]) -> list[str]:
     """Notes, legend and protocols, each once."""
-    notes = [f"Note: {note}" for evaluation in evaluations for note in evaluation["notes"]]
+    notes = [f"Note: {note}" for evaluation in evaluations for note in evaluation.notes]
     return [*dict.fromkeys(notes), LEGEND, *numbered(protocol_texts(evaluations))]
 
 
-def training(curve: Sequence[Entry]) -> str:
+def training(curve: Sequence[CurveRow]) -> str:
     """One sentence about the training."""
-    last, few = curve[-1], curve[-math.ceil(len(curve) / 20) :]
-    cost = f", {number(last['gpu_hours'])} device-hours" if "gpu_hours" in last else ""
+    last, end = curve[-1], curve[-math.ceil(len(curve) / 20) :]
+    cost = "" if last.gpu_hours is None else f", {number(last.gpu_hours)} device-hours"
     return (
-        f"Training: {last['images']:,} images in {last['step']:,} steps, wall time "
-        f"{clock(last['seconds'])}{cost}, loss {np.mean([row['loss'] for row in few]):.4g} "
+        f"Training: {last.images:,} images in {last.step:,} steps, wall time "
+        f"{clock(last.seconds)}{cost}, loss {np.mean([row.loss for row in end]):.4g} "
         "(mean over the last 5% of the curve)"
     )
 
@@ -197,15 +281,22 @@ def short_hashes(line: str) -> str:
 
 
 def summary(
-    title: str, curve: Sequence[Entry], evaluations: Sequence[Entry], notes: Sequence[str] = ()
+    title: str,
+    curve: Sequence[CurveRow],
+    evaluations: Sequence[Evaluation],
+    notes: Sequence[str] = (),
 ) -> str:
     """The report as plain text of at most WIDTH columns, long hashes cut to 12 digits."""
-    rows, samples = table_rows(evaluations), [e["sample"] for e in evaluations]
+    rows, samples = table_rows(evaluations), [evaluation.sample for evaluation in evaluations]
     lines = [title, *textwrap.wrap(training(curve), WIDTH), ""]
     if over := seed_rows(frechet_rows(rows)):
-        lines += [seeds_title(over), *text_table(over, TEXT_SEED_COLUMNS), ""]
-    lines += [*text_table(rows, TEXT_COLUMNS), ""]
-    lines += [*text_table(samples, SAMPLE_COLUMNS), ""]
+        lines += [
+            seeds_title(over),
+            *text_table(cells(over, TEXT_SEED_COLUMNS), TEXT_SEED_COLUMNS),
+            "",
+        ]
+    lines += [*text_table(cells(rows, TEXT_COLUMNS), TEXT_COLUMNS), ""]
+    lines += [*text_table(cells(samples, SAMPLE_COLUMNS), SAMPLE_COLUMNS), ""]
     for line in [*notes, *remarks(evaluations)]:
         lines += wrapped(line)
     return "\n".join(lines) + "\n"

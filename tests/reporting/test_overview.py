@@ -34,15 +34,15 @@ def test_seeds_join_and_experiments_do_not(tmp_path: Path) -> None:
         put(tmp_path, "one", result(seed, value=value))
     put(tmp_path, "two", result(0, value=3.0))
     found = overview.find(tmp_path)
-    fid = [row for row in found.rows if row["name"] == "fid"]
-    assert [row["experiment"] for row in fid] == ["two", "one"]  # the best first
+    fid = [row for row in found.rows if row.name == "fid"]
+    assert [row.experiment for row in fid] == ["two", "one"]  # the best first
     row = fid[1]
-    assert (row["seeds"], row["mean"], row["min"], row["max"]) == ("0, 1", 5.0, 4.0, 6.0)
-    assert (row["trained"], row["gpu_hours"], row["weights"]) == (64_000, 12.5, SHA256[:8])
-    assert (row["data"], row["nfe_mean"]) == ("train_64-box", 18)
-    assert (row["num_images"], row["floor"], row["sampler"]) == (12, 12.25, "heun-9")
-    assert row["ceiling"] == 4321
-    names = [row["name"] for row in found.rows]
+    assert (row.seeds, row.mean, row.min, row.max) == ("0, 1", 5.0, 4.0, 6.0)
+    assert (row.trained, row.gpu_hours, row.weights) == (64_000, 12.5, SHA256[:8])
+    assert (row.data, row.nfe_mean) == ("train_64-box", 18)
+    assert (row.num_images, row.floor, row.sampler) == (12, 12.25, "heun-9")
+    assert row.ceiling == 4321
+    names = [row.name for row in found.rows]
     assert names == [*["fid"] * 2, *["class_accuracy"] * 2, *["recall"] * 2]
 
 
@@ -53,12 +53,12 @@ def test_scores_of_other_protocols_or_weights_are_never_averaged(tmp_path: Path)
     other["sample"]["weights_sha256"] = "f" * 64
     put(tmp_path, "one", other)
     found = overview.find(tmp_path)
-    assert sorted(row["seeds"] for row in found.rows if row["name"] == "fid") == ["0", "1", "2"]
+    assert sorted(row.seeds for row in found.rows if row.name == "fid") == ["0", "1", "2"]
     assert found.protocols == [
         "Protocol 1: extractor: vgg16",
         "Protocol 2: extractor: vgg16, kid_subsets: 7",
     ]
-    assert {row["seeds"]: row["protocol"] for row in found.rows} == {"0": 1, "1": 2, "2": 1}
+    assert {row.seeds: row.protocol for row in found.rows} == {"0": 1, "1": 2, "2": 1}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_what_is_no_metrics_file_is_named_and_left_out(tmp_path: Path, content: 
     bad.parent.mkdir(parents=True)
     bad.write_bytes(content.encode(errors="surrogateescape"))
     found = overview.write(tmp_path)
-    assert {row["experiment"] for row in found.rows} == {"good"}
+    assert {row.experiment for row in found.rows} == {"good"}
     (line,) = found.left_out
     assert line.startswith("Left out: ") and str(bad) in line and "\n" not in line
     assert "theirs.json" in found.page.read_text()
@@ -83,7 +83,7 @@ def test_samples_of_another_program_need_no_facts_of_ours(tmp_path: Path) -> Non
         del bare["sample"][key]
     put(tmp_path, "bare", bare | {"protocol": {}})
     row = overview.find(tmp_path).rows[0]
-    assert (row["trained"], row["gpu_hours"], row["weights"]) == (None, None, "")
+    assert (row.trained, row.gpu_hours, row.weights) == (None, None, "")
 
 
 def test_a_folder_in_place_of_a_file_is_left_out(tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """Tables: the right numbers as plain text and as HTML that needs nothing else."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 
 from pipeline.reporting import pages, tables
-from tests.report_inputs import CLASSES, SHA256, curve_row, evaluation, of_sampler
+from pipeline.reporting.records import CurveRow
+from tests.report_inputs import CLASSES, SHA256, curve_row, evaluation, of_sampler, parsed
 
-CURVE = [curve_row(step) for step in range(1, 31)]
-EVALUATIONS = [evaluation(seed) for seed in (0, 1)]
+CURVE = [CurveRow.parse(curve_row(step), "curve") for step in range(1, 31)]
+EVALUATIONS = parsed(evaluation(0), evaluation(1))
 
 
 def test_summary_holds_the_numbers() -> None:
@@ -28,13 +30,13 @@ def test_summary_holds_the_numbers() -> None:
 
 
 def test_distances_over_seeds() -> None:
-    runs = [of_sampler(seed, "heun", 18, 4.0 + seed) for seed in (0, 1, 2)]
-    rows = tables.table_rows([*runs, of_sampler(0, "heun", 9, 7.0)])
+    runs = parsed(*(of_sampler(seed, "heun", 18, 4.0 + seed) for seed in (0, 1, 2)))
+    rows = tables.table_rows([*runs, *parsed(of_sampler(0, "heun", 9, 7.0))])
     many, one = tables.seed_rows(tables.frechet_rows(rows))
     values = np.array([4.0, 5.0, 6.0])
-    assert (many["mean"], many["min"], many["std"]) == (values.mean(), 4.0, values.std(ddof=1))
-    assert (many["seeds"], many["values"]) == ("0, 1, 2", "4, 5, 6")
-    assert (one["sampler"], one["mean"], one["min"], one["std"]) == ("heun-9", 7.0, 7.0, None)
+    assert (many.mean, many.min, many.std) == (values.mean(), 4.0, values.std(ddof=1))
+    assert (many.seeds, many.values) == ("0, 1, 2", "4, 5, 6")
+    assert (one.sampler, one.mean, one.min, one.std) == ("heun-9", 7.0, 7.0, None)
     text = tables.summary("title", CURVE, runs)
     assert "FID over seeds" in text and "4, 5, 6" in text
 
@@ -42,38 +44,39 @@ def test_distances_over_seeds() -> None:
 def test_only_fid_is_called_fid() -> None:
     other = evaluation(0)
     other["metrics"][0]["name"] = "frechet_efflite0_96"
-    assert "Fréchet distance over seeds" in tables.summary("title", CURVE, [other])
+    assert "Fréchet distance over seeds" in tables.summary("title", CURVE, parsed(other))
 
 
 def test_numbers_name_their_protocol_where_there_are_two() -> None:
-    other = evaluation(1) | {"protocol": {"extractor": "vgg16"}}
-    rows = tables.table_rows([evaluation(0), other])
-    assert [row["protocol"] for row in rows if row["name"] == "fid"] == [1, 2]
-    lines = tables.summary("title", CURVE, [evaluation(0), other]).splitlines()
+    both = parsed(evaluation(0), evaluation(1) | {"protocol": {"extractor": "vgg16"}})
+    rows = tables.table_rows(both)
+    assert [row.protocol for row in rows if row.name == "fid"] == [1, 2]
+    lines = tables.summary("title", CURVE, both).splitlines()
     assert lines[-1] == "Protocol 2: extractor: vgg16"
     assert next(line for line in lines if line.startswith("fid ")).endswith(" 1")
     alone = tables.table_rows(EVALUATIONS)
-    assert {row["protocol"] for row in alone} == {None}
+    assert {row.protocol for row in alone} == {None}
 
 
 def test_accuracy_of_real_images_is_no_floor() -> None:
-    lines = tables.text_table(tables.table_rows(EVALUATIONS), tables.TEXT_COLUMNS)
+    rows = tables.cells(tables.table_rows(EVALUATIONS), tables.TEXT_COLUMNS)
+    lines = tables.text_table(rows, tables.TEXT_COLUMNS)
     accuracy = next(line for line in lines if line.startswith("class_accuracy"))
     assert lines[0].endswith("real") and accuracy.endswith("0.9375")
     assert len(lines[0]) == len(accuracy)  # columns of numbers end flush
 
 
 def test_long_names_are_shortened_to_fit() -> None:
-    rows = [row | {"sampler": "s" * 200} for row in tables.table_rows(EVALUATIONS)]
-    lines = tables.text_table(rows, tables.TEXT_COLUMNS)
+    rows = [replace(row, sampler="s" * 200) for row in tables.table_rows(EVALUATIONS)]
+    lines = tables.text_table(tables.cells(rows, tables.TEXT_COLUMNS), tables.TEXT_COLUMNS)
     assert max(map(len, lines)) == tables.WIDTH and "…  " in lines[1] and " 4,321 " in lines[1]
 
 
 def test_notes_alone_make_a_summary() -> None:
     empty = evaluation(0) | {"metrics": [], "class_accuracy": None, "notes": ["left out: labels"]}
-    text = tables.summary("title", CURVE, [empty])
+    text = tables.summary("title", CURVE, parsed(empty))
     assert "Note: left out: labels" in text and "class_accuracy" not in text
-    page = pages.report_page("title", CURVE, [empty], CLASSES, {})
+    page = pages.report_page("title", CURVE, parsed(empty), CLASSES, {})
     assert "each class" not in page and "over seeds" not in page
 
 
