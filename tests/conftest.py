@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from pipeline import import_weights
 from pipeline.config import load
@@ -21,6 +22,9 @@ from pipeline.config.words import parse_overrides
 from pipeline.data.pack import Hashes, Record
 
 ROOT = Path(__file__).parent.parent
+
+settings.register_profile("shared machines", deadline=None)  # no test of seconds
+settings.load_profile("shared machines")
 
 
 def resolved(*overrides: str, environment: dict[str, str] | None = None) -> Config:

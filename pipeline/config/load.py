@@ -25,6 +25,8 @@ from pipeline.images.sources.find import detect
 
 DEFAULT_FILE = Path(__file__).parents[2] / "config.yaml"
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, if there: ten times as fast
+
 
 # --- resolving ---------------------------------------------------------------------------------
 
@@ -32,7 +34,7 @@ DEFAULT_FILE = Path(__file__).parents[2] / "config.yaml"
 def load_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; raises UserError where it is missing or no mapping."""
     try:
-        loaded = yaml.safe_load(path.read_text())
+        loaded = yaml.load(path.read_text(), Loader=LOADER)
     except FileNotFoundError as error:
         raise UserError(f"config file {path} does not exist") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -179,7 +179,7 @@ def test_nodes_that_cannot_meet_are_told_why(given: str, says: str) -> None:
 )
 def test_who_prints_an_error(rank: str, error: str, printed: bool) -> None:
     code = f"""
-from pipeline.errors import *
+from pipeline.base.errors import *
 def step(argv):
     raise {error}("no")
 run_main(step)
@@ -196,7 +196,8 @@ run_main(step)
 
 
 def test_ctrl_c_before_the_ranks_is_no_traceback() -> None:
-    code = "from pipeline.errors import *\ndef step(argv): raise KeyboardInterrupt\nrun_main(step)"
+    code = "from pipeline.base.errors import *\ndef step(argv): raise KeyboardInterrupt\n"
+    code += "run_main(step)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "")
 

@@ -39,7 +39,7 @@ if os.environ.get("LOCAL_RANK", "0") == "0":
 """
 HOLDER = """
 import sys, time
-from pipeline.leases import lease
+from pipeline.launching.leases import lease
 with lease(int(sys.argv[1])) as mine:
     print(*mine.ids, flush=True)
     sys.stdin.readline()

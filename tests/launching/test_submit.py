@@ -122,7 +122,8 @@ def test_a_job_that_starts_again_forgets_its_last_result(tmp_path: Path) -> None
     stale.write_bytes(b"75")
     code = f"import pathlib, sys; sys.exit(3 + pathlib.Path({str(stale)!r}).exists())"
     words = (
-        f"import sys; from pipeline.submit import Task; sys.exit(Task(['-c', {code!r}], {{}})())"
+        "import sys; from pipeline.launching.submit import Task; "
+        f"sys.exit(Task(['-c', {code!r}], {{}})())"
     )
     run = [sys.executable, "-c", words]
     assert subprocess.run(run, cwd=ROOT, env=os.environ | environment).returncode == 3

@@ -28,7 +28,7 @@ time.sleep(60)
 PARENT = """
 import os, sys
 from pathlib import Path
-from pipeline.supervise import supervise
+from pipeline.launching.supervise import supervise
 sys.exit(supervise([sys.executable, *sys.argv[2:]], os.environ, Path(sys.argv[1], "log")))
 """
 

@@ -80,7 +80,7 @@ def run_python(code: str) -> str:
 
 def test_torch_fidelity_imports_in_a_fresh_process() -> None:
     code = (
-        "from pipeline.torchvision_cpu import declare_operators, torch_fidelity\n"
+        "from pipeline.scoring.fidelity import declare_operators, torch_fidelity\n"
         "from torchvision.transforms import Resize\n"
         "print(torch_fidelity.__version__, declare_operators() == declare_operators())"
     )
@@ -98,7 +98,7 @@ def load(path):  # as the real one, it loads a library once
     for name in names:
         made[0].define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 torch.ops.load_library = load
-from pipeline.torchvision_cpu import declare_operators
+from pipeline.scoring.fidelity import declare_operators
 print(declare_operators() if hasattr(torch.ops.torchvision, "nms") else "not tried")
 """
 
