@@ -46,6 +46,7 @@ from pipeline.images.checks import (
 from pipeline.images.decode import TRAITS
 from pipeline.images.recipes import Recipe
 from pipeline.images.sources.base import Item, Source, Span, Stretch
+from pipeline.images.sources.find import resolve_image_set
 from pipeline.images.sources.opening import open_source
 from pipeline.images.spool import Spool
 from pipeline.images.workers import Batch
@@ -254,6 +255,7 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     config, own = load_step(argv, ["out"])
+    config = resolve_image_set(config)
     downsample(config, Path(own.get("out") or paths.record_file(config)))
 
 

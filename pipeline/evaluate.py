@@ -32,6 +32,7 @@ from pipeline.config.schema import Config
 from pipeline.config.stages import write_config
 from pipeline.drawing.pictures import neighbours_picture
 from pipeline.drawing.tiles import save_picture
+from pipeline.images.sources.find import resolve_image_set
 from pipeline.launching.handover import hand_over
 from pipeline.reporting.records import Entry
 from pipeline.scoring.extractors import Extractor, load_extractor
@@ -60,6 +61,7 @@ class Job:
 def prepare(argv: list[str]) -> Job:
     """Read and check everything; paths not given follow from the config and its first seed."""
     config, own = load_step(argv, WORDS)
+    config = resolve_image_set(config)
     find_weights(config.evaluate.extractor, config.evaluate.weights)
     across, out = own.get("across"), own.get("out")
     if "images" in own:

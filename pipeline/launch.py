@@ -30,10 +30,6 @@ from pipeline.launching.leases import Lease, lease
 from pipeline.launching.running import Registered
 from pipeline.launching.supervise import supervise
 
-NO_DATA = (
-    "data.source=shapes",
-    "data.resolution=64",
-)  # another module's data are no matter of ours
 KNOWN = (*Config.model_fields, "experiments", "config")  # words that are no path of a step
 SHARED_STEPS = (  # steps that run as several ranks
     "pipeline.train",
@@ -64,10 +60,12 @@ class Job:
 
     def config(self) -> Config:
         """The configuration of one of our steps; of another module, what stands before it."""
-        words = [*(self.module[2:] if self.ours else NO_DATA), *self.settings]
+        if not self.ours:  # its data do not depend on IMAGENET_RES
+            return load_step(self.settings, (), environment={})[0]
+        words = [*self.module[2:], *self.settings]
         parsed = parse_overrides(words).items()
         own = [k for k, value in parsed if k not in KNOWN and not isinstance(value, dict)]
-        return load_step(words, own if self.ours else ())[0]
+        return load_step(words, own)[0]
 
 
 def check_torch(visible: list[str], device: str) -> None:

@@ -23,6 +23,7 @@ from pipeline.config.words import merge, parse_overrides
 from pipeline.data.pack import Record
 from pipeline.flow.made_up import made_up
 from pipeline.images.shapes import CLASSES
+from pipeline.images.sources.find import resolve_image_set
 from pipeline.launching import gpus
 from pipeline.networks import families
 from pipeline.training.calibration import Calibration, calibrate
@@ -172,7 +173,7 @@ def configuration(configfiles: list[str], overrides: list[str]) -> Config:
     for path in configfiles:
         base = merge(base, load_yaml(Path(path)))
     given = parse_overrides(overrides)
-    return resolve(merge(base, given), given)
+    return resolve_image_set(resolve(merge(base, given), given))
 
 
 def main(argv: list[str]) -> None:

@@ -22,6 +22,7 @@ from pipeline.config.load import load_step
 from pipeline.config.paths import out_file, pack_folder, record_file, reference_file
 from pipeline.config.schema import Config, Runtime
 from pipeline.data.pack import Pack, Record, open_pack
+from pipeline.images.sources.find import resolve_image_set
 from pipeline.launching.handover import hand_over
 from pipeline.scoring.extractors import Extractor, load_extractor
 from pipeline.scoring.keepers import Moments, stream
@@ -43,6 +44,7 @@ class Job:
 def prepare(argv: list[str]) -> Job:
     """Read and check what the words name; raises UserError for the first that does not do."""
     config, own = load_step(argv, WORDS)
+    config = resolve_image_set(config)
     record = Record.read(Path(own.get("record", record_file(config))))
     find_weights(config.evaluate.extractor, config.evaluate.weights)
     pack = open_pack(pack_folder(config), record)

@@ -26,6 +26,7 @@ from pipeline.config.stages import write_config
 from pipeline.data.pack import Record
 from pipeline.drawing.charts import curve_chart, distance_chart, nfe_chart
 from pipeline.drawing.tiles import Panel, panel_grid
+from pipeline.images.sources.find import resolve_image_set
 from pipeline.reporting.pages import report_page
 from pipeline.reporting.records import CurveRow, Evaluation, SampleAbout, read_curve
 from pipeline.reporting.tables import (
@@ -160,6 +161,7 @@ def class_counts(inputs: Inputs) -> dict[str, list[int]]:
 def main(argv: list[str]) -> None:
     """Write the report into the folder `out` and print its summary."""
     config, words = load_step(argv, WORDS)
+    config = resolve_image_set(config)
     inputs, out = read_inputs(config, words), Path(words["out"])
     record, evaluations = inputs.record, inputs.evaluations
     title = record.name

@@ -21,6 +21,7 @@ from pipeline.config.schema import Config
 from pipeline.config.stages import write_config
 from pipeline.config.words import merge
 from pipeline.data.pack import Pack, Record, open_pack, read_record
+from pipeline.images.sources.find import resolve_image_set
 from pipeline.launching.handover import hand_over
 from pipeline.training.batch_size import images_of_a_rank
 from pipeline.training.identity import scratch_folder
@@ -63,6 +64,7 @@ def read(argv: list[str], world: int) -> tuple[Config, dict[str, str], Pack]:
     Raises UserError with one sentence about the first problem.
     """
     config, paths = load_step(argv, WORDS)
+    config = resolve_image_set(config)
     if config.data.path and "record" not in paths:
         config = adopt_pack(config)
     folder = pack_folder(config)

@@ -20,6 +20,7 @@ from pipeline.config.model_keys import Model
 from pipeline.config.schema import Config
 from pipeline.config.words import parse_overrides
 from pipeline.data.pack import Hashes, Record
+from pipeline.images.sources.find import resolve_image_set
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,7 +31,8 @@ settings.load_profile("shared machines")
 def resolved(*overrides: str, environment: dict[str, str] | None = None) -> Config:
     """config.yaml with `key=value` overrides; no environment unless given."""
     base = load.load_yaml(load.DEFAULT_FILE)
-    return load.resolve(base, parse_overrides(overrides), environment or {})
+    config = load.resolve(base, parse_overrides(overrides), environment or {})
+    return resolve_image_set(config, environment or {})
 
 
 @pytest.fixture

@@ -15,16 +15,13 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import read_json
 from pipeline.config.messages import explain, known_keys, nearest
 from pipeline.config.model_keys import Model
 from pipeline.config.samplers import check_names
-from pipeline.config.schema import Config, Sample, recipe_name
+from pipeline.config.schema import Config, Sample
 from pipeline.config.words import merge, nested, parse_overrides
-from pipeline.images.sources.find import detect
 
 DEFAULT_FILE = Path(__file__).parents[2] / "config.yaml"
-
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, if there: ten times as fast
 
 
@@ -117,23 +114,6 @@ def resolve_resolution(tree: Mapping[str, Any], environment: Mapping[str, str]) 
     return 64, "the default"
 
 
-def resolve_source(tree: Mapping[str, Any], environment: Mapping[str, str]) -> Any:
-    """The image set: the config's, else that of data.path, else the one in the image folder.
-
-    `tree` has its resolution already. Raises UserError where several sets lie there.
-    """
-    data = tree["data"]
-    if data.get("source") != "auto":
-        return data.get("source")
-    if data.get("path") and (Path(data["path"]) / "manifest.json").is_file():
-        return read_json(Path(data["path"]) / "manifest.json").get("source")
-    images = data.get("dir") or environment.get("IMAGENET_DIR")
-    packs = data.get("pack_dir") or environment.get("IMAGENET_DIR")
-    recipe = recipe_name(data.get("recipe"), (tree.get("downsample") or {}).get("fast"))
-    name = f"*_{data['resolution']}/{recipe}"
-    return detect(Path(images) if images else None, Path(packs) if packs else None, name)
-
-
 def validate(tree: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Config:
     """`tree` as a Config whose sections fit each other; raises UserError about the first problem.
 
@@ -150,11 +130,15 @@ def parsed(tree: Mapping[str, Any], environment: Mapping[str, str] = os.environ)
     """`tree` as a Config of which each section is valid by itself; raises UserError otherwise."""
     if isinstance(tree.get("data"), Mapping):
         tree = merge(tree, nested("data.resolution", resolve_resolution(tree, environment)[0]))
-        tree = merge(tree, nested("data.source", resolve_source(tree, environment)))
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(explain(error)) from error
+
+
+def overlaid(config: Config, keys: Mapping[str, Any]) -> Config:
+    """`config` with nested `keys` laid over it; raises UserError if one of them is not valid."""
+    return parsed(merge(config.model_dump(), keys))
 
 
 def check_halvings(config: Config) -> None:
@@ -196,7 +180,9 @@ def check_heads(model: Model) -> None:
             )
 
 
-def load_step(argv: list[str], extra: Iterable[str]) -> tuple[Config, dict[str, str]]:
+def load_step(
+    argv: list[str], extra: Iterable[str], environment: Mapping[str, str] = os.environ
+) -> tuple[Config, dict[str, str]]:
     """Configuration and step arguments of a command line of `key=value` words.
 
     `extra` names the step's own words (paths, without dots). `config=FILE` replaces config.yaml
@@ -209,10 +195,10 @@ def load_step(argv: list[str], extra: Iterable[str]) -> tuple[Config, dict[str, 
     given = words.pop("config", None)
     if isinstance(given, dict):
         tree = {k: v for k, v in load_yaml(DEFAULT_FILE).items() if k != "experiments"}
-        return parsed(merge(merge(tree, given), words)), own
+        return parsed(merge(merge(tree, given), words), environment), own
     path = Path(given) if given else DEFAULT_FILE
     check_words(words, extra)
-    return resolve(load_yaml(path), words), own
+    return resolve(load_yaml(path), words, environment), own
 
 
 def check_words(words: Mapping[str, Any], extra: Iterable[str]) -> None:

@@ -13,8 +13,9 @@ RESULTS = Path("results")
 
 
 def data_name(config: Config) -> str:
-    """`<source>_<res>-<recipe>`, for example train_64-box."""
+    """`<source>_<res>-<recipe>`, for example train_64-box; data.source is not `auto`."""
     data = config.data
+    assert data.source != "auto"
     return f"{data.source}_{data.resolution}-{config.recipe}"
 
 

@@ -25,7 +25,7 @@ MADE_SOURCES = {"shapes": 250, "shapes_tiny": 24}
 
 
 class Data(Section):
-    source: Literal["train", "train_blurred", "cifar10", "shapes", "shapes_tiny"]
+    source: Literal["auto", "train", "train_blurred", "cifar10", "shapes", "shapes_tiny"]
     layout: Literal["auto", "folders", "tar", "tar.gz", "parquet", "webdataset", "batches", "cifar"]
     resolution: Annotated[int, Field(ge=8, le=256)]  # px, both axes
     recipe: Literal["box", "adm", "edm"]

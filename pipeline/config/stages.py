@@ -19,6 +19,7 @@ def stage_keys(config: Config, stage: str) -> dict[str, Any]:
     """The resolved keys that `stage` reads, nothing else: the content of its config.json."""
     tree = config.model_dump(mode="json")
     result: dict[str, Any] = {}
+    assert config.data.source != "auto" or "data.source" not in STAGE_KEYS[stage]
     for key in STAGE_KEYS[stage]:
         result = merge(result, nested(key, lookup(tree, key)))
     return result

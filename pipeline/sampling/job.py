@@ -15,6 +15,7 @@ from pipeline.config.paths import out_folder, samples_folder, weights_file
 from pipeline.config.samplers import check_guidance, one_sampler
 from pipeline.config.schema import Config, Sample
 from pipeline.data.pack import DataAbout
+from pipeline.images.sources.find import resolve_image_set
 from pipeline.networks.weights_file import load_weights
 
 WORDS = ("weights", "seed", "out", "sampler")
@@ -72,6 +73,7 @@ class Job:
 def prepare(argv: list[str]) -> Job:
     """Read the configuration and the weights; raises UserError about the first problem."""
     config, own = load_step(argv, WORDS)
+    config = resolve_image_set(config)
     config = one_sampler(config, own.get("sampler"))
     try:
         seed = int(own.get("seed", config.sample.seeds[0]))

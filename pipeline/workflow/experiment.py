@@ -15,6 +15,7 @@ from pipeline.config.load import layered, resolve_resolution, validate
 from pipeline.config.samplers import by_sampler, check_guidance
 from pipeline.config.schema import Config
 from pipeline.config.stages import settings_words, stage_keys
+from pipeline.images.sources.find import resolve_image_set
 from pipeline.launching import gpus
 from pipeline.launching.gpus import processes
 from pipeline.reporting import overview
@@ -33,7 +34,7 @@ class Experiment:
     def __init__(self, files: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         """`files`: config.yaml, --configfile and --config; `given`: --config alone."""
         tree = layered(files, given)
-        self.config: Config = validate(tree)
+        self.config: Config = resolve_image_set(validate(tree))
         self.runtime = self.config.runtime
         self.settings = settings_words(self.config)
         self.data = paths.data_name(self.config)

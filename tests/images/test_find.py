@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.base.errors import UserError
+from pipeline.config.load import load_step
 from pipeline.config.paths import pack_folder
 from pipeline.images.sources import find
 from tests.conftest import resolved
@@ -68,6 +69,30 @@ def test_several_image_sets_are_listed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.source=train .*data\.source=train_blurred"):
         resolved(environment=environment)
     assert resolved("data.source=train", environment=environment).data.source == "train"
+
+
+def test_only_the_step_after_parsing_looks_at_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, "train")
+    put(tmp_path, "train_blurred.tar.gz")
+    monkeypatch.setenv("IMAGENET_DIR", str(tmp_path))
+    config, _ = load_step([], ())
+    assert config.data.source == "auto"
+    with pytest.raises(UserError, match="holds several image sets"):
+        find.resolve_image_set(config)
+    named, _ = load_step(["data.source=train_blurred"], ())
+    assert find.resolve_image_set(named) is named
+
+
+def test_the_pack_that_is_named_tells_its_image_set(tmp_path: Path) -> None:
+    put(tmp_path, "train")
+    (tmp_path / "manifest.json").write_text('{"source": "cifar10"}')
+    config, _ = load_step([f"data.path={tmp_path}", f"data.dir={tmp_path}"], ())
+    assert find.resolve_image_set(config, {}).data.source == "cifar10"
+    (tmp_path / "manifest.json").write_text('{"source": "unknown"}')
+    with pytest.raises(UserError, match="data.source='unknown' is not valid: use one of"):
+        find.resolve_image_set(config, {})
 
 
 def test_another_image_set_is_named_where_one_is_missing(tmp_path: Path) -> None:

@@ -1,10 +1,15 @@
-"""Which image sets lie in a folder, and how each is packaged."""
+"""The image sets in a folder, how each is packaged, and the one that data.source=auto means."""
 
+import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.base.errors import UserError
+from pipeline.base.files import read_json
+from pipeline.config.load import overlaid
+from pipeline.config.schema import Config
 
 # image set -> layout -> where it may lie in the image folder; all files of one pattern belong
 # together
@@ -85,6 +90,26 @@ def check_complete(paths: list[Path]) -> None:
                 f"{len(missing)} of {total} shards are missing in {paths[0].parent} "
                 f"(first: number {missing[0]:05d}): get them too"
             )
+
+
+def resolve_image_set(config: Config, environment: Mapping[str, str] = os.environ) -> Config:
+    """`config` with the image set that data.source=auto means; unchanged if it names one.
+
+    That is the set of the pack at data.path, else the only one in the image folder, else the only
+    pack's. Every step calls this once, after its words are parsed. Raises UserError if several
+    image sets lie in the folder.
+    """
+    data = config.data
+    if data.source != "auto":
+        return config
+    manifest = Path(data.path) / "manifest.json" if data.path else None
+    if manifest and manifest.is_file():
+        return overlaid(config, {"data": {"source": read_json(manifest).get("source")}})
+    images = data.dir or environment.get("IMAGENET_DIR")
+    packs = data.pack_dir or environment.get("IMAGENET_DIR")
+    name = f"*_{data.resolution}/{config.recipe}"
+    source = detect(Path(images) if images else None, Path(packs) if packs else None, name)
+    return overlaid(config, {"data": {"source": source}})
 
 
 def detect(root: Path | None, packs: Path | None, pack: str) -> str:
