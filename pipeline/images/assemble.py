@@ -1,6 +1,6 @@
 """The end of the making: rows in the source's order -> a pack, moved into place.
 
-Rows are sorted by (class, file), and images that were left out have none. Where the source came in
+Rows are sorted by (class, file), and images that were left out have none. If the source came in
 that order already, its rows are the pack's. The manifest is written beside the rows before
 anything moves, and moves last: a pack that has one is complete, and a run that was killed while
 moving is brought to its end by the next.
@@ -11,14 +11,18 @@ import shutil
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import atomic_stream
 from pipeline.base.npy import load_npy, save_npy, sha256_npy, write_header
-from pipeline.data.pack import Hashes, LeftOut
+from pipeline.config.schema import Config
+from pipeline.config.stages import stage_keys
+from pipeline.data.pack import Hashes, LeftOut, Manifest
+from pipeline.images.checks import check_expected, check_left_out
+from pipeline.images.decode import TRAITS, versions
+from pipeline.images.sources.base import Source
 from pipeline.images.spool import Spool
 
 CHUNK = 4096  # rows copied at a time
@@ -26,7 +30,7 @@ CHUNK = 4096  # rows copied at a time
 
 @dataclass
 class Finished:
-    """All images of a source, in its order, and what became of them."""
+    """All images of a source, in its order, and their outcome."""
 
     classes: np.ndarray  # (N,) bytes: the class of each image
     files: np.ndarray  # (N,) bytes: its file name
@@ -35,26 +39,58 @@ class Finished:
     traits: Counter[str] = field(default_factory=Counter)
 
 
+def assemble(spool: Spool, source: Source, config: Config) -> Manifest:
+    """Put the rows of a full spool into the pack's order.
+
+    Raises UserError if images or classes are missing, or too many are unreadable.
+    """
+    images = finished(spool)
+    # images and classes
+    check_unique(images, source.place)
+    names = np.unique(images.classes)
+    classes = [name.decode("utf-8", "surrogateescape") for name in names]
+    check_expected(config, source.place, len(images.kept), len(classes))
+    # rows and labels
+    order = pack_order(images)
+    labels = np.searchsorted(names, images.classes[order]).astype(np.int64)
+    per_class = counts(classes, labels)
+    check_left_out(config, source.place, images.left_out, per_class)
+    return Manifest(
+        source=config.data.source,
+        resolution=config.data.resolution,
+        recipe=config.recipe,
+        num_images=len(labels),
+        classes=classes,
+        sha256=write_arrays(spool, order, labels),
+        config=stage_keys(config, "downsample"),
+        kind=source.kind,
+        per_class=per_class,
+        counts={trait: images.traits[trait] for trait in TRAITS},
+        ignored=source.ignored,
+        left_out=images.left_out,
+        versions=versions(),
+    )
+
+
 def finished(spool: Spool) -> Finished:
     """The journal of a spool whose stretches are all finished."""
     classes, files, kept = [], [], []
     left_out, traits = [], Counter[str]()
     for stretch in spool.used:
         line = spool.line(stretch)
-        pairs = [name.split("/", 1) for name in line["names"]]
+        pairs = [name.split("/", 1) for name in line.names]
         classes.append(np.array([encoded(name) for name, _ in pairs]))
         files.append(np.array([encoded(name) for _, name in pairs]))
-        problems = {int(place): reason for place, reason in line["problems"].items()}
-        kept.append(np.array([place not in problems for place in range(len(pairs))]))
-        left_out += [LeftOut(name=line["names"][p], reason=r) for p, r in problems.items()]
-        traits.update(line["traits"])
+        kept.append(np.array([place not in line.problems for place in range(len(pairs))]))
+        left_out += [LeftOut(name=line.names[p], reason=r) for p, r in line.problems.items()]
+        traits.update(line.traits)
     return Finished(
         np.concatenate(classes), np.concatenate(files), np.concatenate(kept), left_out, traits
     )
 
 
 def encoded(name: str) -> bytes:
-    """A file name as bytes; names that are no UTF-8 keep theirs."""
+    """A file name as bytes; names that are not UTF-8 keep theirs."""
     return name.encode("utf-8", "surrogateescape")
 
 
@@ -65,7 +101,7 @@ def pack_order(images: Finished) -> np.ndarray:
 
 
 def check_unique(images: Finished, where: Path) -> None:
-    """Raise UserError where two images have the same class and name."""
+    """Raise UserError if two images have the same class and name."""
     order = np.lexsort((images.files, images.classes))
     same = (images.classes[order][1:] == images.classes[order][:-1]) & (
         images.files[order][1:] == images.files[order][:-1]
@@ -113,7 +149,7 @@ def move_into_place(making: Path, pack: Path) -> None:
     for name, target in (
         ("labels.npy", "labels.npy"),
         ("rows.npy", "images.npy"),
-        ("images.npy", "images.npy"),  # the sorted rows, where they had to be sorted
+        ("images.npy", "images.npy"),  # the sorted rows, if they had to be sorted
         ("manifest.json", "manifest.json"),
     ):
         if (making / name).exists():
@@ -123,5 +159,5 @@ def move_into_place(making: Path, pack: Path) -> None:
 
 def counts(classes: list[str], labels: np.ndarray) -> dict[str, int]:
     """Number of images of each class by its name."""
-    numbers: Any = np.bincount(labels, minlength=len(classes)).tolist()
+    numbers: list[int] = np.bincount(labels, minlength=len(classes)).tolist()
     return dict(zip(classes, numbers, strict=True))

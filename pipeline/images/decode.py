@@ -2,19 +2,21 @@
 
 Pixels are those of `shrink(Image.open(f).convert("RGB"), recipe, resolution)`, byte for byte;
 EXIF orientation is left alone. Ordinary JPEGs are decoded by simplejpeg, in half of Pillow's time,
-all else by Pillow.
+everything else by Pillow.
 """
 
 import io
 import itertools
+import platform
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from pipeline.images.recipes import MAX_PIXELS, shrink, shrink_halved
+from pipeline.images.recipes import MAX_PIXELS, RECIPES, shrink, shrink_halved
 
 EXIF_ORIENTATION = 0x0112
 TRAITS = ("grey", "cmyk", "exif_rotated", "misnamed")  # counted in the manifest
@@ -30,14 +32,20 @@ FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # all such markers; others a
 PASSED_OVER, TABLES, JFIF, SCAN = {0xC4, 0xDD, 0xFE}, 0xDB, 0xE0, 0xDA
 TABLE, JFIF_LENGTH, FRAME_LENGTH = 65, 16, 17  # bytes, the frame's with 3 components
 
-# Fast decoding: where both sides are at least so many times the resolution, and how small at the
-# least, since a JPEG's blocks of 8 x 8 pixels become 1 x 1.
+# Fast decoding: only if both sides are at least so many times the resolution; and how often they
+# are halved at most, since a JPEG's blocks of 8 x 8 pixels become 1 x 1.
 FAST_RATIO, MAX_HALVINGS = 4, 3
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that may change a pixel."""
+    packages = ("pillow", "simplejpeg", "numba", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What became of one image file: pixels (res, res, 3) uint8, or why there are none."""
+    """The result of one image file: pixels (res, res, 3) uint8, or why there are none."""
 
     pixels: np.ndarray | None
     traits: tuple[str, ...] = ()  # of TRAITS
@@ -45,7 +53,7 @@ class Decoded:
 
 
 def traits_of(image: Image.Image, name: str) -> tuple[str, ...]:
-    """What is odd about an opened image file, for the manifest."""
+    """The oddities of an opened image file, for the manifest."""
     jpeg = name.lower().endswith((".jpeg", ".jpg"))
     has = (
         image.mode in GREY_MODES,
@@ -67,7 +75,7 @@ def is_turned(image: Image.Image) -> bool:
 
 
 def frame_marker(data: bytes) -> int:
-    """The marker that says how a JPEG is coded, or -1 where its header is not in good order."""
+    """The marker that says how a JPEG is coded, or -1 if its header is not in good order."""
     start = 2
     while len(segment := data[start : start + 4]) == 4 and segment[0] == 0xFF:
         if segment[1] in FRAMES:
@@ -119,7 +127,7 @@ def halvings(size: tuple[int, int], resolution: int) -> int:
 def turbo_pixels(data: bytes, size: tuple[int, int], times: int) -> np.ndarray | None:
     """A plain JPEG's pixels (H, W, 3), both sides halved `times` (rounded up) while decoding.
 
-    None where anything at all is wrong with the file: what then becomes of it, Pillow decides.
+    None if anything at all is wrong with the file: Pillow then decides what becomes of it.
     """
     width, height = (-(-side >> times) for side in size)
     least = {"min_width": width, "min_height": height} if times else {}
@@ -131,45 +139,41 @@ def turbo_pixels(data: bytes, size: tuple[int, int], times: int) -> np.ndarray |
 
 
 def shrink_jpeg(
-    data: bytes, size: tuple[int, int], recipe: str, resolution: int, fast: bool
+    data: bytes, size: tuple[int, int], recipe: str, resolution: int
 ) -> np.ndarray | None:
-    """A plain JPEG of `size` px -> pixels small pixels, or None as turbo_pixels."""
-    times = halvings(size, resolution) if fast else 0
+    """A plain JPEG of `size` px -> small pixels, or None as turbo_pixels."""
+    times = halvings(size, resolution) if RECIPES[recipe].halved else 0
     pixels = turbo_pixels(data, size, times)
     if pixels is not None and times:
         return shrink_halved(pixels, recipe, resolution, size, times)
     return None if pixels is None else shrink(pixels, recipe, resolution)
 
 
-def shrink_file(
-    image: Image.Image, data: bytes, recipe: str, resolution: int, fast: bool
-) -> np.ndarray:
+def shrink_file(image: Image.Image, data: bytes, recipe: str, resolution: int) -> np.ndarray:
     """An opened file and its bytes -> pixels (resolution, resolution, 3) uint8."""
     if is_plain_jpeg(image, data):
-        pixels = shrink_jpeg(data, image.size, recipe, resolution, fast)
+        pixels = shrink_jpeg(data, image.size, recipe, resolution)
         if pixels is not None:
             return pixels
     return shrink(np.asarray(image.convert("RGB")), recipe, resolution)
 
 
-def decode(
-    data: bytes | np.ndarray, name: str, recipe: str, resolution: int, fast: bool
-) -> Decoded:
+def decode(data: bytes | np.ndarray, name: str, recipe: str, resolution: int) -> Decoded:
     """Shrink one image: a file's bytes, or pixels (H, W, 3) uint8 already.
 
-    Damaged ones and decompression bombs come back as a problem. `fast`: large JPEGs are shrunk in
-    part while they are decoded, which changes the pixels a little.
+    Damaged ones and decompression bombs come back as a problem. By the fast recipes, large JPEGs
+    are shrunk in part while they are decoded, which changes the pixels a little.
     """
     try:
         if isinstance(data, np.ndarray):
             return Decoded(shrink(data, recipe, resolution))
         if size := plain_size(data):
-            pixels = shrink_jpeg(data, size, recipe, resolution, fast)
+            pixels = shrink_jpeg(data, size, recipe, resolution)
             if pixels is not None:
                 return Decoded(pixels)
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             traits = traits_of(opened, name)
-            return Decoded(shrink_file(opened, data, recipe, resolution, fast), traits)
+            return Decoded(shrink_file(opened, data, recipe, resolution), traits)
     except UnidentifiedImageError:  # its message holds an address in memory
         return Decoded(None, problem="no image of a known format")
     except Exception as error:  # Pillow raises many kinds for damaged files

@@ -1,9 +1,11 @@
 """Published ways to make a small square image of a photograph, by Pillow's filters.
 
 `shrink` is exact. `shrink_halved` comes close, for images that a JPEG decoder has halved already.
-Images are arrays (H, W, 3) uint8.
+Images are arrays (H, W, 3) uint8. A new recipe is a function here, a row of RECIPES, and a choice
+of data.recipe in pipeline/config/schema.py.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,9 +30,9 @@ def box(image: np.ndarray, resolution: int) -> np.ndarray:
 def adm(image: np.ndarray, resolution: int, part: tuple[float, float] | None = None) -> np.ndarray:
     """Halved while twice too large, short side to `resolution`, centre crop.
 
-    The recipe of Dhariwal & Nichol 2021. `part`: width and height of what counts of the image,
-    from its upper left corner, px; None: all of it. Raises DecompressionBombError where the image
-    before the crop would have more than MAX_PIXELS.
+    The recipe of Dhariwal & Nichol 2021. `part`: width and height of the part of the image
+    that counts, from its upper left corner, px; None: all of it. Raises DecompressionBombError if
+    the image before the crop would have more than MAX_PIXELS.
     """
     width, height = (int(side) for side in part or (image.shape[1], image.shape[0]))
     area: Box | None = (0.0, 0.0, *part) if part else None
@@ -53,7 +55,54 @@ def edm(image: np.ndarray, resolution: int) -> np.ndarray:
     return resample(centre(image, side, side), resolution, resolution, LANCZOS)
 
 
-RECIPES = {"box": box, "adm": adm, "edm": edm}
+# --- after a JPEG decoder has halved both sides -------------------------------------------------
+
+Size = tuple[int, int]  # width and height, px
+
+
+def box_halved(image: np.ndarray, resolution: int, size: Size, times: int) -> np.ndarray:
+    """`box` of whole pixels, as Pillow has it: those of the image before it was halved."""
+    area = (0.0, 0.0, *halved(size, times))
+    return resample(image, resolution, resolution, AREA, area, grain=2**times)
+
+
+def adm_halved(image: np.ndarray, resolution: int, size: Size, times: int) -> np.ndarray:
+    """`adm`, which halves images itself."""
+    return adm(image, resolution, halved(size, times))
+
+
+def edm_halved(image: np.ndarray, resolution: int, size: Size, times: int) -> np.ndarray:
+    """`edm` of a square that may begin within a pixel."""
+    side = min(halved(size, times))
+    left, top = ((length - min(size)) // 2 / 2**times for length in size)
+    square = (left, top, left + side, top + side)
+    return resample(image, resolution, resolution, LANCZOS, square)
+
+
+def halved(size: Size, times: int) -> tuple[float, float]:
+    """Width and height, px, with a fraction of the last column and row."""
+    return size[0] / 2**times, size[1] / 2**times
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A way to make small pixels of an image; with `halved`, large JPEGs are decoded small."""
+
+    exact: Callable[[np.ndarray, int], np.ndarray]  # image, resolution
+    halved: Callable[[np.ndarray, int, Size, int], np.ndarray] | None = None  # see shrink_halved
+
+
+RECIPES = {
+    "box": Recipe(box),
+    "adm": Recipe(adm),
+    "edm": Recipe(edm),
+    "box-fast": Recipe(box, box_halved),
+    "adm-fast": Recipe(adm, adm_halved),
+    "edm-fast": Recipe(edm, edm_halved),
+}
 
 
 def shrink(image: np.ndarray, recipe: str, resolution: int) -> np.ndarray:
@@ -61,32 +110,17 @@ def shrink(image: np.ndarray, recipe: str, resolution: int) -> np.ndarray:
 
     Raises DecompressionBombError (adm).
     """
-    return np.ascontiguousarray(RECIPES[recipe](image, resolution))
+    return np.ascontiguousarray(RECIPES[recipe].exact(image, resolution))
 
 
 def shrink_halved(
-    image: np.ndarray, recipe: str, resolution: int, size: tuple[int, int], times: int
+    image: np.ndarray, recipe: str, resolution: int, size: Size, times: int
 ) -> np.ndarray:
     """`shrink` of an image of `size` px, after both sides were halved `times` and rounded up.
 
-    What counts of `image` is size / 2**times, with a fraction of its last column and row.
+    The whole image is size / 2**times, with a fraction of its last column and row. `recipe` is
+    one of the fast ones.
     """
-    width, height = (side / 2**times for side in size)
-    if recipe == "adm":
-        return np.ascontiguousarray(adm(image, resolution, (width, height)))
-    if recipe == "box":  # Pillow's takes whole pixels, those of the image before it was halved
-        area = (0.0, 0.0, width, height)
-        return resample(image, resolution, resolution, AREA, area, grain=2**times)
-    side = min(width, height)
-    left, top = ((length - min(size)) // 2 / 2**times for length in size)
-    square = (left, top, left + side, top + side)
-    return resample(image, resolution, resolution, LANCZOS, square)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What makes small pixels of an image: see pipeline/images/recipes.py."""
-
-    name: str
-    resolution: int  # px
-    fast: bool
+    shrink_small = RECIPES[recipe].halved
+    assert shrink_small is not None
+    return np.ascontiguousarray(shrink_small(image, resolution, size, times))

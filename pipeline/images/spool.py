@@ -2,9 +2,9 @@
 
 `<pack>/.making/` holds
 
-    header.json    all that the rows depend on; where it differs, the making starts anew
-    rows.npy       one row an image of the source, in the source's order
-    journal.jsonl  one line a finished stretch, written after its rows have reached the disk
+    header.json    everything that the rows depend on; if it differs, the making starts anew
+    rows.npy       one row per image of the source, in the source's order
+    journal.jsonl  one line per finished stretch, written after its rows have reached the disk
 
 so that a run that goes on after any kind of end skips every finished stretch whose images are the
 same and whose rows are what the journal says. When all are finished, assemble.py puts the
@@ -19,29 +19,93 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from pipeline.base.files import disk_error, read_json, sha256_json, write_json
 from pipeline.base.npy import IMAGES_HEADER_BYTES, write_header
-from pipeline.images.rows import digest
 from pipeline.images.sources.base import Stretch
-from pipeline.images.workers import Written
+
+
+@dataclass(frozen=True)
+class Written:
+    """The outcome of several images whose rows are written, as one message from a worker."""
+
+    digests: bytes  # of the rows
+    problems: dict[int, str]  # place -> why there are no pixels
+    traits: Counter[str]
 
 
 @dataclass
-class Progress:
-    """What is known of the stretch that is being written."""
+class Unfinished:
+    """The stretch that is being written."""
 
     problems: dict[int, str] = field(default_factory=dict)  # place in the stretch -> reason
     traits: Counter[str] = field(default_factory=Counter)
     digest: Any = field(default_factory=hashlib.sha256)  # of its rows' digests
 
 
+class Line(NamedTuple):
+    """A line of the journal: a stretch that is finished."""
+
+    stretch: str
+    first: int  # images of the source before it
+    listing: str  # hash over the names and sizes of its images
+    names: list[str]
+    problems: dict[int, str]  # place in the stretch -> why there are no pixels
+    traits: dict[str, int]
+    sha256: str  # of its rows' digests
+
+    @classmethod
+    def read(cls, content: bytes) -> "Line":
+        """The line in its JSON, where places are strings."""
+        keys = json.loads(content)
+        problems = {int(place): reason for place, reason in keys.pop("problems").items()}
+        return cls(problems=problems, **keys)
+
+    def write(self) -> bytes:
+        """The line as JSON."""
+        return json.dumps(self._asdict()).encode() + b"\n"
+
+
+# --- rows ----------------------------------------------------------------------------------------
+
+
+def write_rows(path: Path, first: int, pixels: np.ndarray) -> bytes:
+    """Write pixels (n, resolution, resolution, 3) uint8 as rows `first`, `first` + 1, … of a file.
+
+    Several processes may write rows of one file at the same time. Returns the rows' digests, and
+    leaves fsync to the caller. Raises UserError if the disk is full.
+    """
+    data = pixels.reshape(-1).data
+    offset = IMAGES_HEADER_BYTES + first * pixels[0].nbytes
+    try:
+        file = os.open(path, os.O_WRONLY)
+        try:
+            while data:
+                written = os.pwrite(file, data, offset)
+                data, offset = data[written:], offset + written
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    return b"".join(digest(row.data) for row in pixels)
+
+
+def digest(row: bytes | memoryview) -> bytes:
+    """The sha256 of a row's bytes, by which a changed row is known."""
+    return hashlib.sha256(row).digest()
+
+
+# --- journal -------------------------------------------------------------------------------------
+
+
 class Spool:
     """Rows (resolution, resolution, 3) uint8 by their place in the source, and their journal."""
 
     def __init__(self, folder: Path, resolution: int, header: dict[str, Any]) -> None:
-        """Open `folder`/.making, emptied where its rows depend on something else than `header`.
+        """Open `folder`/.making, emptied if its rows depend on something else than `header`.
 
         The caller holds a lock on the folder.
         """
@@ -54,7 +118,7 @@ class Spool:
         rows = os.open(self.rows_file, os.O_RDWR | os.O_CREAT, 0o666)
         self._rows = os.fdopen(rows, "r+b", buffering=0)  # workers write there too
         self._journal = self.journal_file.open("ab")
-        self._now = Progress()
+        self._now = Unfinished()
         self.used: list[str] = []  # stretches of this source, in its order
 
     def _start_anew_if_other(self, header: dict[str, Any]) -> None:
@@ -80,13 +144,12 @@ class Spool:
                 end += len(line)
         os.truncate(self.journal_file, end)
 
-    def line(self, stretch: str) -> dict[str, Any]:
+    def line(self, stretch: str) -> Line:
         """The journal's last line about a stretch."""
         start, end = self._finished[stretch]
         with self.journal_file.open("rb") as stream:
             stream.seek(start)
-            line: dict[str, Any] = json.loads(stream.read(end - start))
-        return line
+            return Line.read(stream.read(end - start))
 
     # --- going on ------------------------------------------------------------------------------
 
@@ -98,14 +161,14 @@ class Spool:
         if stretch.name not in self._finished:
             return False
         line = self.line(stretch.name)
-        same = (line["first"], line["listing"]) == (first, listing(stretch))
-        if not same or line["problems"] or self._hash(first, len(stretch.items)) != line["sha256"]:
+        same = (line.first, line.listing) == (first, listing(stretch))
+        if not same or line.problems or self._hash(first, len(stretch.items)) != line.sha256:
             return False
         self.used.append(stretch.name)
         return True
 
     def _hash(self, first: int, count: int) -> str:
-        """The hash of the rows' digests, as far as there are that many rows."""
+        """The hash of the digests of `count` rows, or of as many as there are."""
         self._rows.seek(IMAGES_HEADER_BYTES + first * self.row_bytes)
         rows = hashlib.sha256()
         for _ in range(count):
@@ -115,25 +178,24 @@ class Spool:
     # --- writing -------------------------------------------------------------------------------
 
     def note(self, start: int, written: Written) -> None:
-        """Take note of written rows; `start` is the place of their first in its stretch."""
+        """Add written rows to the stretch; `start` is the place of their first in it."""
         self._now.problems.update({start + k: why for k, why in written.problems.items()})
         self._now.traits.update(written.traits)
         self._now.digest.update(written.digests)
 
     def finish(self, stretch: Stretch, first: int) -> None:
         """Let the rows of a stretch reach the disk, then its line in the journal."""
-        line = {
-            "stretch": stretch.name,
-            "first": first,
-            "listing": listing(stretch),
-            "names": [item.name for item in stretch.items],
-            "problems": self._now.problems,
-            "traits": self._now.traits,
-            "sha256": self._now.digest.hexdigest(),
-        }
-        content = json.dumps(line).encode() + b"\n"
+        content = Line(
+            stretch=stretch.name,
+            first=first,
+            listing=listing(stretch),
+            names=[item.name for item in stretch.items],
+            problems=self._now.problems,
+            traits=self._now.traits,
+            sha256=self._now.digest.hexdigest(),
+        ).write()
         try:
-            os.fsync(self._rows.fileno())  # whoever wrote the rows
+            os.fsync(self._rows.fileno())  # whichever process wrote the rows
             start = self.journal_file.stat().st_size
             self._journal.write(content)
             self._journal.flush()
@@ -142,7 +204,7 @@ class Spool:
             raise disk_error(error, self.rows_file) from error
         self._finished[stretch.name] = (start, start + len(content))
         self.used.append(stretch.name)
-        self._now = Progress()
+        self._now = Unfinished()
 
     def complete(self, num_images: int) -> None:
         """Write the header of rows.npy, so that it is a .npy of `num_images` rows."""
@@ -153,7 +215,7 @@ class Spool:
         os.fsync(self._rows.fileno())
 
     def close(self) -> None:
-        """Close the files; what cannot be written on a full disk is let go."""
+        """Close the files; data that a full disk does not take is given up."""
         for file in (self._rows, self._journal):
             with suppress(OSError):  # no journal line speaks of it
                 file.close()

@@ -19,13 +19,20 @@ import numpy as np
 from pipeline.base.errors import UserError
 from pipeline.config.schema import Config
 from pipeline.images.decode import Decoded, decode
-from pipeline.images.recipes import Recipe
 from pipeline.images.resample import prepare
-from pipeline.images.rows import write_rows
 from pipeline.images.sources.base import Item, Stretch
 from pipeline.images.sources.reading import read_all
+from pipeline.images.spool import Written, write_rows
 
 AHEAD = 3  # batches a worker has waiting
+
+
+@dataclass(frozen=True)
+class PackFormat:
+    """The small pixels that are made of images."""
+
+    recipe: str  # one of RECIPES
+    resolution: int  # px, both axes
 
 
 @dataclass(frozen=True)
@@ -49,58 +56,49 @@ def split(stretch: Stretch, first: int, size: int) -> Iterable[Batch]:
 
 @dataclass(frozen=True)
 class Shrunk:
-    """What became of several images."""
+    """The outcome of several images."""
 
-    pixels: np.ndarray  # (n, resolution, resolution, 3) uint8; 0 where there is a problem
+    pixels: np.ndarray  # (n, resolution, resolution, 3) uint8; 0 if there is a problem
     problems: dict[int, str]  # place -> why there are no pixels
     traits: Counter[str]
 
 
-@dataclass(frozen=True)
-class Written:
-    """What became of several images whose rows are written, as one message from a worker."""
-
-    digests: bytes  # of the rows
-    problems: dict[int, str]  # place -> why there are no pixels
-    traits: Counter[str]
-
-
-def decode_items(items: Sequence[Item], recipe: Recipe) -> Shrunk:
+def decode_items(items: Sequence[Item], made: PackFormat) -> Shrunk:
     """Read and shrink several images; their files' warnings are not shown."""
-    pixels = np.zeros((len(items), recipe.resolution, recipe.resolution, 3), dtype=np.uint8)
+    pixels = np.zeros((len(items), made.resolution, made.resolution, 3), dtype=np.uint8)
     problems: dict[int, str] = {}
     traits: Counter[str] = Counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for place, (item, content) in enumerate(zip(items, read_all(items), strict=True)):
-            one = decode_one(item, content, recipe)
-            if one.pixels is None:
-                problems[place] = one.problem
+            decoded = decode_item(item, content, made)
+            if decoded.pixels is None:
+                problems[place] = decoded.problem
             else:
-                pixels[place] = one.pixels
-            if one.traits:
-                traits.update(one.traits)
+                pixels[place] = decoded.pixels
+            if decoded.traits:
+                traits.update(decoded.traits)
     return Shrunk(pixels, problems, traits)
 
 
-def decode_one(item: Item, content: bytes | np.ndarray | OSError, recipe: Recipe) -> Decoded:
+def decode_item(item: Item, content: bytes | np.ndarray | OSError, made: PackFormat) -> Decoded:
     """Shrink one image that was read, or could not be."""
     if isinstance(content, OSError):
         reason = content.strerror or content  # without the path
         return Decoded(None, problem=f"{type(content).__name__}: {reason}")
-    return decode(content, item.name, recipe.name, recipe.resolution, recipe.fast)
+    return decode(content, item.name, made.recipe, made.resolution)
 
 
-def decode_into(rows_file: Path, recipe: Recipe, first: int, items: Sequence[Item]) -> Written:
+def decode_into(rows_file: Path, made: PackFormat, first: int, items: Sequence[Item]) -> Written:
     """Read and shrink several images into the rows from `first` on."""
-    shrunk = decode_items(items, recipe)
+    shrunk = decode_items(items, made)
     digests = write_rows(rows_file, first, shrunk.pixels)
     return Written(digests, shrunk.problems, shrunk.traits)
 
 
 def decode_all(
     batches: Iterable[Batch],
-    recipe: Recipe,
+    made: PackFormat,
     rows_file: Path,
     workers: int,
     start_method: str = "spawn",
@@ -111,13 +109,13 @@ def decode_all(
     pixels pass through the one process that all others wait for.
 
     Batches are taken from the iterable only a few per worker ahead, so that memory stays flat.
-    Raises UserError where a worker dies or the disk is full.
+    Raises UserError if a worker dies or the disk is full.
     """
     prepare()
     if workers == 1:
         keep_memory()
         for batch in batches:
-            yield batch, decode_into(rows_file, recipe, batch.first, batch.items)
+            yield batch, decode_into(rows_file, made, batch.first, batch.items)
         return
     context = multiprocessing.get_context(start_method)
     pool = ProcessPoolExecutor(workers, context, start_worker)
@@ -126,7 +124,7 @@ def decode_all(
     try:
         while True:
             for batch in itertools.islice(rest, AHEAD * workers - len(pending)):
-                work = pool.submit(decode_into, rows_file, recipe, batch.first, batch.items)
+                work = pool.submit(decode_into, rows_file, made, batch.first, batch.items)
                 pending.append((batch, work))
             if not pending:
                 return
@@ -142,9 +140,9 @@ def decode_all(
 
 
 def keep_memory() -> None:
-    """Let malloc keep freed blocks of an image's size, where the C library is glibc.
+    """Let malloc keep freed blocks of an image's size, if the C library is glibc.
 
-    It else gives each back to the kernel and faults its pages in again for the next image: a
+    Otherwise it gives each back to the kernel and faults its pages in again for the next image: a
     third of the time of the recipes that crop.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

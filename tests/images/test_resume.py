@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline import downsample as step
 from pipeline.base.errors import UserError
 from pipeline.base.locks import locked
-from pipeline.images import assemble, recipes, workers
+from pipeline.images import assemble, decode, workers
 from pipeline.images.sources.folders import open_folders
 from pipeline.images.spool import Spool
 from tests import image_sets
@@ -174,7 +174,7 @@ def test_other_libraries_start_anew(
     spoiled: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad_file(spoiled).write_bytes((spoiled / "good").read_bytes())
-    monkeypatch.setattr(step, "version", lambda name: "0.0")
+    monkeypatch.setattr(decode, "version", lambda name: "0.0")
     make(spoiled)
     out = capsys.readouterr().out
     assert "starting anew" in out and "went on" not in out
@@ -298,7 +298,7 @@ def test_batches_are_taken_a_few_ahead_only(many: Path, tmp_path: Path) -> None:
 
     rows = tmp_path / "rows"
     rows.touch()
-    decoding = workers.decode_all(batches(), recipes.Recipe("box", 8, False), rows, 2)
+    decoding = workers.decode_all(batches(), workers.PackFormat("box", 8), rows, 2)
     next(decoding)
     assert taken <= 2 * workers.AHEAD
     decoding.close()

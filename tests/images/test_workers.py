@@ -4,9 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.images.recipes import Recipe
 from pipeline.images.sources.base import Item, Span
-from pipeline.images.workers import decode_items
+from pipeline.images.workers import PackFormat, decode_items
 
 
 def test_files_that_cannot_be_read_are_problems_without_their_path(tmp_path: Path) -> None:
@@ -15,7 +14,7 @@ def test_files_that_cannot_be_read_are_problems_without_their_path(tmp_path: Pat
         Item("a/pixels", np.full((9, 9, 3), 7, np.uint8)),
         Item("a/bytes", b"no image"),
     ]
-    shrunk = decode_items(items, Recipe("box", 8, False))
+    shrunk = decode_items(items, PackFormat("box", 8))
     assert shrunk.problems == {
         0: "FileNotFoundError: No such file or directory",
         2: "no image of a known format",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.base.errors import UserError
 from pipeline.base.npy import IMAGES_HEADER_BYTES
-from pipeline.images.rows import digest, write_rows
+from pipeline.images.spool import digest, write_rows
 
 
 @settings(deadline=None, max_examples=30)

@@ -1,0 +1,145 @@
+"""An image set -> a pack in its folder: everything that is not finished is decoded and sorted.
+
+One process at a time makes a pack, in the folder `.making` inside the pack's.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from pipeline.base.errors import UserError
+from pipeline.base.locks import locked, wait_until_free
+from pipeline.base.progress import Progress
+from pipeline.config.schema import Config
+from pipeline.data.pack import Manifest
+from pipeline.images import workers
+from pipeline.images.assemble import assemble, move_into_place
+from pipeline.images.checks import check_expected, check_space, check_writable, existing_pack
+from pipeline.images.decode import versions
+from pipeline.images.sources.base import Item, Source, Span, Stretch
+from pipeline.images.sources.opening import open_source
+from pipeline.images.spool import Spool
+from pipeline.images.workers import Batch, PackFormat
+
+
+def make_pack(folder: Path, config: Config) -> Manifest:
+    """Make the pack and return its manifest, which is moved into place last.
+
+    Another process that makes it is waited for. Raises UserError, before anything is decoded if
+    possible.
+    """
+    check_writable(folder)
+    making = folder / ".making"
+    if (making / "manifest.json").exists():  # a run was killed while it moved the pack
+        with locked(making):
+            move_into_place(making, folder)
+        if manifest := existing_pack(folder, config):
+            return manifest
+    print(f"downsample: listing the images of data.source={config.data.source}", flush=True)
+    source = open_source(config)
+    if source.num_images is not None and source.classes is not None:
+        check_expected(config, source.place, source.num_images, len(source.classes))
+        check_space(folder, source.num_images, config.data.resolution, source.ordered)
+    waited = wait_until_free(making)
+    with locked(making):
+        if waited and (manifest := existing_pack(folder, config)):
+            shutil.rmtree(making)
+            return manifest
+        return write_pack(folder, making, source, config)
+
+
+def write_pack(folder: Path, making: Path, source: Source, config: Config) -> Manifest:
+    """Decode, sort and move into place; returns the manifest."""
+    spool = Spool(making, config.data.resolution, spool_header(config, source))
+    try:
+        spool.complete(fill(spool, source, config))
+        manifest = assemble(spool, source, config)
+    finally:
+        spool.close()
+    manifest.write(making / "manifest.json")
+    move_into_place(making, folder)
+    return manifest
+
+
+def spool_header(config: Config, source: Source) -> dict[str, object]:
+    """Everything that a row of the spool depends on, except the images themselves."""
+    pixels = {name: number for name, number in versions().items() if name != "python"}
+    keys = {"resolution": config.data.resolution, "recipe": config.recipe}
+    return {"kind": source.kind, "place": str(source.place), "versions": pixels} | keys
+
+
+# --- decoding into the spool ---------------------------------------------------------------------
+
+
+class Reading:
+    """The batches of a source that are still to be decoded; counts what it hands out or skips."""
+
+    def __init__(self, source: Source, spool: Spool) -> None:
+        self.source, self.spool = source, spool
+        self.seen = 0  # images, those of finished stretches too
+        self.skipped = 0  # images of finished stretches
+
+    def batches(self) -> Iterator[Batch]:
+        """Batches of the stretches that are not finished."""
+        for stretch in self.stretches():
+            first = self.seen
+            self.seen += len(stretch.items)
+            if self.spool.skip(stretch, first):
+                self.skipped += len(stretch.items)
+            else:
+                yield from workers.split(stretch, first, self.source.batch)
+
+    def stretches(self) -> Iterator[Stretch]:
+        """Those of the source; raises UserError if it cannot be read on."""
+        try:
+            yield from self.source.stretches()
+        except OSError as error:
+            raise UserError(
+                f"{self.source.place} cannot be read on ({error.strerror}: {error.filename}): "
+                "mend it and run the same command again, which goes on from what is finished"
+            ) from error
+
+
+def fill(spool: Spool, source: Source, config: Config) -> int:
+    """Decode everything that is not finished into the spool; returns the number of images.
+
+    Raises UserError if the source vanishes or the disk is full; finished stretches stay.
+    """
+    reading, runtime = Reading(source, spool), config.runtime
+    processes = workers.num_workers(config, source.num_images, source.batch)
+    total = source.num_images or config.data.expected_images
+    progress = Progress("downsample", total, runtime.progress_seconds)
+    pack_format = PackFormat(config.recipe, config.data.resolution)
+    decoding = workers.decode_all(
+        reading.batches(), pack_format, spool.rows_file, processes, runtime.start_method
+    )
+    with closing(decoding):
+        num_decoded = 0
+        for batch, written in decoding:
+            check_there([batch.items[place] for place in written.problems])
+            spool.note(batch.start, written)
+            if batch.last:
+                spool.finish(batch.stretch, batch.first - batch.start)
+            num_decoded += len(batch.items)
+            progress.num_before = reading.skipped
+            if progress.due():
+                progress.show(num_decoded + reading.skipped)
+    if reading.skipped:
+        print(f"downsample: went on after {reading.skipped} images of an earlier run", flush=True)
+    return reading.seen
+
+
+def check_there(unreadable: list[Item]) -> None:
+    """Raise UserError if images are unreadable because their folder or archive has gone.
+
+    One file that is gone from its folder is an unreadable image like others.
+    """
+    for where in (item.where for item in unreadable):
+        if isinstance(where, Span):
+            holder = Path(where.path).parent if where.size < 0 else Path(where.path)
+            if not holder.exists():
+                raise UserError(
+                    f"{holder} has vanished: bring it back and run the same command again, "
+                    "which goes on from what is finished"
+                )
