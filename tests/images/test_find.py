@@ -1,13 +1,17 @@
 """Which image set lies in a folder, how it is packaged, and what data.source=auto means."""
 
+from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from pipeline.base.errors import UserError
 from pipeline.config.load import load_step
 from pipeline.config.paths import pack_folder
+from pipeline.config.schema import MADE_SOURCES, Data
 from pipeline.images.sources import find
+from pipeline.images.sources.packagings import PACKAGINGS
 from tests.conftest import resolved
 
 PLACES = {
@@ -125,3 +129,12 @@ def test_recipes_and_fast_decoding_have_folders_of_their_own(tmp_path: Path) -> 
     assert folder() == "/i/train_64/box"
     assert folder("data.recipe=adm") == "/i/train_64/adm"
     assert folder("downsample.fast=true") == "/i/train_64/box-fast"
+
+
+def test_the_table_has_every_choice_of_a_configuration() -> None:
+    sources = get_args(Data.model_fields["source"].annotation)
+    layouts = get_args(Data.model_fields["layout"].annotation)
+    assert {p.source for p in PACKAGINGS} == {*sources} - {"auto", *MADE_SOURCES}
+    assert {p.layout for p in PACKAGINGS} == {*layouts} - {"auto"}
+    for packaging in PACKAGINGS:
+        assert callable(import_module(f"pipeline.images.sources.{packaging.module}").open_found)

@@ -12,10 +12,11 @@ import pytest
 
 from pipeline.base.errors import UserError
 from pipeline.images.sources.base import Row
+from pipeline.images.sources.gzipped import open_gzipped
 from pipeline.images.sources.parquet import open_parquet, read_rows
 from pipeline.images.sources.reading import read_all
-from pipeline.images.sources.shards import open_gzipped, open_webdataset
 from pipeline.images.sources.tars import open_tar_of_tars
+from pipeline.images.sources.webdataset import open_webdataset
 from tests import image_sets
 
 FISH, FOX = "n01440764", "n02119789"  # labels 0 and 278

@@ -7,13 +7,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.images.sources import parquet, shards
+from pipeline.images.sources import gzipped, parquet
 from pipeline.images.sources.base import Item, Row, Source, Span, Where
+from pipeline.images.sources.gzipped import open_gzipped
 from pipeline.images.sources.parquet import open_parquet
 from pipeline.images.sources.reading import read_all
-from pipeline.images.sources.shards import open_gzipped, open_webdataset
 from pipeline.images.sources.synsets import devkit_order, sorted_synsets
 from pipeline.images.sources.tars import open_tar_of_tars
+from pipeline.images.sources.webdataset import open_webdataset
 from tests import image_sets
 
 PER_CLASS = 12  # two digits: _10 sorts before _2
@@ -77,7 +78,7 @@ def test_synsets_are_the_devkits() -> None:
 def test_every_packaging_gives_the_tree(
     kind: str, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "MOST_IMAGES", 10)
+    monkeypatch.setattr(gzipped, "MOST_IMAGES", 10)
     monkeypatch.setattr(parquet, "MOST_ROWS", 10)
     source = open_all(kind, copy)
     found, tree = images(source), expected(copy)
@@ -117,7 +118,7 @@ def test_a_gzipped_tar_of_several_gzip_members(copy: Path) -> None:
 
 
 def test_stretches_with_bytes_are_small(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "MOST_BYTES", 8000)
+    monkeypatch.setattr(gzipped, "MOST_BYTES", 8000)
     parts = [stretch.items for stretch in open_all("tar.gz", copy).stretches()]
     sizes = [sum(item.size for item in part) for part in parts]
     assert all(size <= 8000 or len(part) == 1 for size, part in zip(sizes, parts, strict=True))

@@ -26,10 +26,16 @@ from pipeline.base.npy import read_header
 from pipeline.base.safe_pickle import load_arrays
 from pipeline.images.sources import synsets
 from pipeline.images.sources.base import Item, Source, Stretch
+from pipeline.images.sources.packagings import Found
 
 NAME = re.compile(r"train_data_batch_([1-9]\d{0,2})(\.npz)?")
 LABELS = range(1, 1001)
 STRETCH = 512  # images; 6 MB at 64 px
+
+
+def open_found(found: Found) -> Source:
+    """The image set in a packaging that was found."""
+    return open_batches(found.root, found.paths, int(found.resolution))
 
 
 def open_batches(place: Path, files: list[Path], resolution: int) -> Source:

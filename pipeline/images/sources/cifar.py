@@ -22,6 +22,7 @@ from pipeline.base.safe_pickle import load_arrays
 from pipeline.images.sources import tars
 from pipeline.images.sources.base import Source, Stretch, check_classes
 from pipeline.images.sources.batches import check_labels, cut
+from pipeline.images.sources.packagings import Found
 
 FOLDER = "cifar-10-batches-py"
 BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
@@ -29,6 +30,11 @@ META = "batches.meta"
 RESOLUTION = 32  # px
 STRETCH = 1000  # images; 3 MB
 LARGEST = 200 * 2**20  # bytes; the original's members have 31 MB
+
+
+def open_found(found: Found) -> Source:
+    """The image set in a packaging that was found."""
+    return open_cifar(found.paths[0])
 
 
 def open_cifar(place: Path) -> Source:

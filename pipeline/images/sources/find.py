@@ -3,61 +3,29 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import read_json
 from pipeline.config.load import overlaid
 from pipeline.config.schema import Config
-
-# image set -> layout -> where it may lie in the image folder; all files of one pattern belong
-# together
-PATTERNS: dict[str, dict[str, tuple[str, ...]]] = {
-    "train": {
-        "folders": ("train", "ILSVRC/Data/CLS-LOC/train"),  # the second is Kaggle's
-        "tar": ("ILSVRC2012_img_train.tar",),
-        "parquet": ("train-*.parquet", "data/train-*.parquet"),
-        "webdataset": ("*-train-[0-9]*.tar", "train-[0-9]*.tar"),
-        "batches": ("train_data_batch_*", "Imagenet{resolution}_train*/train_data_batch_*"),
-    },
-    "train_blurred": {
-        "folders": ("train_blurred",),
-        "tar.gz": ("train_blurred.tar.gz",),
-    },
-    "cifar10": {"cifar": ("cifar-10-python.tar.gz", "cifar-10-batches-py")},
-}
-
-
-@dataclass(frozen=True)
-class Found:
-    """One packaging of one image set: a folder, an archive, or several shards."""
-
-    source: str
-    layout: str
-    paths: list[Path]
-
-    def __str__(self) -> str:
-        more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
-        return f"{self.paths[0]}{more} (data.source={self.source} data.layout={self.layout})"
+from pipeline.images.sources.packagings import PACKAGINGS, Found
 
 
 def image_sets(root: Path, resolution: int | str) -> list[Found]:
     """Everything in `root` that a pattern names; `resolution` tells batches of two sizes apart."""
-    found = []
-    for source, layouts in PATTERNS.items():
-        for layout, patterns in layouts.items():
-            for pattern in patterns:
-                paths = sorted(root.glob(pattern.format(resolution=resolution)))
-                if paths:
-                    found.append(Found(source, layout, paths))
-    return found
+    return [
+        Found(packaging, root, paths, resolution)
+        for packaging in PACKAGINGS
+        for pattern in packaging.patterns
+        if (paths := sorted(root.glob(pattern.format(resolution=resolution))))
+    ]
 
 
 def choose(root: Path, source: str, layout: str, resolution: int | str) -> Found:
     """The one packaging of `source` in `root`; `layout` names it, or is `auto`.
 
-    Raises UserError where there is none or more than one, listing what is there.
+    Raises UserError if there is none or more than one, listing those that are there.
     """
     everything = image_sets(root, resolution)
     fitting = [f for f in everything if f.source == source and layout in ("auto", f.layout)]
@@ -69,8 +37,9 @@ def choose(root: Path, source: str, layout: str, resolution: int | str) -> Found
             f"data.source={source} is in {root} more than once: {'; '.join(map(str, fitting))}: "
             "name one with data.layout, or give data.dir=FOLDER with only one"
         )
-    patterns = [p for name, ps in PATTERNS[source].items() if layout in ("auto", name) for p in ps]
-    looked = ", ".join(patterns).format(resolution=resolution)
+    wanted = [p for p in PACKAGINGS if p.source == source and layout in ("auto", p.layout)]
+    patterns = ", ".join(pattern for packaging in wanted for pattern in packaging.patterns)
+    looked = patterns.format(resolution=resolution)
     there = f"; there is {'; '.join(map(str, everything))}" if everything else ""
     raise UserError(
         f"data.source={source}{'' if layout == 'auto' else f' data.layout={layout}'} is not in "
@@ -80,7 +49,7 @@ def choose(root: Path, source: str, layout: str, resolution: int | str) -> Found
 
 
 def check_complete(paths: list[Path]) -> None:
-    """Raise UserError where shards named NAME-00000-of-00294.* are not all there."""
+    """Raise UserError if shards named NAME-00000-of-00294.* are not all there."""
     numbered = [re.search(r"-(\d+)-of-(\d+)\.", path.name) for path in paths]
     for total in {int(match[2]) for match in numbered if match}:
         there = {int(match[1]) for match in numbered if match and int(match[2]) == total}
@@ -115,8 +84,8 @@ def resolve_image_set(config: Config, environment: Mapping[str, str] = os.enviro
 def detect(root: Path | None, packs: Path | None, pack: str) -> str:
     """The image set that data.source=auto means: the only one in `root`, else the only pack's.
 
-    `pack` is `*_<res>/<recipe>`, where the packs lie below `packs`. Without any: train.
-    Raises UserError where several image sets lie in `root`, listing them.
+    `pack` is `*_<res>/<recipe>`, the place of the packs below `packs`. Without any: train.
+    Raises UserError if several image sets lie in `root`, listing them.
     """
     resolution = pack.partition("/")[0].removeprefix("*_")
     found = image_sets(root, resolution) if root and root.is_dir() else []
@@ -129,5 +98,5 @@ def detect(root: Path | None, packs: Path | None, pack: str) -> str:
     if not sources and packs:
         made = packs.glob(f"{pack}/manifest.json")
         names = {path.parent.parent.name.rpartition("_")[0] for path in made}
-        sources = names & set(PATTERNS)
+        sources = names & {packaging.source for packaging in PACKAGINGS}
     return sources.pop() if len(sources) == 1 else "train"

@@ -13,6 +13,12 @@ from pipeline.images.sources.base import (
     check_stray,
     is_image,
 )
+from pipeline.images.sources.packagings import Found
+
+
+def open_found(found: Found) -> Source:
+    """The image set in a packaging that was found."""
+    return open_folders(found.paths[0])
 
 
 def open_folders(place: Path) -> Source:

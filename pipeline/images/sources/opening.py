@@ -2,20 +2,21 @@
 
 import os
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 
 from pipeline.base.errors import UserError
 from pipeline.config import paths
 from pipeline.config.schema import MADE_SOURCES, Config
 from pipeline.images import shapes
-from pipeline.images.sources import batches, cifar, find, folders, shards, tars
+from pipeline.images.sources import find, tars
 from pipeline.images.sources.base import Source
 
 
 def open_source(config: Config, environment: Mapping[str, str] = os.environ) -> Source:
-    """The image set that data.source and data.layout name; shapes are drawn first where missing.
+    """The image set that data.source and data.layout name; shapes are drawn first if missing.
 
-    Raises UserError where the set is missing, lies there twice, cannot be read, or is not what
+    Raises UserError if the set is missing, lies there twice, cannot be read, or is not what
     its layout promises.
     """
     if config.data.source in MADE_SOURCES:
@@ -24,7 +25,8 @@ def open_source(config: Config, environment: Mapping[str, str] = os.environ) -> 
     data = config.data
     found = find.choose(root, data.source, data.layout, data.resolution)
     try:
-        source = open_found(found, root, data.resolution)
+        module = import_module(f"pipeline.images.sources.{found.packaging.module}")
+        source: Source = module.open_found(found)
     except OSError as error:
         raise UserError(
             f"cannot list the images of {found.paths[0]} ({error.strerror}: {error.filename}): "
@@ -35,7 +37,7 @@ def open_source(config: Config, environment: Mapping[str, str] = os.environ) -> 
 
 
 def made_tar(config: Config, environment: Mapping[str, str]) -> Path:
-    """The tar of drawn shapes, beside the packs; drawn where it is missing."""
+    """The tar of drawn shapes, beside the packs; drawn if it is missing."""
     name = config.data.source
     place = paths.pack_folder(config, environment).parent.parent / name / "ILSVRC2012_img_train.tar"
     if not place.is_file():
@@ -43,29 +45,8 @@ def made_tar(config: Config, environment: Mapping[str, str]) -> Path:
     return place
 
 
-def open_found(found: find.Found, root: Path, resolution: int) -> Source:
-    """Open one packaging of an image set."""
-    first = found.paths[0]
-    match found.layout:
-        case "folders":
-            return folders.open_folders(first)
-        case "tar":
-            return tars.open_tar_of_tars(first)
-        case "tar.gz":
-            return shards.open_gzipped(first)
-        case "webdataset":
-            return shards.open_webdataset(root, found.paths)
-        case "batches":
-            return batches.open_batches(root, found.paths, resolution)
-        case "cifar":
-            return cifar.open_cifar(first)
-    from pipeline.images.sources import parquet  # pyarrow takes long to import
-
-    return parquet.open_parquet(root, found.paths)
-
-
 def check_made(source: Source, config: Config) -> None:
-    """Raise UserError where the pixels were made by another recipe than the configuration's."""
+    """Raise UserError if the pixels were made by another recipe than the configuration's."""
     wanted = (config.data.resolution, config.recipe)
     if source.made not in (None, wanted):
         assert source.made is not None

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.base.errors import UserError
 from pipeline.images.sources.base import Item, Row, Source, Stretch, check_classes
+from pipeline.images.sources.packagings import Found
 from pipeline.images.sources.synsets import synset_of
 
 BATCH = 128  # rows that a worker takes at a time: those before them in the group are read too
@@ -42,6 +43,11 @@ def open_file(path: str | Path) -> Iterator[pq.ParquetFile]:
 
 
 # --- listing -----------------------------------------------------------------------------------
+
+
+def open_found(found: Found) -> Source:
+    """The image set in a packaging that was found."""
+    return open_parquet(found.root, found.paths)
 
 
 def open_parquet(place: Path, shards: list[Path]) -> Source:

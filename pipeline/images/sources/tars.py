@@ -21,6 +21,7 @@ from pipeline.images.sources.base import (
     check_stray,
     is_image,
 )
+from pipeline.images.sources.packagings import Found
 
 TAIL = 2**20  # bytes; writers end a tar with less zeros than this
 
@@ -76,7 +77,19 @@ def check_end(archive: tarfile.TarFile) -> None:
         raise tarfile.ReadError(f"it breaks off or is damaged at byte {archive.offset}")
 
 
+def read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The bytes of a file in a tar; raises tarfile.ReadError where they end early."""
+    stream = archive.extractfile(member)
+    assert stream is not None
+    return stream.read()
+
+
 # --- tar of tars -------------------------------------------------------------------------------
+
+
+def open_found(found: Found) -> Source:
+    """The image set in a packaging that was found."""
+    return open_tar_of_tars(found.paths[0])
 
 
 def open_tar_of_tars(place: Path) -> Source:

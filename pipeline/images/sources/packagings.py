@@ -1,0 +1,60 @@
+"""The table of packagings: how each image set may lie in the image folder.
+
+A new packaging is a module here, whose `open_found` makes a Source of what was found, a row of
+PACKAGINGS, and a choice of data.layout in pipeline/config/schema.py.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Packaging:
+    """One way in which an image set is distributed."""
+
+    source: str  # data.source
+    layout: str  # data.layout
+    module: str  # of pipeline.images.sources; imported when it is needed, since some take long
+    patterns: tuple[str, ...]  # in the image folder; all files of one pattern belong together
+
+
+PACKAGINGS = (
+    # the second folder is Kaggle's
+    Packaging("train", "folders", "folders", ("train", "ILSVRC/Data/CLS-LOC/train")),
+    Packaging("train", "tar", "tars", ("ILSVRC2012_img_train.tar",)),
+    Packaging("train", "parquet", "parquet", ("train-*.parquet", "data/train-*.parquet")),
+    Packaging("train", "webdataset", "webdataset", ("*-train-[0-9]*.tar", "train-[0-9]*.tar")),
+    Packaging(
+        "train",
+        "batches",
+        "batches",
+        ("train_data_batch_*", "Imagenet{resolution}_train*/train_data_batch_*"),
+    ),
+    Packaging("train_blurred", "folders", "folders", ("train_blurred",)),
+    Packaging("train_blurred", "tar.gz", "gzipped", ("train_blurred.tar.gz",)),
+    Packaging("cifar10", "cifar", "cifar", ("cifar-10-python.tar.gz", "cifar-10-batches-py")),
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """One packaging of an image set in a folder: a folder of its own, an archive, or shards."""
+
+    packaging: Packaging
+    root: Path  # the image folder
+    paths: list[Path]
+    resolution: int | str  # px; batches are of one
+
+    @property
+    def source(self) -> str:
+        """data.source."""
+        return self.packaging.source
+
+    @property
+    def layout(self) -> str:
+        """data.layout."""
+        return self.packaging.layout
+
+    def __str__(self) -> str:
+        more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
+        return f"{self.paths[0]}{more} (data.source={self.source} data.layout={self.layout})"

@@ -1,0 +1,105 @@
+"""Image sets in WebDataset's shards: tars without compression with all classes mixed.
+
+WebDataset keeps one sample in neighbouring members with the same key, a name up to the first dot
+of its last part: here KEY.jpg (or another image) and KEY.cls, its label as ASCII digits.
+"""
+
+import tarfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from pipeline.base.errors import UserError
+from pipeline.images.sources.base import (
+    IMAGE_SUFFIXES,
+    Item,
+    Source,
+    Span,
+    Stretch,
+    check_classes,
+)
+from pipeline.images.sources.packagings import Found
+from pipeline.images.sources.synsets import synset_of
+from pipeline.images.sources.tars import members, read, reading
+
+LABEL_BYTES = 16  # digits and white space of a .cls file, and more than enough
+
+
+def open_found(found: Found) -> Source:
+    """The image set in a packaging that was found."""
+    return open_webdataset(found.root, found.paths)
+
+
+def open_webdataset(place: Path, shards: list[Path]) -> Source:
+    """The image set in WebDataset's `shards`, tars without compression; `place` is their folder.
+
+    Labels count through the sorted synsets. Opening it reads every header and label. Raises
+    UserError for damaged shards, for images without a label and labels without an image, for a key
+    with several images, and for labels that are not in 0…999 or disagree with the key.
+    """
+    shards = sorted(shards)
+    counts: Counter[str] = Counter()
+    for shard in shards:
+        counts.update(item.name.partition("/")[0] for item in list_shard(shard))
+    return Source(
+        kind="webdataset",
+        place=place,
+        classes=check_classes(place, counts),
+        num_images=counts.total(),
+        stretches=lambda: (Stretch(shard.name, list_shard(shard)) for shard in shards),
+        ordered=False,
+    )
+
+
+def list_shard(shard: Path) -> list[Item]:
+    """The images of one shard, in its order; members other than images and labels do not count."""
+    images: dict[str, tuple[str, Span]] = {}  # key -> extension, place
+    labels: dict[str, int] = {}
+    with reading(str(shard)), tarfile.open(shard, "r:") as archive:
+        for member in members(archive, str(shard)):
+            key, extension = split_key(member.name)
+            if extension.lower() == "cls":
+                labels[key] = read_label(archive, member, shard)
+            elif f".{extension.lower()}" in IMAGE_SUFFIXES and not member.isdir():
+                if key in images:
+                    raise UserError(
+                        f"{shard} holds several images with the key {key}: keep one of them"
+                    )
+                images[key] = extension, Span(str(shard), member.offset_data, member.size)
+    check_pairs(shard, images.keys(), labels.keys())
+    return [
+        name_item(key, extension, span, labels[key]) for key, (extension, span) in images.items()
+    ]
+
+
+def split_key(name: str) -> tuple[str, str]:
+    """Key and extension of a member: the first dot of the name's last part divides them."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, extension = file.partition(".")
+    return folder + slash + stem, extension
+
+
+def read_label(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> int:
+    """The number in a .cls file; raises UserError where there is none."""
+    text = read(archive, member).strip() if 0 < member.size <= LABEL_BYTES else b""
+    if not text.removeprefix(b"-").isdigit():
+        raise UserError(
+            f"{shard}: {member.name} does not hold a label as ASCII digits: make the shard again"
+        )
+    return int(text)
+
+
+def check_pairs(shard: Path, images: Iterable[str], labels: Iterable[str]) -> None:
+    """Raise UserError where a key has an image or a label but not both."""
+    images, labels = set(images), set(labels)
+    if images != labels:
+        key = min(images ^ labels)
+        has, lacks = ("an image", "label (.cls)") if key in images else ("a label (.cls)", "image")
+        raise UserError(f"{shard}: the key {key} has {has} and no {lacks}: make the shard again")
+
+
+def name_item(key: str, extension: str, span: Span, label: int) -> Item:
+    """The image of one key under the class that its label stands for."""
+    stem = PurePosixPath(key).name
+    synset = synset_of(label, stem, f"{span.path}: the key {key}")
+    return Item(f"{synset}/{stem}.{extension}", span, span.size)
