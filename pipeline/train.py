@@ -84,10 +84,8 @@ def folders(config: Config, paths: dict[str, str], pack: Pack) -> tuple[Path, Pa
 def adopt_pack(config: Config) -> Config:
     """`config` with source, resolution and recipe as the pack at data.path has them."""
     record = read_record(pack_folder(config))
-    recipe, _, fast = record.recipe.partition("-")
-    data = {"source": record.source, "resolution": record.resolution, "recipe": recipe}
-    named = {"data": data, "downsample": {"fast": bool(fast)}}
-    return validate(merge(config.model_dump(), named))
+    data = {key: getattr(record, key) for key in ("source", "resolution", "recipe")}
+    return validate(merge(config.model_dump(), {"data": data}))
 
 
 def main(argv: list[str]) -> None:

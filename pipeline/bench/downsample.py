@@ -122,7 +122,7 @@ def run(files: int = 64000, rounds: int = 3, distinct: int = 200) -> dict[str, A
             "png": lambda: loop("png", root, files, processes),
             "bare": lambda: loop("bare", root, files, processes),
             "exact": lambda: ours(root, files, processes),
-            "fast": lambda: ours(root, files, processes, "downsample.fast=true"),
+            "fast": lambda: ours(root, files, processes, "data.recipe=box-fast"),
         }
         rates = record.interleaved(cases, rounds)
         peaks = memory(root, paths, processes)

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from pipeline.base.errors import UserError
 from pipeline.config.messages import explain, known_keys, nearest
 from pipeline.config.model_keys import Model
+from pipeline.config.older_form import note_older, read_older
 from pipeline.config.samplers import check_names
 from pipeline.config.schema import Config, Sample
 from pipeline.config.words import merge, nested, parse_overrides
@@ -59,6 +60,7 @@ def layered(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
             raise UserError(f"experiments.{name}={delta!r} is not a mapping of keys")
     tree = merge(merge(tree, experiment_delta(str(tree.get("experiment")), deltas)), overrides)
     tree.pop("experiments", None)
+    note_older(tree)
     return tree
 
 
@@ -131,7 +133,7 @@ def parsed(tree: Mapping[str, Any], environment: Mapping[str, str] = os.environ)
     if isinstance(tree.get("data"), Mapping):
         tree = merge(tree, nested("data.resolution", resolve_resolution(tree, environment)[0]))
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(read_older(tree))
     except ValidationError as error:
         raise UserError(explain(error)) from error
 

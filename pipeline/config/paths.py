@@ -16,7 +16,7 @@ def data_name(config: Config) -> str:
     """`<source>_<res>-<recipe>`, for example train_64-box; data.source is not `auto`."""
     data = config.data
     assert data.source != "auto"
-    return f"{data.source}_{data.resolution}-{config.recipe}"
+    return f"{data.source}_{data.resolution}-{data.recipe}"
 
 
 def image_root(config: Config, environment: Mapping[str, str] = os.environ) -> Path:
@@ -50,7 +50,7 @@ def pack_folder(config: Config, environment: Mapping[str, str] = os.environ) -> 
             "IMAGENET_DIR is not set: set it to the folder that holds the packs "
             "(or give data.pack_dir=FOLDER or data.path=PACK)"
         )
-    return Path(root) / f"{data.source}_{data.resolution}" / config.recipe
+    return Path(root) / f"{data.source}_{data.resolution}" / data.recipe
 
 
 def pack_needs_imagenet_dir(config: Config) -> bool:

@@ -24,11 +24,16 @@ from pipeline.config.types import (
 MADE_SOURCES = {"shapes": 250, "shapes_tiny": 24}
 
 
+# How an image becomes a small square: rows of images/recipes.py. The fast ones decode JPEGs at a
+# fraction of their size: other pixels, so another name.
+Recipe = Literal["box", "adm", "edm", "box-fast", "adm-fast", "edm-fast"]
+
+
 class Data(Section):
     source: Literal["auto", "train", "train_blurred", "cifar10", "shapes", "shapes_tiny"]
     layout: Literal["auto", "folders", "tar", "tar.gz", "parquet", "webdataset", "batches", "cifar"]
     resolution: Annotated[int, Field(ge=8, le=256)]  # px, both axes
-    recipe: Literal["box", "adm", "edm"]
+    recipe: Recipe
     expected_images: PositiveInt | None
     expected_classes: PositiveInt | None
     dir: str | None  # where the image set lies; None: IMAGENET_DIR
@@ -38,7 +43,6 @@ class Data(Section):
 
 class Downsample(Section):
     allow_bad: Annotated[int, Field(ge=0)]  # unreadable images that may be left out
-    fast: bool  # decode JPEGs at a fraction of their size: other pixels, another recipe's name
 
 
 class Train(Section):
@@ -233,13 +237,3 @@ class Config(Section):
     report: Report
     runtime: Runtime
     launch: Launch
-
-    @property
-    def recipe(self) -> str:
-        """The recipe's name in records and paths."""
-        return recipe_name(self.data.recipe, self.downsample.fast)
-
-
-def recipe_name(recipe: Any, fast: Any) -> str:
-    """<recipe>, or <recipe>-fast where JPEGs are decoded fast: other pixels, another name."""
-    return f"{recipe}-fast" if fast else str(recipe)

@@ -9,6 +9,7 @@ import yaml
 from pipeline.base.files import write_json
 from pipeline.config.load import DEFAULT_FILE, load_yaml
 from pipeline.config.messages import known_keys
+from pipeline.config.older_form import write_older
 from pipeline.config.schema import Config, Evaluate, Sample
 from pipeline.config.words import lookup, merge, nested
 
@@ -17,7 +18,7 @@ from pipeline.config.words import lookup, merge, nested
 
 def stage_keys(config: Config, stage: str) -> dict[str, Any]:
     """The resolved keys that `stage` reads, nothing else: the content of its config.json."""
-    tree = config.model_dump(mode="json")
+    tree = write_older(config.model_dump(mode="json"))
     result: dict[str, Any] = {}
     assert config.data.source != "auto" or "data.source" not in STAGE_KEYS[stage]
     for key in STAGE_KEYS[stage]:

@@ -58,7 +58,7 @@ def assemble(spool: Spool, source: Source, config: Config) -> Manifest:
     return Manifest(
         source=config.data.source,
         resolution=config.data.resolution,
-        recipe=config.recipe,
+        recipe=config.data.recipe,
         num_images=len(labels),
         classes=classes,
         sha256=write_arrays(spool, order, labels),

@@ -106,7 +106,7 @@ def existing_pack(folder: Path, config: Config) -> Manifest | None:
 
 def check_same_data(folder: Path, manifest: Manifest, config: Config) -> None:
     """Raise UserError if a pack is of another source, resolution or recipe."""
-    wanted = config.data.model_dump() | {"recipe": config.recipe}
+    wanted = config.data.model_dump()
     for key in ("source", "resolution", "recipe"):
         if getattr(manifest, key) != wanted[key]:
             raise UserError(

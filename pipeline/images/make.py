@@ -65,8 +65,9 @@ def write_pack(folder: Path, making: Path, source: Source, config: Config) -> Ma
 def spool_header(config: Config, source: Source) -> dict[str, object]:
     """Everything that a row of the spool depends on, except the images themselves."""
     pixels = {name: number for name, number in versions().items() if name != "python"}
-    keys = {"resolution": config.data.resolution, "recipe": config.recipe}
-    return {"kind": source.kind, "place": str(source.place), "versions": pixels} | keys
+    header: dict[str, object] = {"kind": source.kind, "place": str(source.place)}
+    header |= {"resolution": config.data.resolution, "recipe": config.data.recipe}
+    return header | {"versions": pixels}
 
 
 # --- decoding into the spool ---------------------------------------------------------------------
@@ -110,7 +111,7 @@ def fill(spool: Spool, source: Source, config: Config) -> int:
     processes = workers.num_workers(config, source.num_images, source.batch)
     total = source.num_images or config.data.expected_images
     progress = Progress("downsample", total, runtime.progress_seconds)
-    pack_format = PackFormat(config.recipe, config.data.resolution)
+    pack_format = PackFormat(config.data.recipe, config.data.resolution)
     decoding = workers.decode_all(
         reading.batches(), pack_format, spool.rows_file, processes, runtime.start_method
     )

@@ -76,7 +76,7 @@ def resolve_image_set(config: Config, environment: Mapping[str, str] = os.enviro
         return overlaid(config, {"data": {"source": read_json(manifest).get("source")}})
     images = data.dir or environment.get("IMAGENET_DIR")
     packs = data.pack_dir or environment.get("IMAGENET_DIR")
-    name = f"*_{data.resolution}/{config.recipe}"
+    name = f"*_{data.resolution}/{config.data.recipe}"
     source = detect(Path(images) if images else None, Path(packs) if packs else None, name)
     return overlaid(config, {"data": {"source": source}})
 

@@ -47,7 +47,7 @@ def made_tar(config: Config, environment: Mapping[str, str]) -> Path:
 
 def check_made(source: Source, config: Config) -> None:
     """Raise UserError if the pixels were made by another recipe than the configuration's."""
-    wanted = (config.data.resolution, config.recipe)
+    wanted = (config.data.resolution, config.data.recipe)
     if source.made not in (None, wanted):
         assert source.made is not None
         resolution, recipe = source.made

@@ -1,0 +1,65 @@
+"""Keys as earlier versions wrote them, still read, and still the form of stage keys.
+
+A run's identity is a hash over its stage keys, and Snakemake compares them to decide what to run
+again. So that no existing run starts anew, stage keys keep the older form: `data.recipe: box` and
+`downsample.fast: true` is what everything else calls `data.recipe: box-fast`.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from pipeline.base.errors import UserError
+from pipeline.config.words import merge, nested
+
+FAST = "-fast"  # end of the recipes that decode JPEGs at a fraction of their size
+
+
+def read_older(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """`tree` with downsample.fast, if it is there, as part of data.recipe.
+
+    Raises UserError if downsample.fast is not true or false, or contradicts data.recipe.
+    """
+    downsample, recipe = tree.get("downsample"), _recipe(tree)
+    if not isinstance(downsample, Mapping) or "fast" not in downsample:
+        return dict(tree)
+    fast = downsample["fast"]
+    if not isinstance(fast, bool):
+        raise UserError(f"downsample.fast={fast!r} is not valid: use true|false")
+    if recipe.endswith(FAST) and not fast:
+        raise UserError(
+            f"data.recipe={recipe} and downsample.fast=false contradict each other: "
+            "leave out downsample.fast"
+        )
+    tree = {**tree, "downsample": {k: v for k, v in downsample.items() if k != "fast"}}
+    if fast and recipe and not recipe.endswith(FAST):
+        tree = merge(tree, nested("data.recipe", recipe + FAST))
+    return tree
+
+
+def write_older(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """All keys of a configuration in the older form: the inverse of `read_older`."""
+    recipe = _recipe(tree)
+    tree = merge(tree, nested("data.recipe", recipe.removesuffix(FAST)))
+    return merge(tree, nested("downsample.fast", recipe.endswith(FAST)))
+
+
+def note_older(tree: Mapping[str, Any]) -> None:
+    """Print one line, once per job, for each older key in values that a person has written."""
+    if "fast" in (tree.get("downsample") or {}):
+        recipe = _recipe(read_older(tree))
+        _note(f"note: downsample.fast is an older key: write data.recipe={recipe} instead")
+
+
+@cache
+def _note(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
+
+
+def _recipe(tree: Mapping[str, Any]) -> str:
+    """The value of data.recipe; empty if there is none."""
+    data = tree.get("data")
+    return str(data.get("recipe") or "") if isinstance(data, Mapping) else ""
