@@ -94,10 +94,9 @@ def main(argv: list[str]) -> None:
     job = prepare(argv, int(os.environ.get("WORLD_SIZE", 1)))
     if os.environ.get("RANK", "0") == "0":
         write_config(job.out, job.config, "train")
-    from pipeline.networks.weights_file import save_weights
     from pipeline.training.loop import work
 
-    work(job, save_weights)
+    work(job)
 
 
 if __name__ == "__main__":

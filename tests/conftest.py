@@ -14,13 +14,13 @@ import pytest
 import torch
 from hypothesis import settings
 
-from pipeline import import_weights
 from pipeline.config import load
 from pipeline.config.model_keys import Model
 from pipeline.config.schema import Config
 from pipeline.config.words import parse_overrides
 from pipeline.data.pack import Hashes, Record
 from pipeline.images.sources.find import resolve_image_set
+from pipeline.interop import flow_matching_network
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,7 +50,7 @@ def _no_imagenet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def our_state(fixture: Any) -> dict[str, torch.Tensor]:
     """The reference's state dict in a fixture, under our names and shapes."""
-    return import_weights.our_state(peer_state(fixture))
+    return flow_matching_network.our_state(peer_state(fixture))
 
 
 def peer_state(fixture: Any) -> dict[str, torch.Tensor]:

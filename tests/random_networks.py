@@ -8,8 +8,8 @@ import torch
 from pipeline.config.model_keys import Model
 from pipeline.config.stages import stage_keys
 from pipeline.data.pack import DataAbout
-from pipeline.networks import weights_file
 from pipeline.networks.unet import UNet
+from pipeline.training import weights_file
 from tests.conftest import resolved
 
 COUNTS = [24, 1, 50, 0, 24, 24, 3, 100, 24, 24]  # images of each class
@@ -45,7 +45,9 @@ def save_network(
         source="shapes", resolution=resolution, recipe="box", classes=names, sha256=None,
         per_class=per_class and dict(zip(names, per_class, strict=False)),
     )  # fmt: skip
-    about = {"config": stage_keys(config, "train"), "record": record.to_json(), "images": 1}
-    about |= {"gpu_hours": 0.0, "torch": torch.__version__}
+    about = weights_file.WeightsAbout(
+        config=stage_keys(config, "train"), record=record.to_json(), images=1, gpu_hours=0.0,
+        torch=str(torch.__version__),
+    )  # fmt: skip
     weights_file.save_weights(path, net.state_dict(), about)
     return path

@@ -20,9 +20,9 @@ from pipeline import import_weights
 from pipeline.base.errors import UserError
 from pipeline.config.model_keys import Model
 from pipeline.data.pack import DataAbout
-from pipeline.interop import flow_matching
-from pipeline.networks import weights_file
+from pipeline.interop import flow_matching, flow_matching_network
 from pipeline.networks.unet import UNet
+from pipeline.training import weights_file
 from tests.conftest import ROOT, load_fixture, our_model, peer_state, write_pack
 
 IMAGENET, CIFAR = "unet_imagenet_tiny", "unet_cifar_tiny"
@@ -55,10 +55,10 @@ def write(path: Path, state: Any, **args: Any) -> Path:
 
 
 def imported(path: Path, *words: str) -> tuple[State, dict[str, Any]]:
-    """What the command line writes for the checkpoint at `path`."""
+    """Tensors and metadata that the command line writes for the checkpoint at `path`."""
     out = path.with_suffix(".safetensors")
     import_weights.main([str(path), str(out), *words])
-    return weights_file.load_weights(out)
+    return weights_file.load_weights(out), weights_file.read_about(out).to_json()
 
 
 def refused(path: Path, *words: str) -> str:
@@ -117,7 +117,9 @@ def test_heads_follow_from_the_dataset_where_the_network_is_its(
     path = write(tmp_path / "a.pth", state)
     assert "give model.head_channels=N or model.heads=N" in refused(path)
     shape = {"channels": 32, "channel_mult": (1, 2), "blocks": 1, "attention_at": (2,)}
-    monkeypatch.setitem(import_weights.ARCHITECTURES, "imagenet", (shape, {"head_channels": 16}))
+    monkeypatch.setitem(
+        flow_matching_network.ARCHITECTURES, "imagenet", (shape, {"head_channels": 16})
+    )
     assert imported(path)[1]["config"]["model"]["head_channels"] == 16
 
 
@@ -135,7 +137,9 @@ def test_the_architecture_is_told_from_names_and_shapes(
     )  # fmt: skip
     with torch.device("meta"):
         state = {their_name(k): v for k, v in UNet(model, 5).state_dict().items()}
-    found = flow_matching.architecture(flow_matching.Peer(Path("a.pth"), state, "plain", {}, None))
+    found = flow_matching_network.architecture(
+        flow_matching.Peer(Path("a.pth"), state, "plain", {}, None)
+    )
     told = model.model_dump(exclude={"heads", "head_channels"})
     told["attention_at"] = tuple(n for n in told["attention_at"] if n < 2 ** len(mult))
     unseen = {"residual_updown", "conv_resample"} if len(mult) == 1 else set()
@@ -199,17 +203,20 @@ def test_a_pickle_of_anything_else_is_refused_by_name(
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"out.2.bias": None}, "lacks 1 tensors, first the out_conv.bias"),
+        ({"out.2.bias": None}, "lacks 1 tensors of this network, .* called out_conv.bias"),
         ({"time_embed.0.weight": None}, "has no valid tensor time_embed.0.weight"),
         ({"more.weight": torch.zeros(3)}, "has more.weight, which this network does not have"),
         ({"out.2.bias": torch.zeros(4)}, r"out.2.bias of .* is \(4,\), but .* ask for \(3,\)"),
-        ({"out.2.bias": torch.full((3,), torch.nan)}, "out.2.bias of .* not of finite floats"),
-        ({"out.2.bias": torch.zeros(3, dtype=torch.int64)}, "not of finite floats"),
-        ({"out.2.bias": torch.zeros(3).to_sparse()}, "out.2.bias, which is no plain tensor"),
-        ({"out.2.bias": torch.zeros(1).expand(3)}, "out.2.bias, which is no plain tensor"),
-        ({"out.2.bias": torch.zeros(3, device="meta")}, "out.2.bias, which is no plain tensor"),
-        ({"out.2.bias": "text"}, "out.2.bias, which is no plain tensor"),
-        ({"time_embed.0.weight": torch.zeros(128, 48)}, "no multiples of 48"),
+        (
+            {"out.2.bias": torch.full((3,), torch.nan)},
+            "out.2.bias of .* not hold finite floats",
+        ),
+        ({"out.2.bias": torch.zeros(3, dtype=torch.int64)}, "does not hold finite floats"),
+        ({"out.2.bias": torch.zeros(3).to_sparse()}, "out.2.bias, which is not a plain tensor"),
+        ({"out.2.bias": torch.zeros(1).expand(3)}, "out.2.bias, which is not a plain tensor"),
+        ({"out.2.bias": torch.zeros(3, device="meta")}, "out.2.bias, which is not a plain tensor"),
+        ({"out.2.bias": "text"}, "out.2.bias, which is not a plain tensor"),
+        ({"time_embed.0.weight": torch.zeros(128, 48)}, "not multiples of 48"),
         ({"time_embed.0.weight": torch.zeros(128, 16)}, "model.channels=16 is not valid"),
     ],
 )
@@ -247,7 +254,7 @@ def test_what_is_no_checkpoint_gets_one_sentence(state: State, damage: str, tmp_
     if damage == "none":
         path.unlink()
     words = {"none": "does not exist", "list": "has no `model`", "no model": "has no `model`"}
-    assert words.get(damage, "is damaged or no checkpoint") in refused(path, HEADS[IMAGENET])
+    assert words.get(damage, "is damaged or not a checkpoint") in refused(path, HEADS[IMAGENET])
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,10 @@ from pipeline import sample
 from pipeline.base import files, locks
 from pipeline.base.errors import UserError
 from pipeline.config import samplers
-from pipeline.networks import weights_file
-from pipeline.sampling import shards
+from pipeline.sampling import loop, shards
 from pipeline.sampling.job import prepare
+from pipeline.sampling.network import class_labels
+from pipeline.training import weights_file
 from tests.conftest import ROOT, resolved
 from tests.random_networks import COUNTS, save_network
 
@@ -132,13 +133,13 @@ def test_images_are_a_plain_npy(weights: Path, tmp_path: Path) -> None:
 def test_labels_are_drawn_as_often_as_in_the_data(weights: Path, tmp_path: Path) -> None:
     words = [*TINY, f"weights={weights}", "sample.classes=histogram", "seed=3"]
     job = prepare([*words, "sample.num=20000"])
-    labels = job.labels(np.arange(20000, dtype=np.int64))
+    labels = class_labels(job, np.arange(20000, dtype=np.int64))
     share, found = np.array(COUNTS) / sum(COUNTS), np.bincount(labels, minlength=10) / 20000
     deviation = np.sqrt(share * (1 - share) / 20000)
     assert (np.abs(found - share) <= 4 * deviation).all() and found[COUNTS.index(0)] == 0
     order = np.random.default_rng(0).permutation(20000)
-    assert np.array_equal(job.labels(order), labels[order])
-    assert np.array_equal(job.labels(order[:3]), labels[order[:3]])
+    assert np.array_equal(class_labels(job, order), labels[order])
+    assert np.array_equal(class_labels(job, order[:3]), labels[order[:3]])
     run(weights, tmp_path, "sample.classes=histogram", "seed=3", "runtime.sample_batch=5")
     assert np.array_equal(np.load(tmp_path / "labels.npy"), labels[:24])
 
@@ -172,7 +173,7 @@ def test_shards_of_another_guide_are_not_taken(
     expected, _ = run(weights, tmp_path / "a", *words)
     save_network(guide, seed=1)
     with monkeypatch.context() as patch:
-        patch.setattr(sample, "collect", lambda *_: 1 / 0)
+        patch.setattr(loop, "collect", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(weights, tmp_path / "b", *words)
     save_network(guide, seed=2)
@@ -226,7 +227,7 @@ def test_the_strip_ends_in_the_samples(
 
 @pytest.mark.parametrize("solver", ["euler", "dopri5"])
 def test_images_that_are_not_finite_are_refused(weights: Path, tmp_path: Path, solver: str) -> None:
-    state, about = weights_file.load_weights(weights)
+    state, about = weights_file.load_weights(weights), weights_file.read_about(weights)
     state["out_conv.bias"] = torch.full_like(state["out_conv.bias"], torch.nan)
     weights_file.save_weights(tmp_path / "nan.safetensors", state, about)
     with pytest.raises(UserError, match="images 0 to 23 of seed 0 .* finite"):
@@ -239,7 +240,7 @@ def test_an_older_description_never_stands_beside_new_images(
 ) -> None:
     run(weights, tmp_path, "seed=0")
     (tmp_path / ".images.npy.1.tmp").write_text("begun by a run that was killed")
-    monkeypatch.setattr(sample, "save_strip", lambda *_: 1 / 0)  # the images are written by then
+    monkeypatch.setattr(loop, "save_strip", lambda *_: 1 / 0)  # the images are written by then
     with pytest.raises(ZeroDivisionError):
         run(weights, tmp_path, "seed=1")
     assert (tmp_path / "images.npy").exists() and not (tmp_path / "sample.json").exists()
@@ -251,7 +252,7 @@ def test_progress_counts_finished_batches(
 ) -> None:
     words = ["runtime.sample_batch=6", "runtime.progress_seconds=0"]
     with monkeypatch.context() as patch:
-        patch.setattr(sample, "collect", lambda *_: 1 / 0)
+        patch.setattr(loop, "collect", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(weights, tmp_path, *words)
     next(tmp_path.glob("shards/*/00000006.npz")).unlink()

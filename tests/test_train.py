@@ -17,8 +17,7 @@ from pipeline import train
 from pipeline.base.errors import Stopped, UserError
 from pipeline.compute.distributed import Ranks
 from pipeline.flow.made_up import made_up
-from pipeline.networks import weights_file
-from pipeline.training import batch_size, checkpoint
+from pipeline.training import batch_size, checkpoint, weights_file
 from pipeline.training.identity import identity
 from pipeline.training.trainer import Trainer
 from tests.conftest import ROOT, resolved
@@ -49,7 +48,7 @@ def run(pack: Path, out: Path, *more: str) -> tuple[dict[str, Tensor], list[dict
 
 
 def outcome(out: Path) -> tuple[dict[str, Tensor], list[dict]]:
-    weights, _ = weights_file.load_weights(out / "weights.safetensors")
+    weights = weights_file.load_weights(out / "weights.safetensors")
     rows = [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
     return weights, rows
 
@@ -107,9 +106,10 @@ def test_all_at_once_does_not_know_the_ranks(all_at_once: Path, pack: Path, tmp_
     weights = []
     for name in ("weights.safetensors", "weights-ema200.safetensors"):
         one, two = (weights_file.load_weights(out / name) for out in (all_at_once, tmp_path))
-        assert difference(one[0], two[0]) < 1e-5
-        weights.append(one[0])
-        assert one[1]["ema_halflife_images"] == (200 if "200" in name else 50)
+        assert difference(one, two) < 1e-5
+        weights.append(one)
+        about = weights_file.read_about(all_at_once / name)
+        assert about.ema_halflife_images == (200 if "200" in name else 50)
     assert difference(*weights) > 1e-6
     for name in ("loss", "grad_norm", "lr"):
         one, two = ([row[name] for row in outcome(o)[1]] for o in (all_at_once, tmp_path))
@@ -120,12 +120,12 @@ def test_averages_do_not_touch_each_other(all_at_once: Path, pack: Path, tmp_pat
     """Each is what it is alone, also over a resume."""
     alone = [*ALL_AT_ONCE[:-1], "train.ema_halflife_images=200"]
     weights, _ = run(pack, tmp_path, *alone)
-    beside, _ = weights_file.load_weights(all_at_once / "weights-ema200.safetensors")
+    beside = weights_file.load_weights(all_at_once / "weights-ema200.safetensors")
     assert all(torch.equal(weights[name], beside[name]) for name in weights)
     for step in (8, 6):  # go on from step 6, and from step 4
         next(all_at_once.glob(f"checkpoints/*/step-*{step}.pt")).unlink()
         run(pack, all_at_once, *ALL_AT_ONCE)
-        again, _ = weights_file.load_weights(all_at_once / "weights-ema200.safetensors")
+        again = weights_file.load_weights(all_at_once / "weights-ema200.safetensors")
         assert all(torch.equal(again[name], beside[name]) for name in beside)
 
 
@@ -262,10 +262,10 @@ def test_a_longer_run_is_another_only_where_the_rate_falls_to_its_end(schedule: 
 
 def test_weights_carry_what_made_them(reference: tuple, pack: Path, tmp_path: Path) -> None:
     run(pack, tmp_path)
-    _, about = weights_file.load_weights(tmp_path / "weights.safetensors")
-    assert about["config"]["train"]["batch"] == 12
-    assert about["record"]["sha256"] == json.loads((pack / "manifest.json").read_text())["sha256"]
-    assert about["images"] == 96
+    about = weights_file.read_about(tmp_path / "weights.safetensors")
+    assert about.config["train"]["batch"] == 12
+    assert about.record["sha256"] == json.loads((pack / "manifest.json").read_text())["sha256"]
+    assert about.images == 96
 
 
 def test_bf16_learns_too(pack: Path, tmp_path: Path, reference: tuple) -> None:

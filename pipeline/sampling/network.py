@@ -15,6 +15,7 @@ from pipeline.networks import families
 from pipeline.sampling import solvers, strip, time_grids
 from pipeline.sampling.field import Field
 from pipeline.sampling.job import Job, Weights
+from pipeline.training.weights_file import load_weights
 
 Networks = tuple[nn.Module, nn.Module | None]  # the one that is sampled, and its guide
 
@@ -28,22 +29,34 @@ def build(job: Job, group: Ranks) -> Networks:
 
 def build_net(job: Job, weights: Weights, group: Ranks) -> nn.Module:
     """One network with its averaged weights."""
-    model = Model.model_validate(weights.about["config"]["model"])
-    net = families.build(model, len(weights.record.classes))
-    net.load_state_dict(weights.state)
+    model = Model.model_validate(weights.about.config["model"])
+    net = families.build(model, len(weights.data.classes))
+    net.load_state_dict(load_weights(weights.path))
     net.eval().requires_grad_(False)
     return execution.prepare(net, group.device, job.config.runtime.compile, group.first)
+
+
+def class_labels(job: Job, index: np.ndarray) -> np.ndarray:
+    """Class of each image index (int64) by sample.classes, -1 for a network without classes."""
+    names = job.weights.classes
+    if names is None:
+        return np.full_like(index, -1)
+    if job.config.sample.classes == "balanced":
+        return index % len(names)
+    per_class = job.weights.data.per_class or {}
+    counts = [per_class[name] for name in names]
+    return draws.category(job.seed, draws.SAMPLE_CLASS, index, counts)
 
 
 def begin(
     job: Job, networks: Networks, index: np.ndarray, device: torch.device
 ) -> tuple[Field, Tensor]:
     """The velocity field of the images with the given indices, and their first state (B,3,H,W)."""
-    sample, record = job.config.sample, job.weights.record
-    shape, no_class = (3, record.resolution, record.resolution), len(record.classes)
+    sample, data = job.config.sample, job.weights.data
+    shape, no_class = (3, data.resolution, data.resolution), len(data.classes)
     x0 = draws.normal(job.seed, draws.SAMPLE_NOISE, torch.from_numpy(index).to(device), shape)
     x0 = x0.contiguous(memory_format=execution.memory_format(device))
-    classes = torch.from_numpy(job.labels(index)).to(device)
+    classes = torch.from_numpy(class_labels(job, index)).to(device)
     labels = torch.where(classes < 0, no_class, classes)
     net, guide = networks
     field = Field(sample, net, labels, None if job.weights.classes is None else no_class, guide)
@@ -61,7 +74,7 @@ def sample_images(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (B,H,W,3) with the given indices, and the network evaluations (B,) of each.
 
-    Raises UserError where their velocity is not finite, or a step underflows.
+    Raises OneRankError if their velocity is not finite, or a step underflows.
     """
     sample, which = job.config.sample, f"images {index[0]} to {index[-1]} of seed {job.seed}"
     field, x = begin(job, networks, index, device)
@@ -94,5 +107,5 @@ def save_strip(job: Job, networks: Networks, device: torch.device) -> None:
     size = job.config.runtime.sample_batch
     parts = [states(job, networks, index[k : k + size], device) for k in index[::size]]
     images = np.concatenate([part for _, part in parts], axis=1)
-    names = row_names(job.labels(index), job.weights.classes)
+    names = row_names(class_labels(job, index), job.weights.classes)
     pictures.save_strip(job.out / "strip.png", parts[0][0], images, names)

@@ -3,25 +3,45 @@
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from pipeline.base.errors import Stopped
-from pipeline.base.files import atomic_stream, sha256_json
+from pipeline.base.files import atomic_stream, sha256_file, sha256_json
 from pipeline.base.npy import load_npy, save_npy, write_header
 from pipeline.base.progress import Progress
 from pipeline.compute.distributed import Ranks, StopFlag
 from pipeline.config.stages import stage_keys
 from pipeline.drawing.tiles import save_grid
 from pipeline.sampling.job import Job
-from pipeline.sampling.network import Networks, sample_images
+from pipeline.sampling.network import Networks, class_labels, sample_images
+
+GRID_ROWS, GRID_COLUMNS = 10, 10  # classes and samples of a class in grid.png
 
 
-def shard_folder(job: Job) -> Path:
-    """Where finished batches wait: named by all that their content depends on."""
+class Checksums(NamedTuple):
+    """Hex sha256 of the files of weights; None: there is no guide."""
+
+    weights: str
+    guide: str | None
+
+
+def checksums(job: Job, group: Ranks) -> Checksums:
+    """The checksums on every rank; rank 0 alone reads the files for them."""
+    files = [weights.path for weights in (job.weights, job.guide) if weights is not None]
+    digests = torch.zeros(len(files), 32, dtype=torch.uint8)
+    if group.first:
+        digests = torch.tensor([list(bytes.fromhex(sha256_file(f))) for f in files]).byte()
+    hashes = [bytes(row.tolist()).hex() for row in group.sum(digests)]
+    return Checksums(hashes[0], hashes[1] if job.guide is not None else None)
+
+
+def shard_folder(job: Job, sums: Checksums) -> Path:
+    """The folder of finished batches: its name is a hash of all that their content depends on."""
     keys = stage_keys(job.config, "sample")["sample"]
-    work: dict[str, Any] = {"weights": job.weights.sha256, "guide": job.guide_sha256, "keys": keys}
+    work: dict[str, Any] = {"weights": sums.weights, "guide": sums.guide, "keys": keys}
     work |= {"seed": job.seed, "batch": job.config.runtime.sample_batch}
     return job.out / "shards" / sha256_json(work)[:12]
 
@@ -32,35 +52,40 @@ def shard_file(shards: Path, start: int) -> Path:
 
 
 def sample_shards(job: Job, networks: Networks, group: Ranks, shards: Path) -> float:
-    """Sample every batch that is not in `shards` yet, this rank's share; returns images/s."""
+    """Sample this rank's share of the batches that are not in `shards` yet; returns images/s.
+
+    Raises Stopped on every rank if a signal asks for it; finished batches stay.
+    """
+    # This rank's batches, by the index of their first image
     stop = StopFlag(group)
     num, size = job.config.sample.num, job.config.runtime.sample_batch
     starts = list(range(0, num, size))[group.rank :: group.world]
-    rounds = math.ceil(num / (size * group.world))  # the same on all ranks, for the stop flag
-    kept = sum(shard_file(shards, start).exists() for start in range(0, num, size))
-    there = min(num, size * kept)
-    progress = Progress("sample", num, job.config.runtime.progress_seconds, there)
-    made = 0
-    for number in range(rounds):
-        if number < len(starts):
-            index = np.arange(starts[number], min(starts[number] + size, num), dtype=np.int64)
-            path = shard_file(shards, starts[number])
-            if not path.exists():
-                images, evaluations = sample_images(job, networks, index, group.device)
-                with atomic_stream(path) as stream:
-                    np.savez(stream, images=images, evaluations=evaluations)
-                made += len(index)
+    num_rounds = math.ceil(num / (size * group.world))  # the same on all ranks, for the stop flag
+
+    # Batches of an earlier run
+    num_kept = sum(shard_file(shards, start).exists() for start in range(0, num, size))
+    num_before = min(num, size * num_kept)
+    progress = Progress("sample", num, job.config.runtime.progress_seconds, num_before)
+
+    num_made = 0
+    for turn in range(num_rounds):
+        if turn < len(starts) and not shard_file(shards, starts[turn]).exists():
+            index = np.arange(starts[turn], min(starts[turn] + size, num), dtype=np.int64)
+            images, evaluations = sample_images(job, networks, index, group.device)
+            with atomic_stream(shard_file(shards, starts[turn])) as stream:
+                np.savez(stream, images=images, evaluations=evaluations)
+            num_made += len(index)
         if group.first and progress.due():
-            progress.show(min(there + made * group.world, num))
-        if stop.agree()[0] and number < rounds - 1:
+            progress.show(min(num_before + num_made * group.world, num))
+        if stop.agree()[0] and turn < num_rounds - 1:
             raise Stopped("finished batches are kept; the same command goes on")
-    return made / (time.monotonic() - progress.start_time)
+    return num_made / (time.monotonic() - progress.start_time)
 
 
 def join_images(job: Job, shards: Path) -> np.ndarray:
     """Stream the shards into images.npy; returns the network evaluations of each image (N,)."""
     num, batch = job.config.sample.num, job.config.runtime.sample_batch
-    size = job.weights.record.resolution
+    size = job.weights.data.resolution
     evaluations = []
     with atomic_stream(job.out / "images.npy") as stream:
         write_header(stream, (num, size, size, 3))
@@ -74,11 +99,8 @@ def join_images(job: Job, shards: Path) -> np.ndarray:
 def collect(job: Job, shards: Path) -> np.ndarray:
     """Write images, labels and grid from the shards (rank 0); returns the evaluations (N,)."""
     evaluations = join_images(job, shards)
-    labels = job.labels(np.arange(job.config.sample.num, dtype=np.int64))
+    labels = class_labels(job, np.arange(job.config.sample.num, dtype=np.int64))
     save_npy(job.out / "labels.npy", labels)
-    images, classes = load_npy(job.out / "images.npy"), job.weights.record.classes
+    images, classes = load_npy(job.out / "images.npy"), job.weights.data.classes
     save_grid(job.out / "grid.png", images, labels, classes, GRID_ROWS, GRID_COLUMNS)
     return evaluations
-
-
-GRID_ROWS, GRID_COLUMNS = 10, 10  # classes and samples of a class in grid.png

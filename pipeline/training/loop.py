@@ -1,9 +1,7 @@
 """A training run from its first step, or its newest checkpoint, to its files of weights."""
 
 import os
-from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,15 +18,11 @@ from pipeline.training import checkpoint, preflight
 from pipeline.training.curve import Mark, Metrics
 from pipeline.training.job import Job
 from pipeline.training.trainer import Trainer
+from pipeline.training.weights_file import WeightsAbout, save_weights
 
-SaveWeights = Callable[[Path, dict[str, Tensor], dict[str, Any]], None]
 
-
-def work(job: Job, save_weights: SaveWeights) -> None:
-    """Train on every rank; rank 0 writes the files of `job.out`.
-
-    `save_weights(path, state dict, about)` writes one file of weights.
-    """
+def work(job: Job) -> None:
+    """Train on every rank; rank 0 writes the files of `job.out`."""
     first = os.environ.get("RANK", "0") == "0"
     lock = locks.locked(job.scratch) if first else nullcontext()
     with lock:
@@ -43,7 +37,7 @@ def work(job: Job, save_weights: SaveWeights) -> None:
                 run(trainer, stop)
             averages = trainer.averaged_weights()
             if first:
-                finish(trainer, averages, save_weights)
+                finish(trainer, averages)
             group.barrier()
 
 
@@ -106,20 +100,21 @@ def run(trainer: Trainer, stop: StopFlag) -> None:
         progress.show(trainer.images)
 
 
-def finish(trainer: Trainer, averages: list[dict[str, Tensor]], save_weights: SaveWeights) -> None:
+def finish(trainer: Trainer, averages: list[dict[str, Tensor]]) -> None:
     """Write the averaged weights, one file per half-life, and the curve (rank 0)."""
     job = trainer.job
-    about = {
-        "config": stage_keys(job.config, "train"),
-        "record": job.workload.about(),
-        "images": trainer.images,
-        "gpu_hours": trainer.device_seconds / 3600,
-        "torch": str(torch.__version__),
-    }
     rows = [r for r in read_rows(job.scratch / "metrics.jsonl") if r["step"] <= job.steps]
     write_rows(job.out / "curve.jsonl", rows)
     files = weights_files(job.config.train)
     for weights, (halflife, name) in zip(averages, files.items(), strict=True):
-        save_weights(job.out / name, weights, about | {"ema_halflife_images": halflife})
+        about = WeightsAbout(
+            config=stage_keys(job.config, "train"),
+            record=job.workload.about(),
+            images=trainer.images,
+            gpu_hours=trainer.device_seconds / 3600,
+            torch=str(torch.__version__),
+            ema_halflife_images=halflife,
+        )
+        save_weights(job.out / name, weights, about)
     names = ", ".join(files.values())
     print(f"train: {trainer.images:,} images, {job.out}: {names}", flush=True)

@@ -19,6 +19,7 @@ import pytest
 
 from pipeline import sample
 from pipeline.compute.distributed import ranks
+from pipeline.sampling import loop
 from tests.conftest import ROOT
 from tests.random_networks import save_network
 
@@ -98,5 +99,5 @@ if __name__ == "__main__":
     chosen = [word for word in sys.argv[3:] if not word.startswith("batches=")]
     sizes = [int(word.removeprefix("batches=")) for word in sys.argv[3:] if word not in chosen]
     with ranks("cpu") as group:  # once: a store keeps the addresses of a first group
-        sample.ranks = lambda device: nullcontext(group)
+        loop.ranks = lambda device: nullcontext(group)
         sample_all(Path(sys.argv[1]), Path(sys.argv[2]), tuple(sizes) or BATCHES, *chosen)

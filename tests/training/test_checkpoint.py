@@ -3,6 +3,7 @@
 import multiprocessing
 import pickle
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,7 @@ from safetensors.torch import save_file
 
 from pipeline.base import locks
 from pipeline.base.errors import UserError
-from pipeline.networks import weights_file
-from pipeline.training import checkpoint
+from pipeline.training import checkpoint, weights_file
 
 
 def state(step: int) -> dict:
@@ -108,20 +108,31 @@ def test_a_hostile_checkpoint_does_not_run(tmp_path: Path) -> None:
 
 def test_weights_come_back_with_their_metadata(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
-    weights_file.save_weights(path, {"a": torch.arange(3.0)}, {"images": 7})
-    tensors, about = weights_file.load_weights(path)
-    assert tensors["a"].tolist() == [0, 1, 2] and about == {"images": 7}
+    about = weights_file.WeightsAbout(config={"model": {}}, record={}, images=7)
+    weights_file.save_weights(path, {"a": torch.arange(3.0)}, about)
+    assert weights_file.load_weights(path)["a"].tolist() == [0, 1, 2]
+    assert weights_file.read_about(path) == about
 
 
-def test_bad_weights_get_one_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", [weights_file.load_weights, weights_file.read_about])
+def test_bad_weights_get_one_sentence(tmp_path: Path, read: Callable[[Path], object]) -> None:
     with pytest.raises(UserError, match="run `make train`"):
-        weights_file.load_weights(tmp_path / "none.safetensors")
+        read(tmp_path / "none.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="not of this pipeline"):
-        weights_file.load_weights(tmp_path / "other.safetensors")
-    (tmp_path / "cut.safetensors").write_bytes(b"\x00" * 20)
+        read(tmp_path / "other.safetensors")
+    (tmp_path / "short.safetensors").write_bytes(b"\x00" * 20)
     with pytest.raises(UserError, match="damaged"):
-        weights_file.load_weights(tmp_path / "cut.safetensors")
+        read(tmp_path / "short.safetensors")
+
+
+def test_weights_that_are_cut_short_are_noticed_without_reading_them(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    about = weights_file.WeightsAbout(config={}, record={})
+    weights_file.save_weights(path, {"a": torch.arange(1000.0)}, about)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="damaged"):
+        weights_file.read_about(path)
 
 
 def test_a_full_disk_gets_one_sentence(small_disk: Path) -> None:
@@ -130,7 +141,8 @@ def test_a_full_disk_gets_one_sentence(small_disk: Path) -> None:
     with pytest.raises(UserError, match="space on the disk|no space left"):
         checkpoint.save(small_disk, 2, {"net": large}, keep=1)
     with pytest.raises(UserError, match="space on the disk|no space left"):
-        weights_file.save_weights(small_disk / "w", {"a": large}, {})
+        about = weights_file.WeightsAbout(config={}, record={})
+        weights_file.save_weights(small_disk / "w", {"a": large}, about)
     assert [p.name for p in small_disk.iterdir()] == ["step-0000000001.pt"]
     assert checkpoint.load_newest(small_disk, 9)["step"] == 1
 

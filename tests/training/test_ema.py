@@ -12,8 +12,8 @@ from pipeline.config.paths import sampler_name, weights_file, weights_files
 from pipeline.config.stages import stage_keys
 from pipeline.data.pack import DataAbout
 from pipeline.networks.unet import UNet
-from pipeline.networks.weights_file import save_weights
 from pipeline.training.ema import EMA
+from pipeline.training.weights_file import WeightsAbout, save_weights
 from pipeline.workflow.experiment import Experiment
 from tests.conftest import resolved
 
@@ -110,8 +110,9 @@ def test_sampling_checks_what_the_weights_say(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     names = [f"c{k}" for k in range(10)]
     data = DataAbout(source="shapes", resolution=8, recipe="box", classes=names, sha256=None)
-    about = {"config": stage_keys(config, "train"), "record": data.to_json()}
-    about |= {"ema_halflife_images": 64}
+    about = WeightsAbout(
+        config=stage_keys(config, "train"), record=data.to_json(), ema_halflife_images=64
+    )
     save_weights(path, UNet(config.model, 10).state_dict(), about)
     words = ["experiment=tiny", f"weights={path}"]
     for choice in ("null", "64"):

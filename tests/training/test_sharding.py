@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.networks import weights_file
-from pipeline.training import checkpoint
+from pipeline.training import checkpoint, weights_file
 from tests.conftest import write_pack
 from tests.test_train import difference, losses, outcome, run, torchrun, words
 
@@ -49,7 +48,7 @@ def half_of(out: Path, copy: Path) -> Path:
 def assert_same(one: Path, two: Path) -> None:
     np.testing.assert_allclose(losses(outcome(one)[1]), losses(outcome(two)[1]), rtol=1e-5)
     for name in FILES:
-        weights = [weights_file.load_weights(out / name)[0] for out in (one, two)]
+        weights = [weights_file.load_weights(out / name) for out in (one, two)]
         assert difference(*weights) < 1e-5
 
 

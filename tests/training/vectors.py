@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.compute import draws
-from pipeline.networks.weights_file import save_weights
 from pipeline.training.job import Job
 from pipeline.training.loop import work
 from tests.conftest import resolved
@@ -72,7 +71,7 @@ class Vectors:
 
 def main(out: str, *words: str) -> None:
     """Train into the folder `out`."""
-    work(Job(resolved(*WORDS, *words), Vectors(), Path(out), Path(out, "scratch")), save_weights)
+    work(Job(resolved(*WORDS, *words), Vectors(), Path(out), Path(out, "scratch")))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,156 @@
+"""The network in a checkpoint of facebookresearch/flow_matching: architecture, names of tensors."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from pipeline.base.errors import UserError
+from pipeline.interop.flow_matching import TRAINER, Peer, State
+
+# That trainer's networks by its --dataset: their architecture, and the attention heads, which are
+# believed only if the checkpoint has that architecture.
+ARCHITECTURES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
+    "imagenet": (
+        {"channels": 192, "channel_mult": (1, 2, 3, 4), "blocks": 3, "attention_at": (2, 4, 8)},
+        {"head_channels": 64},
+    ),
+    "cifar10": (
+        {"channels": 128, "channel_mult": (2, 2, 2), "blocks": 4, "attention_at": (2,)},
+        {"heads": 1},
+    ),
+}
+
+# That trainer's names of the layers, and ours.
+RENAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (r"^time_embed\.", "time_mlp."),
+    (r"^label_emb\.", "label_embedding."),
+    (r"^input_blocks\.0\.0\.", "stem."),
+    (r"^input_blocks\.(\d{1,4})\.", lambda m: f"encoder.{int(m[1]) - 1}."),
+    (r"^middle_block\.", "middle."),
+    (r"^output_blocks\.", "decoder."),
+    (r"^out\.0\.", "out_norm."),
+    (r"^out\.2\.", "out_conv."),
+    (r"\.in_layers\.0\.", ".norm1."),
+    (r"\.in_layers\.2\.", ".conv1."),
+    (r"\.emb_layers\.1\.", ".embed."),
+    (r"\.out_layers\.0\.", ".norm2."),
+    (r"\.out_layers\.3\.", ".conv2."),
+    (r"\.skip_connection\.", ".skip."),
+    (r"\.proj_out\.", ".proj."),
+    (r"\.op\.", ".conv."),
+)
+
+
+# --- architecture ------------------------------------------------------------------------------
+
+
+class Shapes:
+    """Shapes of a state dict by the other trainer's names."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.path = peer.path
+        self.shapes = {name: tuple(value.shape) for name, value in peer.state.items()}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.shapes
+
+    def side(self, name: str, axis: int) -> int:
+        """Length of one axis of a tensor; raises UserError if there is none."""
+        shape = self.shapes.get(name, ())
+        if len(shape) <= axis:
+            raise UserError(f"{self.path} has no valid tensor {name}: is it of {TRAINER}?")
+        return shape[axis]
+
+    def stages(self) -> int:
+        """Number of decoder stages: levels x (blocks + 1)."""
+        numbers = [re.match(r"output_blocks\.(\d{1,4})\.", name) for name in self.shapes]
+        return 1 + max((int(match[1]) for match in numbers if match), default=-1)
+
+
+def resampling(shapes: Shapes) -> tuple[int, bool, bool]:
+    """blocks + 1, and whether residual blocks or else convolutions change the resolution.
+
+    Decoder stage n ends a level if it holds a second residual block; a level of the encoder ends
+    before a stage that is not a residual block: a convolution, or a mean without tensors.
+    """
+    total = shapes.stages()
+    for number in range(total):
+        if any(f"output_blocks.{number}.{k}.in_layers.0.weight" in shapes for k in (1, 2)):
+            return number + 1, True, True
+    for number in range(1, total):
+        if f"input_blocks.{number}.0.in_layers.0.weight" not in shapes:
+            return number, False, f"input_blocks.{number}.0.op.weight" in shapes
+    return total, False, True
+
+
+def architecture(peer: Peer) -> dict[str, Any]:
+    """The `model` section without heads, from the names and shapes of the tensors.
+
+    Raises UserError if they are not those of such a network. Attention must be of the kind that all
+    of that trainer's networks have (use_new_attention_order), which does not show in any shape.
+    """
+    shapes = Shapes(peer)
+    channels = shapes.side("time_embed.0.weight", 1)
+    period, residual, conv = resampling(shapes)
+    firsts = [f"input_blocks.{n + 1}" for n in range(0, shapes.stages(), max(period, 1))]
+    widths = [shapes.side(f"{first}.0.in_layers.2.weight", 0) for first in firsts]
+    if not widths or not channels or any(width % channels for width in widths):
+        raise UserError(
+            f"{peer.path} has levels of {widths} channels, not multiples of {channels}: "
+            f"is it of {TRAINER}?"
+        )
+    doubled = shapes.side(f"{firsts[0]}.0.emb_layers.1.weight", 0) == 2 * widths[0]
+    return {
+        "channels": channels,
+        "channel_mult": tuple(width // channels for width in widths),
+        "blocks": period - 1,
+        "attention_at": tuple(2**n for n, f in enumerate(firsts) if f"{f}.1.qkv.weight" in shapes),
+        "dropout": 0.0,
+        "time_scale": 1.0,
+        "scale_shift_norm": doubled,
+        "residual_updown": residual,
+        "conv_resample": conv,
+        "class_conditional": "label_emb.weight" in shapes,
+    }
+
+
+def heads(peer: Peer, shape: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """`heads` and `head_channels`: from the command line, else by the dataset that `args` names.
+
+    `shape` is the `architecture` of the checkpoint. Raises UserError if neither gives the heads, or
+    if the dataset's network has another architecture.
+    """
+    keys = ("heads", "head_channels")
+    given = {key: options[f"model.{key}"] for key in keys if f"model.{key}" in options}
+    if not given:
+        dataset = str(peer.args.get("dataset"))
+        expected, given = ARCHITECTURES.get(dataset, ({}, {}))
+        if not given or any(shape[key] != value for key, value in expected.items()):
+            raise UserError(
+                f"the attention heads of {peer.path} do not show in its shapes, and its args "
+                f"(dataset: {dataset}) name no known network of these shapes: give "
+                "model.head_channels=N or model.heads=N, as its trainer's num_head_channels or "
+                "num_heads"
+            )
+    return {"heads": 1, "head_channels": None} | given
+
+
+# --- names -------------------------------------------------------------------------------------
+
+
+def our_name(name: str) -> str:
+    """Our name of a tensor that the other trainer calls `name`."""
+    for pattern, new in RENAMES:
+        name = re.sub(pattern, new, name)
+    return name
+
+
+def our_state(state: Mapping[str, Tensor]) -> State:
+    """The other trainer's tensors under our names and shapes, float32."""
+    ours = {our_name(name): value.float() for name, value in state.items()}
+    for name, value in ours.items():
+        if name.endswith((".qkv.weight", ".proj.weight")) and value.dim() == 3:
+            ours[name] = value.unsqueeze(-1)  # a 1x1 convolution over pixels, kept as 1-D there
+    return ours

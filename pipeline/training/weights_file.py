@@ -1,0 +1,80 @@
+"""Weights of a network as a safetensors file that also says how they were trained.
+
+What the file says can be read without loading torch.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from safetensors import SafetensorError, safe_open
+
+from pipeline.base.errors import UserError
+from pipeline.base.files import atomic, user_error_if_unwritable
+from pipeline.base.json_objects import JsonObject
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+METADATA_KEY = "pipeline"  # of the JSON in the metadata of the file
+
+
+class WeightsAbout(JsonObject):
+    """How weights were trained. None: not known, because another program trained them."""
+
+    KIND: ClassVar[str] = "a file of weights of this pipeline"
+    REMEDY: ClassVar[str] = "train again, or import the weights again"
+
+    config: dict[str, Any]  # keys that the training read; `imported` says where weights came from
+    record: dict[str, Any]  # what the workload says of its data
+    images: int | None = None  # seen in training
+    gpu_hours: float | None = None
+    torch: str | None = None  # version
+    ema_halflife_images: int | None = None  # 0: not averaged
+
+
+def save_weights(path: Path, state: Mapping[str, "Tensor"], about: WeightsAbout) -> None:
+    """Write a state dict and what is known of it as safetensors, atomically.
+
+    Raises UserError if the disk is full.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    metadata = {METADATA_KEY: json.dumps(about.to_json(), sort_keys=True)}
+    with atomic(path) as temporary, user_error_if_unwritable(path, SafetensorError):
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def load_weights(path: Path) -> dict[str, "Tensor"]:
+    """The state dict in a file of weights, on the CPU.
+
+    Raises UserError if the file is missing, damaged or of another program.
+    """
+    with _opened(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def read_about(path: Path) -> WeightsAbout:
+    """What a file of weights says of itself; the weights are not read.
+
+    Raises UserError if the file is missing, cut short or of another program.
+    """
+    with _opened(path, "np") as file:
+        about = json.loads(file.metadata()[METADATA_KEY])
+    return WeightsAbout.parse(about, f"weights {path}")
+
+
+@contextmanager
+def _opened(path: Path, framework: str) -> Iterator[safe_open]:
+    try:
+        with safe_open(path, framework=framework) as file:
+            if METADATA_KEY not in (file.metadata() or {}):
+                raise KeyError(METADATA_KEY)
+            yield file
+    except FileNotFoundError as error:
+        raise UserError(f"weights {path} are missing: run `make train`") from error
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise UserError(f"weights {path} are damaged or not of this pipeline ({error})") from error
