@@ -76,3 +76,16 @@ def test_the_weights_give_the_same_samples(run: Path) -> None:
     differ = {key for key in before if about[key] != before[key]}
     assert about.keys() == before.keys()
     assert differ <= {"images_per_s", "seconds"}
+
+
+def test_its_config_json_repeats_the_training(run: Path, capsys: pytest.CaptureFixture) -> None:
+    settings = [word for word in WORDS if word.startswith(("runtime", "data.path"))]
+    train.main(["config=train/config.json", *settings, "record=record.json", "out=again"])
+    (folder,) = (run / "again" / "checkpoints").iterdir()
+    assert folder.name == "4aadd61fea23"
+    assert (run / "again" / "config.json").read_bytes() == (
+        run / "train" / "config.json"
+    ).read_bytes()
+    np.testing.assert_allclose(
+        losses(run / "again" / "curve.jsonl"), losses(run / "train" / "curve.jsonl"), rtol=1e-5
+    )

@@ -18,6 +18,7 @@ from pipeline.base.errors import UserError
 from pipeline.config.messages import explain, known_keys, nearest
 from pipeline.config.model_keys import Model
 from pipeline.config.older_form import note_older, read_older
+from pipeline.config.paths import experiment_of
 from pipeline.config.samplers import check_names
 from pipeline.config.schema import Config, Sample
 from pipeline.config.words import merge, nested, parse_overrides
@@ -187,20 +188,48 @@ def load_step(
 ) -> tuple[Config, dict[str, str]]:
     """Configuration and step arguments of a command line of `key=value` words.
 
-    `extra` names the step's own words (paths, without dots). `config=FILE` replaces config.yaml
-    and `config={...}` (JSON) lays a stage's resolved keys over it, as the workflow does, which has
-    checked that they fit each other: sections that the stage does not read may not fit them.
+    `extra` names the step's own words (paths, without dots). `config=FILE` replaces config.yaml if
+    FILE has named experiments. Otherwise it holds the keys of a stage, as a config.json does, which
+    are laid over config.yaml and the experiment in whose folder FILE lies; so are those of
+    `config={...}`. Sections that the stage does not read need not fit them.
     """
     # torch.distributed.launch adds --local-rank; the environment says the same
     words = parse_overrides(a for a in argv if not re.match(r"--local[-_]rank=\d+$", a))
     own = {k: str(words.pop(k)) for k in list(words) if k in extra and words[k] is not None}
     given = words.pop("config", None)
     if isinstance(given, dict):
-        tree = {k: v for k, v in load_yaml(DEFAULT_FILE).items() if k != "experiments"}
-        return parsed(merge(merge(tree, given), words), environment), own
-    path = Path(given) if given else DEFAULT_FILE
+        return of_stage(given, words, None, environment), own
     check_words(words, extra)
-    return resolve(load_yaml(path), words, environment), own
+    file = Path(given) if given else DEFAULT_FILE
+    tree = load_yaml(file)
+    if "experiments" in tree or "experiments" in words:
+        return resolve(tree, words, environment), own
+    experiment = words.get("experiment") or tree.get("experiment") or experiment_of(file)
+    if experiment is None and "out" not in own:
+        raise UserError(
+            f"{file} holds the keys of a stage but not the name of an experiment, and does not lie "
+            "in the folder of one: give experiment=NAME or out=PATH"
+        )
+    return of_stage(tree, words, experiment, environment), own
+
+
+def of_stage(
+    keys: Mapping[str, Any],
+    words: Mapping[str, Any],
+    experiment: str | None,
+    environment: Mapping[str, str],
+) -> Config:
+    """config.yaml < the experiment, if config.yaml has it < the keys of a stage < words."""
+    base = load_yaml(DEFAULT_FILE)
+    named = {} if experiment is None else {"experiment": experiment}
+    if experiment in base["experiments"]:
+        base = layered(base, named)
+    tree = merge({k: v for k, v in base.items() if k != "experiments"}, named)
+    config = parsed(merge(merge(tree, keys), words), environment)
+    if "model" in keys:
+        check_heads(config.model)
+        check_halvings(config)
+    return config
 
 
 def check_words(words: Mapping[str, Any], extra: Iterable[str]) -> None:

@@ -84,6 +84,13 @@ def run_folder(config: Config) -> Path:
     return RESULTS / config.experiment / data_name(config)
 
 
+def experiment_of(file: Path) -> str | None:
+    """The experiment in whose run folder `file` lies; None if that is not below results/."""
+    place, results = file.absolute(), RESULTS.absolute()
+    inside = place.relative_to(results).parts if place.is_relative_to(results) else ()
+    return inside[0] if len(inside) > 3 else None  # <experiment>/<data>/<stage>/<file>
+
+
 def weights_files(train: Train) -> dict[int, str]:
     """File name of the weights averaged with each half-life, in the key's order."""
     first, *others = train.ema_halflife_images

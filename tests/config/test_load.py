@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.base.errors import UserError
 from pipeline.config import load
-from pipeline.config.stages import PLACES, STAGE_KEYS, settings_words, stage_keys
+from pipeline.config.stages import PLACES, STAGE_KEYS, settings_words, stage_keys, write_config
 from pipeline.config.words import lookup, merge
 from tests.conftest import ROOT, resolved
 
@@ -192,6 +192,48 @@ def test_a_stage_asks_nothing_of_sections_that_it_does_not_read(
             wanted = stage_keys(tiny.model_copy(update={"sample": one}), stage)
             again, _ = load.load_step([f"config={json.dumps(wanted)}"], ())
             assert stage_keys(again, stage) == wanted
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a training of `tiny` with another learning rate, below the current one."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("results/tiny/shapes_tiny_8-box/train")
+    write_config(folder, resolved("experiment=tiny", "train.lr=0.5"), "train")
+    return folder
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_config_json_repeats_its_stage(run_folder: Path, named: bool) -> None:
+    wanted = resolved("experiment=tiny", "train.lr=0.5")
+    words = ["experiment=tiny"] if named else []
+    file = run_folder / "config.json"
+    again, _ = load.load_step([f"config={file}", *words], ("out",))
+    assert again == wanted  # with the places and settings of the experiment
+    changed, _ = load.load_step([f"config={file}", "train.lr=0.25", *words], ("out",))
+    assert changed == resolved("experiment=tiny", "train.lr=0.25")
+
+
+def test_a_config_json_of_an_experiment_that_is_not_in_config_yaml(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "results" / "tuned" / "shapes_tiny_8-box"
+    other.parent.mkdir()
+    run_folder.parent.rename(other)
+    again, _ = load.load_step([f"config={other}/train/config.json"], ())
+    wanted = resolved("experiment=tiny", "train.lr=0.5")
+    assert stage_keys(again, "train") == stage_keys(wanted, "train")
+    assert again.experiment == "tuned"
+
+
+def test_a_config_json_elsewhere_needs_a_name_or_a_place(run_folder: Path) -> None:
+    copy = (run_folder / "config.json").rename("copy.json")
+    with pytest.raises(UserError, match=r"copy.json holds the keys of a stage .*: give experiment"):
+        load.load_step([f"config={copy}"], ("out",))
+    again, own = load.load_step([f"config={copy}", "out=here"], ("out",))
+    assert (again.train.lr, own) == (0.5, {"out": "here"})
+    with pytest.raises(UserError, match=r"data.resolution=9 cannot be halved 1 times"):
+        load.load_step([f"config={copy}", "out=here", "data.resolution=9"], ("out",))
 
 
 def test_settings_come_back_from_their_words() -> None:
