@@ -18,6 +18,7 @@ not moments, so they compare n samples with B.
 
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -35,14 +36,12 @@ from pipeline.drawing.tiles import save_picture
 from pipeline.images.sources.find import resolve_image_set
 from pipeline.launching.handover import hand_over
 from pipeline.reporting.records import Entry
-from pipeline.scoring.extractors import Extractor, load_extractor
-from pipeline.scoring.fidelity import torch_fidelity
+from pipeline.scoring.extractors import KINDS, Extractor, load_extractor
 from pipeline.scoring.inputs import Inputs, check_weights, read_any, read_inputs
 from pipeline.scoring.measure import Accuracy, Parts, Work, measure, split, why_no_accuracy
 from pipeline.scoring.neighbours import Neighbours
 from pipeline.scoring.references import Reference
 from pipeline.scoring.scores import HELD, all_scores
-from pipeline.scoring.weights import find_weights
 
 WORDS = ("samples", "record", "reference", "out", "images", "across")
 
@@ -62,7 +61,7 @@ def prepare(argv: list[str]) -> Job:
     """Read and check everything; paths not given follow from the config and its first seed."""
     config, own = load_step(argv, WORDS)
     config = resolve_image_set(config)
-    find_weights(config.evaluate.extractor, config.evaluate.weights)
+    KINDS[config.evaluate.extractor].find(config.evaluate.weights)
     across, out = own.get("across"), own.get("out")
     if "images" in own:
         if "reference" not in own:
@@ -140,7 +139,7 @@ def protocol(job: Job, extractor: Extractor, parts: Parts | None, reference: Ref
         # without +cpu or +cu130: the machine is no part of the protocol
         "versions": {
             "torch": torch.__version__.partition("+")[0],
-            "torch_fidelity": torch_fidelity.__version__,
+            "torch_fidelity": version("torch-fidelity"),
         },
     }
 

@@ -14,37 +14,39 @@ import torch
 
 from pipeline.base import locks
 from pipeline.base.errors import UserError, run_main
-from pipeline.base.files import write_json
+from pipeline.base.json_objects import JsonObject
 from pipeline.config.load import load_step
 from pipeline.config.paths import extractor_file, out_file
-from pipeline.scoring.weights import (
-    PUBLISHED,
-    cached_file,
-    find_weights,
-    is_published,
-    present,
-    read_weights,
-    remedies,
-)
+from pipeline.scoring.extractors import KINDS
+from pipeline.scoring.weights import Published, WeightsSources, read_weights
 
 WORDS = ("out",)
 
 
-def fetch(name: str) -> None:
-    """Download the weights of extractor `name` unless they are in the cache or a package.
+class ExtractorRecord(JsonObject):
+    """results/extractors/<extractor>.json: the weights on which references and scores depend."""
 
-    Raises UserError where that cannot be done.
+    extractor: str
+    sha256: str  # of the weights file
+    known: bool  # whether it is a published one
+
+
+def fetch(sources: WeightsSources) -> None:
+    """Download the published weights of an extractor unless they are in the cache or a package.
+
+    Raises UserError if that cannot be done.
     """
-    if present(name) or name not in PUBLISHED:
+    published = sources.published
+    if published is None or sources.present():
         return
     try:
         with ExitStack() as stack:
-            hold(stack, cached_file(name).parent / f".{name}")
-            if not present(name):  # nobody was quicker
-                download(name)
+            hold(stack, published.path.parent / f".{sources.name}")
+            if not sources.present():  # nobody was quicker
+                download(published)
     except (OSError, RuntimeError, HTTPException) as error:
         raise UserError(
-            f"the weights of {name} cannot be downloaded ({error}): {remedies(name)}"
+            f"the weights of {sources.name} cannot be downloaded ({error}): {sources.remedies}"
         ) from error
 
 
@@ -59,27 +61,25 @@ def hold(stack: ExitStack, folder: Path) -> None:
         return
 
 
-def download(name: str) -> None:
+def download(source: Published) -> None:
     """Download a published file to its place in the cache: checked, then renamed into place."""
-    source, target = PUBLISHED[name], cached_file(name)
-    print(f"downloading {source.url} to {target}", flush=True)
+    print(f"downloading {source.url} to {source.path}", flush=True)
     torch.hub.download_url_to_file(
-        source.url, str(target), hash_prefix=source.sha256, progress=False
+        source.url, str(source.path), hash_prefix=source.sha256, progress=False
     )
 
 
 def main(argv: list[str]) -> None:
     """Fetch the weights of evaluate.extractor, check them and record which they are."""
     config, own = load_step(argv, WORDS)
-    name, given = config.evaluate.extractor, config.evaluate.weights
+    sources, given = KINDS[config.evaluate.extractor], config.evaluate.weights
     out = out_file(Path(own.get("out", extractor_file(config))))
     if given is None:
-        fetch(name)
-    path, expected = find_weights(name, given)
-    _, sha256 = read_weights(path, expected)
-    record = {"extractor": name, "sha256": sha256, "known": is_published(name, sha256)}
-    write_json(out, record)
-    print(f"weights of {name}: {path} (sha256 {sha256[:8]}…)", flush=True)
+        fetch(sources)
+    file = sources.find(given)
+    _, sha256 = read_weights(file)
+    ExtractorRecord(extractor=sources.name, sha256=sha256, known=sources.knows(sha256)).write(out)
+    print(f"weights of {sources.name}: {file.path} (sha256 {sha256[:8]}…)", flush=True)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,9 @@ from pipeline.config.schema import Config, Runtime
 from pipeline.data.pack import Pack, Record, open_pack
 from pipeline.images.sources.find import resolve_image_set
 from pipeline.launching.handover import hand_over
-from pipeline.scoring.extractors import Extractor, load_extractor
+from pipeline.scoring.extractors import KINDS, Extractor, load_extractor
 from pipeline.scoring.keepers import Moments, stream
 from pipeline.scoring.references import Reference, export_reference, load_reference, save_reference
-from pipeline.scoring.weights import find_weights
 
 WORDS = ("record", "out", "reference", "export")
 
@@ -46,7 +45,7 @@ def prepare(argv: list[str]) -> Job:
     config, own = load_step(argv, WORDS)
     config = resolve_image_set(config)
     record = Record.read(Path(own.get("record", record_file(config))))
-    find_weights(config.evaluate.extractor, config.evaluate.weights)
+    KINDS[config.evaluate.extractor].find(config.evaluate.weights)
     pack = open_pack(pack_folder(config), record)
     if len(pack) < 2:
         raise UserError("the pack holds one image, and a covariance needs two: use a larger pack")

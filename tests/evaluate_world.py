@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +13,8 @@ import pytest
 
 from pipeline import evaluate, reference
 from pipeline.data.pack import Hashes, Record
-from pipeline.scoring import extractors, measure
-from pipeline.scoring.extractors import Extractor
+from pipeline.scoring import measure
+from pipeline.scoring.extractors import KINDS, Extractor
 from tests.drawings import drawn
 from tests.scoring.test_keepers import LOGITS, WIDTH, small_extractor
 
@@ -31,8 +32,8 @@ def use_small(patch: pytest.MonkeyPatch) -> None:
     for step in (evaluate, reference):
         patch.setattr(step, "load_extractor", small)
     patch.setattr(measure, "LOGITS", LOGITS)
-    kind = extractors.Kind(["x"], WIDTH, "efflite0_96", "small")
-    patch.setitem(extractors.KINDS, "efficientnet-lite0", kind)
+    kind = replace(KINDS["efficientnet-lite0"], width=WIDTH)
+    patch.setitem(KINDS, "efficientnet-lite0", kind)
 
 
 class World(NamedTuple):

@@ -15,7 +15,7 @@ from scipy.linalg import sqrtm
 from pipeline import evaluate, reference
 from pipeline.scoring import measure, scores
 from pipeline.scoring.extractors import Extractor
-from pipeline.scoring.fidelity import torch_fidelity
+from pipeline.scoring.fidelity import load_torch_fidelity
 from pipeline.scoring.references import load_reference
 from tests.conftest import ROOT
 from tests.drawings import CLASSES, drawn
@@ -81,6 +81,7 @@ def test_values_and_protocol(world: World, capsys: pytest.CaptureFixture[str]) -
     first, kid = result["metrics"][:2]
     extractor = small()
     sides = [world.images(name) for name in ("samples", "pack")]
+    torch_fidelity = load_torch_fidelity()
     stats = [
         torch_fidelity.metric_fid.fid_features_to_statistics(extractor.features(x)[0])
         for x in sides

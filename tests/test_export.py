@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline import export
 from pipeline.base.errors import UserError
-from pipeline.scoring.fidelity import torch_fidelity
+from pipeline.scoring.fidelity import load_torch_fidelity
 from tests.conftest import ROOT
 from tests.report_inputs import noise
 
@@ -39,7 +39,7 @@ def test_pngs_are_read_back(samples: Path, tmp_path: Path) -> None:
     paths = sorted(out.glob("*.png"))
     assert [p.name for p in paths] == [f"{k:06d}.png" for k in range(NUM)]
     np.testing.assert_array_equal(np.stack([Image.open(p) for p in paths]), noise(NUM, 0))
-    found = torch_fidelity.utils.prepare_input_from_id(1, input1=str(out), verbose=False)
+    found = load_torch_fidelity().utils.prepare_input_from_id(1, input1=str(out), verbose=False)
     assert len(found) == NUM
     for k in range(NUM):
         np.testing.assert_array_equal(found[k].permute(1, 2, 0).numpy(), noise(NUM, 0)[k])

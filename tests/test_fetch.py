@@ -15,19 +15,28 @@ import torch
 from pipeline import fetch
 from pipeline.base.errors import UserError
 from pipeline.scoring import weights
-from pipeline.scoring.weights import PUBLISHED, cached_file, find_weights
+from pipeline.scoring.extractors import KINDS
+from pipeline.scoring.weights import Published, WeightsFile
 
 NAME = "dinov2-vit-s-14"
 CONTENT = b"the weights"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
+def published() -> Published:
+    """The published weights of NAME."""
+    file = KINDS[NAME].published
+    assert file
+    return file
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of torch.hub; the published file is CONTENT. Returns where it would lie."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setitem(PUBLISHED, NAME, replace(PUBLISHED[NAME], sha256=SHA256))
-    return cached_file(NAME)
+    known = replace(published(), sha256=SHA256)
+    monkeypatch.setitem(KINDS, NAME, replace(KINDS[NAME], published=known))
+    return known.path
 
 
 @pytest.fixture
@@ -57,8 +66,8 @@ def test_weights_are_fetched_once_and_recorded(
 ) -> None:
     for _ in range(2):
         assert run(tmp_path) == {"extractor": NAME, "sha256": SHA256, "known": True}
-    assert downloads == [(PUBLISHED[NAME].url, str(cache), SHA256)]
-    assert find_weights(NAME, None) == (cache, SHA256)
+    assert downloads == [(published().url, str(cache), SHA256)]
+    assert KINDS[NAME].find(None) == WeightsFile(cache, SHA256)
 
 
 def test_of_many_processes_one_downloads(
@@ -66,7 +75,7 @@ def test_of_many_processes_one_downloads(
 ) -> None:
     """Threads: each opens the lock's file itself, as a process would."""
     monkeypatch.setattr(fetch.locks.wait_until_free, "__defaults__", (0.05, 60.0))
-    threads = [threading.Thread(target=fetch.fetch, args=(NAME,)) for _ in range(8)]
+    threads = [threading.Thread(target=fetch.fetch, args=(KINDS[NAME],)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -91,13 +100,13 @@ def test_without_a_network_the_way_out_is_named(
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(UserError, match=r"no network.*evaluate\.weights=FILE") as error:
         run(tmp_path)
-    assert PUBLISHED[NAME].url in str(error.value) and not (tmp_path / "record.json").exists()
+    assert published().url in str(error.value) and not (tmp_path / "record.json").exists()
 
 
 def test_another_file_in_the_cache_is_refused(cache: Path, tmp_path: Path) -> None:
     cache.parent.mkdir(parents=True)
     cache.write_bytes(b"half a download")
-    with pytest.raises(UserError, match=f"in place of {SHA256[:8]}"):
+    with pytest.raises(UserError, match=f"instead of {SHA256[:8]}"):
         run(tmp_path)
 
 

@@ -22,9 +22,11 @@ from pipeline.bench import record
 from pipeline.compute.distributed import pick_device
 from pipeline.data.pack import Hashes, Record
 from pipeline.launching import gpus
-from pipeline.scoring.extractors import load_extractor
-from pipeline.scoring.fidelity import torch_fidelity
-from pipeline.scoring.weights import find_weights, present
+from pipeline.scoring.extractors import KINDS
+from pipeline.scoring.fidelity import load_torch_fidelity
+from pipeline.scoring.weights import read_weights
+
+torch_fidelity: Any = load_torch_fidelity()
 
 SIZE = 32  # px
 MANY, BASELINE = 100_000, 2_000  # images
@@ -97,10 +99,30 @@ class Images(torch.utils.data.Dataset):
         return torch.from_numpy(np.ascontiguousarray(self.images[index].transpose(2, 0, 1)))
 
 
+class Registered(torch_fidelity.FeatureExtractorBase):
+    """The network of EXTRACTOR as one of torch-fidelity's extractors."""
+
+    def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
+        super().__init__(name, features_list)
+        kind = KINDS[name]
+        file = kind.find(None)
+        self.network = kind.build(kind, kind.load_state(*read_weights(file), file.path))
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
+        """Features (B,D) of uint8 (B,3,H,W)."""
+        return self.network(images)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        """Names of the layers that can be asked for."""
+        return KINDS[EXTRACTOR].layers
+
+
+torch_fidelity.register_feature_extractor(EXTRACTOR, Registered)
+
+
 def baseline(folder: Path, extractor: str) -> float:
     """Images/s of torch-fidelity's Fréchet distance of the first images to themselves."""
-    load_extractor(extractor, None, torch.device("cpu"))  # registers the network
-    weights = find_weights(extractor, None)[0]
     images = Images(folder, BASELINE)
     began = time.monotonic()
     torch_fidelity.calculate_metrics(
@@ -109,8 +131,7 @@ def baseline(folder: Path, extractor: str) -> float:
         fid=True,
         cuda=torch.cuda.is_available(),
         feature_extractor=extractor,
-        feature_extractor_weights_path=str(weights),
-        feature_layer_fid=LAYERS[extractor],
+        feature_layer_fid=KINDS[extractor].layers[0],
         batch_size=64,
         save_cpu_ram=True,
         cache=False,
@@ -119,12 +140,9 @@ def baseline(folder: Path, extractor: str) -> float:
     return 2 * BASELINE / (time.monotonic() - began)
 
 
-LAYERS = {"efficientnet-lite0": "1280", "inception-v3-compat": "2048"}
-
-
 def others_on(device: str) -> list[str]:
     """The extractor that takes too long for a CPU, on a GPU and with its weights at hand."""
-    there = device == "cuda" and present(INCEPTION)
+    there = device == "cuda" and KINDS[INCEPTION].present()
     return [INCEPTION] if there else []
 
 

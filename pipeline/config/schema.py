@@ -159,9 +159,6 @@ class Evaluate(Section):
         "dinov2-vit-s-14",
         "dinov2-vit-b-14",
         "dinov2-vit-l-14",
-        "clip-vit-b-32",
-        "clip-vit-l-14",
-        "vgg16",
     ]
     metrics: Annotated[tuple[Literal["fid", "kid", "isc", "prc"], ...], Field(min_length=1)]
     kid_subsets: PositiveInt

@@ -1,14 +1,18 @@
-"""DINOv2's vision transformer (Oquab et al. 2023), to load its published weights into.
+"""DINOv2's vision transformer (Oquab et al. 2023), into which its published weights are loaded.
 
 torch-fidelity has torch.hub download and run the authors' code for it. This is the same function of
 an image: pre-norm blocks with layer scale, the class token after the last norm. Names and shapes of
 the tensors are those of the published files.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 PATCH = 14  # px
+IMAGE = 224  # px along each axis of the images whose features are compared
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the colours, in [0,1]
 TRAINED = 37  # patches along each axis of the images that it was trained on
 EPSILON = 1e-6  # of the layer norms
 SHAPES = {384: (12, 6), 768: (12, 12), 1024: (24, 16)}  # width -> blocks, heads
@@ -119,3 +123,23 @@ class DinoV2(nn.Module):
             tokens = block(tokens)
         out: Tensor = self.norm(tokens)[:, 0]
         return out
+
+
+class DinoV2Features(nn.Module):
+    """DINOv2 on images of any size, with the resizing and the colours of torch-fidelity.
+
+    `resize(images, size=(H,W), align_corners=False)` resizes float images (B,3,h,w).
+    """
+
+    def __init__(self, model: DinoV2, resize: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.model, self.resize = model, resize
+        self.mean, self.std = (
+            nn.Buffer(torch.tensor([255 * colour for colour in colours]).view(3, 1, 1))
+            for colours in (MEAN, STD)
+        )
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        """Class token (B,C) of uint8 (B,3,H,W)."""
+        resized = self.resize(images.float(), size=(IMAGE, IMAGE), align_corners=False)
+        return (self.model((resized - self.mean) / self.std),)

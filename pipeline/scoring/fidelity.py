@@ -1,17 +1,19 @@
-"""torch_fidelity, imported so that it also works beside a CPU-only torch.
+"""torch-fidelity, imported when it is first needed and also beside a CPU-only torch.
 
-torch_fidelity imports torchvision, and torchvision registers fake kernels of two operators when it
-is imported. A torchvision built for CUDA cannot load its library of operators beside a CPU-only
-torch, so those two do not exist and the import fails. Declaring their signatures is enough:
-nothing here calls them. Where the library does load, declaring them again would abort the
-process, so it is tried first.
+The import takes as long as that of torch, so it waits for the first network or score.
 
-Use `from pipeline.torchvision_cpu import torch_fidelity` in place of `import torch_fidelity`.
+torch-fidelity imports torchvision, which registers fake kernels of two operators. A torchvision
+built for CUDA cannot load its library of operators beside a CPU-only torch, so those two do not
+exist and the import fails. Declaring their signatures is enough: nothing here calls them. If the
+library does load, declaring them again would abort the process, so loading is tried first.
 """
 
+import importlib
 import importlib.util
 import sys
-from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, FileFinder
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, FileFinder, ModuleSpec
+from types import ModuleType
 
 import torch
 
@@ -21,10 +23,17 @@ SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _declared: list[torch.library.Library] = []  # a declaration lasts as long as its Library
 
 
-def declare_operators() -> bool:
-    """Declare torchvision's operators where its own library cannot; return whether they are ours.
+@cache
+def load_torch_fidelity() -> ModuleType:
+    """The package torch_fidelity; use it instead of `import torch_fidelity`."""
+    declare_operators()
+    return importlib.import_module("torch_fidelity")
 
-    Does nothing where torchvision is absent, already imported, or able to load its operators.
+
+def declare_operators() -> bool:
+    """Declare torchvision's operators if its library does not load; return whether they are ours.
+
+    Does nothing if torchvision is absent, already imported, or able to load its operators.
     Calling it again changes nothing.
     """
     if _declared or "torchvision" in sys.modules:
@@ -40,7 +49,7 @@ def declare_operators() -> bool:
     return bool(_declared)
 
 
-def _library_loads(package: importlib.machinery.ModuleSpec) -> bool:
+def _library_loads(package: ModuleSpec) -> bool:
     """Whether torchvision's compiled operators can be loaded; they stay loaded if so."""
     folder = (package.submodule_search_locations or [""])[0]
     library = FileFinder(folder, (ExtensionFileLoader, EXTENSION_SUFFIXES)).find_spec("_C")
@@ -51,10 +60,3 @@ def _library_loads(package: importlib.machinery.ModuleSpec) -> bool:
     except (ImportError, OSError):
         return False
     return True
-
-
-declare_operators()
-
-import torch_fidelity  # noqa: E402
-
-__all__ = ["declare_operators", "torch_fidelity"]

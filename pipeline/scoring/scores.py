@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.config.schema import Evaluate as Settings
 from pipeline.reporting.records import Entry
 from pipeline.scoring.extractors import Extractor
-from pipeline.scoring.fidelity import torch_fidelity
+from pipeline.scoring.fidelity import load_torch_fidelity
 from pipeline.scoring.keepers import Held, InceptionScore, Moments
 from pipeline.scoring.references import Reference
 
@@ -39,6 +39,7 @@ def frechet(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.nda
     Of equal sets it may come out slightly below zero.
     """
     one, two = {"mu": mu1, "sigma": sigma1}, {"mu": mu2, "sigma": sigma2}
+    torch_fidelity = load_torch_fidelity()
     scores = torch_fidelity.metric_fid.fid_statistics_to_metric(one, two, False)
     return float(scores[torch_fidelity.KEY_METRIC_FID])
 
@@ -50,6 +51,7 @@ def kernel_distance(
 
     Binkowski et al. 2018. `subset_size` is at least 2 and at most the size of the smaller set.
     """
+    torch_fidelity = load_torch_fidelity()
     scores = torch_fidelity.metric_kid.kid_features_to_metric(
         one, two, kid_subsets=subsets, kid_subset_size=subset_size, rng_seed=seed, verbose=False
     )
@@ -63,6 +65,7 @@ def precision_recall(made: Tensor, real: Tensor, neighbourhood: int) -> tuple[fl
     Precision: share of made images inside the ball of some real image, to its k-th neighbour;
     recall: the reverse. Each set must hold more than `neighbourhood` images.
     """
+    torch_fidelity = load_torch_fidelity()
     scores = torch_fidelity.metric_prc.prc_features_to_metric(
         made, real, prc_neighborhood=neighbourhood, save_cpu_ram=True, verbose=False
     )

@@ -1,9 +1,9 @@
 """Tensors out of TorchScript archives, without running anything in them.
 
-CLIP's published weights are such an archive: a zip with code, a pickle of the module tree and one
-raw record a tensor. torch.jit.load would compile the code and may run parts of it; here the pickle
-is read with stand-ins for the modules, and every name that a tree of tensors does not need is
-refused. Quantised and sparse tensors are not supported.
+Some published weights are such an archive: a zip with code, a pickle of the module tree and one raw
+record per tensor. torch.jit.load would compile the code and may run parts of it; here the pickle is
+read with stand-ins for the modules, and every name that a tree of tensors does not need is refused.
+Quantised and sparse tensors are not supported.
 """
 
 import io
@@ -46,7 +46,7 @@ def is_archive(content: bytes) -> bool:
 def load_tensors(content: bytes, path: Path) -> dict[str, Tensor]:
     """The tensors of an archive (read from `path`) by dotted name, as a state dict has them.
 
-    Raises UserError where it is damaged or holds anything but modules, plain values and tensors.
+    Raises UserError if it is damaged or holds anything except modules, plain values and tensors.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -56,7 +56,7 @@ def load_tensors(content: bytes, path: Path) -> dict[str, Tensor]:
             return _named(tree, "")
     except Exception as error:  # a damaged pickle may raise anything
         raise UserError(
-            f"weights {path} are no TorchScript archive of plain tensors ({error}) and were not "
+            f"weights {path} are not a TorchScript archive of plain tensors ({error}) and were not "
             "opened further: give the file that the network's authors published"
         ) from error
 
@@ -90,7 +90,7 @@ class _Loader(pickle._Unpickler):
         self.archive, self.folder = archive, folder
 
     def find_class(self, module: str, name: str) -> Any:
-        """A stand-in; raises UnpicklingError for every name but those of modules and tensors."""
+        """A stand-in; raises UnpicklingError for every name except those of modules and tensors."""
         if module.partition(".")[0] == "__torch__":
             return _Module
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -116,7 +116,7 @@ class _Loader(pickle._Unpickler):
 def _tensor(
     flat: Tensor, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any
 ) -> Tensor:
-    """A tensor that lies in `flat`; raises ValueError where it claims more than is there."""
+    """A tensor that lies in `flat`; raises ValueError if it claims more than is there."""
     if math.prod(shape) > flat.numel():
         raise ValueError(f"a tensor of shape {shape} has {flat.numel()} values")
     return flat.as_strided(shape, strides, offset).clone()

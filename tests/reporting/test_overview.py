@@ -26,7 +26,7 @@ def result(seed: int, steps: int = 9, value: float = 5.0, **protocol: Any) -> di
     """A metrics file with all facts about its sample."""
     found = of_sampler(seed, "heun", steps, value)
     found["sample"] |= {"weights_sha256": SHA256, "train": {"images": 64_000, "gpu_hours": 12.5}}
-    return found | {"protocol": {"extractor": "vgg16"} | protocol}
+    return found | {"protocol": {"extractor": "dinov2-vit-s-14"} | protocol}
 
 
 def test_seeds_join_and_experiments_do_not(tmp_path: Path) -> None:
@@ -55,8 +55,8 @@ def test_scores_of_other_protocols_or_weights_are_never_averaged(tmp_path: Path)
     found = overview.find(tmp_path)
     assert sorted(row.seeds for row in found.rows if row.name == "fid") == ["0", "1", "2"]
     assert found.protocols == [
-        "Protocol 1: extractor: vgg16",
-        "Protocol 2: extractor: vgg16, kid_subsets: 7",
+        "Protocol 1: extractor: dinov2-vit-s-14",
+        "Protocol 2: extractor: dinov2-vit-s-14, kid_subsets: 7",
     ]
     assert {row.seeds: row.protocol for row in found.rows} == {"0": 1, "1": 2, "2": 1}
 
@@ -114,7 +114,7 @@ def test_the_page_and_the_text_hold_the_table(
         "4.321",
         "1",
     ]
-    assert "Protocol 1: extractor: vgg16" in text
+    assert "Protocol 1: extractor: dinov2-vit-s-14" in text
     assert max(map(len, text.splitlines()[:-1])) <= tables.WIDTH
     page = (tmp_path / "experiments.html").read_text()
     assert all(f"<button>{head}</button>" in page for head in overview.COLUMNS.values())

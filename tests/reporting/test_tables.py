@@ -48,11 +48,11 @@ def test_only_fid_is_called_fid() -> None:
 
 
 def test_numbers_name_their_protocol_where_there_are_two() -> None:
-    both = parsed(evaluation(0), evaluation(1) | {"protocol": {"extractor": "vgg16"}})
+    both = parsed(evaluation(0), evaluation(1) | {"protocol": {"extractor": "dinov2-vit-s-14"}})
     rows = tables.table_rows(both)
     assert [row.protocol for row in rows if row.name == "fid"] == [1, 2]
     lines = tables.summary("title", CURVE, both).splitlines()
-    assert lines[-1] == "Protocol 2: extractor: vgg16"
+    assert lines[-1] == "Protocol 2: extractor: dinov2-vit-s-14"
     assert next(line for line in lines if line.startswith("fid ")).endswith(" 1")
     alone = tables.table_rows(EVALUATIONS)
     assert {row.protocol for row in alone} == {None}

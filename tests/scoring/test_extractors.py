@@ -13,15 +13,22 @@ import torch
 
 from pipeline.base.errors import UserError
 from pipeline.scoring import weights
-from pipeline.scoring.extractors import load_extractor
-from pipeline.scoring.fidelity import torch_fidelity
-from pipeline.scoring.weights import PUBLISHED, cached_file, find_weights
+from pipeline.scoring.extractors import KINDS, load_extractor
+from pipeline.scoring.fidelity import load_torch_fidelity
 from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
+PUBLISHED = [kind.name for kind in KINDS.values() if kind.published]
 
 
-class Unloaded(torch_fidelity.FeatureExtractorInceptionV3):
+def published_path(name: str) -> Path:
+    """Place of the published weights of an extractor in the cache."""
+    published = KINDS[name].published
+    assert published
+    return published.path
+
+
+class Unloaded(load_torch_fidelity().FeatureExtractorInceptionV3):
     """The Inception network with the weights that PyTorch starts with."""
 
     def load_state_dict(self, *_: Any, **__: Any) -> None:
@@ -50,7 +57,7 @@ def random_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of torch.hub; returns where the Inception weights would be."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    return cached_file("inception-v3-compat")
+    return published_path("inception-v3-compat")
 
 
 @pytest.fixture
@@ -80,17 +87,17 @@ def run_python(code: str) -> str:
 
 def test_torch_fidelity_imports_in_a_fresh_process() -> None:
     code = (
-        "from pipeline.scoring.fidelity import declare_operators, torch_fidelity\n"
+        "from pipeline.scoring.fidelity import declare_operators, load_torch_fidelity\n"
+        "version = load_torch_fidelity().__version__\n"
         "from torchvision.transforms import Resize\n"
-        "print(torch_fidelity.__version__, declare_operators() == declare_operators())"
+        "print(version, declare_operators() == declare_operators())"
     )
     assert run_python(code).split() == ["0.4.0", "True"]
 
 
 # A library of operators that loads: declaring one of them again would abort the process.
 LOADABLE = """
-import sys, types, torch
-sys.modules["torch_fidelity"] = types.ModuleType("torch_fidelity")  # only the declaring is tested
+import torch
 made = []
 def load(path):  # as the real one, it loads a library once
     names = () if made else ("nms", "qnms")
@@ -99,6 +106,7 @@ def load(path):  # as the real one, it loads a library once
         made[0].define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 torch.ops.load_library = load
 from pipeline.scoring.fidelity import declare_operators
+declare_operators()
 print(declare_operators() if hasattr(torch.ops.torchvision, "nms") else "not tried")
 """
 
@@ -111,11 +119,13 @@ def test_operators_that_exist_are_not_declared_again() -> None:
 
 
 @pytest.mark.usefixtures("unpackaged")
-@pytest.mark.parametrize("name", sorted(PUBLISHED))
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_missing_weights_name_the_ways_to_them(cache: Path, name: str) -> None:
     with pytest.raises(UserError) as error:
         load_extractor(name, None, CPU)
-    words = (PUBLISHED[name].url, str(cached_file(name)), "evaluate.weights=FILE", "make weights")
+    published = KINDS[name].published
+    assert published
+    words = (published.url, str(published.path), "evaluate.weights=FILE", "make weights")
     assert all(word in str(error.value) for word in words)
     assert not cache.parent.exists()
 
@@ -129,7 +139,7 @@ def test_missing_efficientnet_names_the_package() -> None:
 def test_cached_weights_with_another_hash_are_refused(cache: Path) -> None:
     cache.parent.mkdir(parents=True)
     cache.write_bytes(b"half a download")
-    with pytest.raises(UserError, match=f"{cache.name} have sha256 .* in place of 6726825d"):
+    with pytest.raises(UserError, match=f"{cache.name} have sha256 .* instead of 6726825d"):
         load_extractor("inception-v3-compat", None, CPU)
 
 
@@ -140,7 +150,7 @@ def test_packaged_weights_with_another_hash_are_refused(
     other.write_bytes(b"another release")
     monkeypatch.setattr(weights, "packaged_file", lambda *_: other)
     for name in ("inception-v3-compat", "efficientnet-lite0"):
-        with pytest.raises(UserError, match="in place of"):
+        with pytest.raises(UserError, match="instead of"):
             load_extractor(name, None, CPU)
 
 
@@ -161,7 +171,7 @@ class Bomb:
 @pytest.mark.parametrize("save", [torch.save, lambda v, p: p.write_bytes(pickle.dumps(v, 2))])
 def test_weights_that_execute_code_are_refused(tmp_path: Path, name: str, save: Any) -> None:
     save({"conv.weight": Bomb(tmp_path / "exploded")}, tmp_path / "bad.pth")
-    with pytest.raises(UserError, match="no plain file of tensors"):
+    with pytest.raises(UserError, match="not a plain file of tensors"):
         load_extractor(name, str(tmp_path / "bad.pth"), CPU)
     assert not (tmp_path / "exploded").exists()
 
@@ -170,8 +180,8 @@ def test_weights_that_execute_code_are_refused(tmp_path: Path, name: str, save: 
     ("value", "message"),
     [
         ({"conv.weight": torch.ones(2)}, "do not fit"),
-        ([torch.ones(2)], "no dict of tensors"),
-        ({"step": 3}, "no dict of tensors"),
+        ([torch.ones(2)], "not hold a dict of tensors"),
+        ({"step": 3}, "not hold a dict of tensors"),
     ],
 )
 def test_weights_of_another_network_are_refused(tmp_path: Path, value: Any, message: str) -> None:
@@ -189,11 +199,11 @@ def test_a_weights_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    path, _ = find_weights("efficientnet-lite0", None)
+    path = KINDS["efficientnet-lite0"].find(None).path
     state = torch.load(path, weights_only=True)
     state["_conv_head.weight"][0] = torch.nan
     torch.save(state, tmp_path / "nan.pth")
     extractor = load_extractor("efficientnet-lite0", str(tmp_path / "nan.pth"), CPU)
     assert not extractor.known_weights
-    with pytest.raises(UserError, match="no finite features"):
+    with pytest.raises(UserError, match="are not finite"):
         extractor.features(np.zeros((1, 8, 8, 3), np.uint8))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.compute.distributed import Ranks
 from pipeline.scoring.extractors import Extractor
-from pipeline.scoring.fidelity import torch_fidelity
+from pipeline.scoring.fidelity import load_torch_fidelity
 from pipeline.scoring.keepers import (
     Batch,
     ClassMeans,
@@ -139,7 +139,7 @@ def test_all_keepers_equal_a_direct_computation(seed: int, num: int, size: int, 
     assert hits.shares()["per_class"] == pytest.approx(
         [right[labels == k].mean() for k in range(3)]
     )
-    wish = torch_fidelity.metric_isc.isc_features_to_metric(logits, 3, True, 7)
+    wish = load_torch_fidelity().metric_isc.isc_features_to_metric(logits, 3, True, 7)
     assert inception.score() == pytest.approx(tuple(wish.values()), rel=1e-9, abs=1e-12)
     lengths = np.sqrt(((exact[:2, None] - exact) ** 2).sum(2))
     order = np.argsort(lengths, axis=1, kind="stable")[:, :4]

@@ -1,26 +1,26 @@
 """What the networks make of images: against published values and other implementations."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline.base.errors import UserError
-from pipeline.scoring import extractors, weights
 from pipeline.scoring.dinov2 import DinoV2
-from pipeline.scoring.extractors import load_extractor
-from pipeline.scoring.fidelity import torch_fidelity
+from pipeline.scoring.extractors import KINDS, load_extractor, place
+from pipeline.scoring.fidelity import load_torch_fidelity
 from pipeline.scoring.scores import frechet
-from pipeline.scoring.weights import PACKAGED, find_weights
+from pipeline.scoring.weights import WeightsFile, convert_fid_helper, read_weights
 from tests.scoring.test_extractors import cache, fid_helper, random_inception
 from tests.scoring.test_scores import moments_of
 
 __all__ = ["cache", "random_inception"]  # fixtures
 
 CPU = torch.device("cpu")
-torchvision = torch_fidelity.feature_extractor_vgg16.torchvision  # imported the safe way
+torch_fidelity = load_torch_fidelity()
 
 
 # --- what the networks say ---------------------------------------------------------------------
@@ -29,7 +29,7 @@ torchvision = torch_fidelity.feature_extractor_vgg16.torchvision  # imported the
 def test_efficientnet_features_equal_a_direct_computation() -> None:
     from efficientnet_lite_pytorch import EfficientNet
 
-    path, _ = find_weights("efficientnet-lite0", None)
+    path = KINDS["efficientnet-lite0"].find(None).path
     net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(path)).eval()
     images = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), np.uint8)  # no resizing
     pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).float() - 127) / 128
@@ -56,11 +56,12 @@ def test_packaged_weights_give_the_published_fid(seed: int, published: float) ->
 
     There the seed is set before the network is made, which draws from it too.
     """
-    path = fid_helper()
-    content, _ = weights.read_weights(path, PACKAGED["inception-v3-compat"].sha256)
-    state = weights.convert_packaged(content)
+    kind = replace(KINDS["inception-v3-compat"], layers=("64",))
+    assert kind.packaged
+    file = WeightsFile(fid_helper(), kind.packaged.sha256)
+    state = convert_fid_helper(read_weights(file)[0])
     torch.manual_seed(seed)
-    network = extractors.build("inception-v3-compat", ["64"], state, path, CPU)
+    network = place(kind, state, file, CPU)
     one, two = (
         torch.randint(low, high, (100, 3, 299, 299), dtype=torch.uint8)
         for low, high in ((0, 200), (100, 255))
@@ -159,23 +160,7 @@ def test_larger_dinov2_have_the_published_shapes(name: str, width: int, blocks: 
     assert shapes["pos_embed"] == (1, 1370, width)
     assert shapes[f"blocks.{blocks - 1}.mlp.fc1.weight"] == (4 * width, width)
     assert f"blocks.{blocks}.ls1.gamma" not in shapes
-    assert extractors.KINDS[f"dinov2-vit-{name}-14"].width == width
-
-
-def test_dinov2_loads_from_a_file(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    torch.save(DinoV2(384).state_dict(), tmp_path / "dinov2.pth")
-    extractor = load_extractor("dinov2-vit-s-14", str(tmp_path / "dinov2.pth"), CPU)
-    features, logits = extractor.features(pixels(2, 16))
-    assert (features.shape, logits, extractor.label) == ((2, 384), None, "dinov2_vits14")
-    assert not extractor.known_weights and not torch.equal(features[0], features[1])
-
-
-def clip_state(width: int = 64, patch: int = 32, out: int = 512) -> dict[str, torch.Tensor]:
-    """A random CLIP of one block, with the names that its published file has."""
-    visual = torch_fidelity.feature_extractor_clip.VisionTransformer(224, patch, width, 1, 1, out)
-    state = {f"visual.{k}": v.half() for k, v in visual.state_dict().items()}
-    return {**state, "text_projection": torch.zeros(7, out), "logit_scale": torch.tensor(1.0)}
+    assert KINDS[f"dinov2-vit-{name}-14"].width == width
 
 
 class Tree(torch.nn.Module):
@@ -195,62 +180,35 @@ class Tree(torch.nn.Module):
 
 
 @pytest.mark.parametrize("scripted", [False, True])
-def test_clip_equals_torch_fidelity(tmp_path: Path, scripted: bool) -> None:
-    """From a TorchScript archive, as published, and from a plain file."""
+def test_dinov2_from_a_file_has_the_features_of_torch_fidelity(
+    tmp_path: Path, scripted: bool
+) -> None:
+    """From a TorchScript archive and from a plain file."""
     torch.manual_seed(0)
-    state, path = clip_state(), tmp_path / "clip.pt"
-    archive = torch.jit.script(Tree(state))
-    torch.jit.save(archive, tmp_path / "archive.pt")
-    theirs = torch_fidelity.feature_extractor_clip.FeatureExtractorCLIP(
-        "clip-vit-b-32", ["clip"], feature_extractor_weights_path=str(tmp_path / "archive.pt")
-    )
-    torch.jit.save(archive, path) if scripted else torch.save(state, path)
-    extractor = load_extractor("clip-vit-b-32", str(path), CPU)
-    images = pixels(2, 20)
-    with torch.no_grad():
-        (expected,) = theirs(torch.from_numpy(images).permute(0, 3, 1, 2))
-    features, logits = extractor.features(images)
-    assert (logits, extractor.label) == (None, "clip_vitb32")
-    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_clip_large_has_the_width_of_its_features() -> None:
-    with torch.device("meta"):
-        state = clip_state(width=1024, patch=14, out=768)
-    assert state["visual.proj"].shape == (1024, extractors.KINDS["clip-vit-l-14"].width)
-
-
-def narrow_vgg16(**_: Any) -> torch.nn.Module:
-    """VGG-16 with few channels: the published one has 138 million weights."""
-    models = torchvision.models.vgg
-    channels = [4 if type(size) is int else size for size in models.cfgs["D"]]
-    net = models.VGG(models.make_layers(channels), num_classes=1, init_weights=False)
-    layers = [torch.nn.Linear(4 * 49, 8), *net.classifier[1:3], torch.nn.Linear(8, 6)]
-    net.classifier = torch.nn.Sequential(*layers, *net.classifier[4:6], torch.nn.Linear(6, 1))
-    return net
-
-
-def test_vgg16_equals_torch_fidelity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with torch.device("meta"):
-        width = torchvision.models.vgg16().classifier[3].out_features
-    assert width == extractors.KINDS["vgg16"].width
-    torch.manual_seed(0)
-    path = str(tmp_path / "vgg.pth")
-    torch.save(narrow_vgg16().state_dict(), path)
-    monkeypatch.setattr(torchvision.models, "vgg16", narrow_vgg16)
-    theirs = torch_fidelity.utils.create_feature_extractor(
-        "vgg16", ["fc2_relu"], cuda=False, verbose=False, feature_extractor_weights_path=path
-    )
+    model, path = DinoV2(384), tmp_path / "dinov2.pth"
+    state = model.state_dict()
+    torch.jit.save(torch.jit.script(Tree(state)), path) if scripted else torch.save(state, path)
+    extractor = load_extractor("dinov2-vit-s-14", str(path), CPU)
     images = pixels(2, 16)
-    (expected,) = theirs(torch.from_numpy(images).permute(0, 3, 1, 2))
-    features, logits = load_extractor("vgg16", path, CPU).features(images)
-    assert logits is None and features.any()
-    torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-4)
+    features, logits = extractor.features(images)
+    assert (features.shape, logits, extractor.label) == ((2, 384), None, "dinov2_vits14")
+    assert not extractor.known_weights and not torch.equal(features[0], features[1])
+    settings = SimpleNamespace(
+        feature_extractor_internal_dtype=torch.float32,
+        INPUT_IMAGE_SIZE=224,
+        model=model,
+        features_list=["dinov2"],
+    )
+    theirs = torch_fidelity.FeatureExtractorDinoV2.forward
+    with torch.no_grad():
+        (expected,) = theirs(settings, torch.from_numpy(images).permute(0, 3, 1, 2))
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_of_another_network_of_the_family_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "clip.pth"
-    torch.save(clip_state(out=768), path)
-    for name in ("dinov2-vit-s-14", "vgg16", "clip-vit-b-32"):
-        with pytest.raises(UserError, match=f"do not fit {name}"):
-            load_extractor(name, str(path), CPU)
+    path = tmp_path / "dinov2.pth"
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in DinoV2(768).state_dict().items()}
+    torch.save({name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}, path)
+    with pytest.raises(UserError, match="do not fit dinov2-vit-s-14"):
+        load_extractor("dinov2-vit-s-14", str(path), CPU)

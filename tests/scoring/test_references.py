@@ -15,7 +15,7 @@ MU, SIGMA = np.arange(3.0), np.eye(3) * 2
 
 
 def test_ours_comes_back_as_it_was(tmp_path: Path) -> None:
-    texts = ("a" * 64, "vgg16", "b" * 64, "train_64-box")
+    texts = ("a" * 64, "dinov2-vit-s-14", "b" * 64, "train_64-box")
     whole = Reference(MU, SIGMA, 7, *texts, resolution=64)
     for number, reference in enumerate((whole, Reference(MU, SIGMA))):
         save_reference(tmp_path / f"{number}.npz", reference)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from pipeline.scoring import scores
 from pipeline.scoring.extractors import LOGITS, load_extractor
-from pipeline.scoring.fidelity import torch_fidelity
+from pipeline.scoring.fidelity import load_torch_fidelity
 from pipeline.scoring.keepers import Batch, InceptionScore, Moments
 from pipeline.scoring.measure import noise_images
 from pipeline.scoring.scores import frechet
@@ -83,7 +83,7 @@ def test_scores_equal_torch_fidelity(tmp_path: Path) -> None:
     real, made = drawn(6, 24, 0)[0], drawn(7, 24, 1)[0]
     made[:, ::2] = 255 - made[:, ::2]
     kid: dict[str, Any] = {"kid_subsets": 4, "kid_subset_size": 5}
-    wanted = torch_fidelity.calculate_metrics(
+    wanted = load_torch_fidelity().calculate_metrics(
         input1=Rows(made),
         input2=Rows(real),
         feature_extractor="inception-v3-compat",

@@ -88,7 +88,7 @@ def test_damaged_trees_are_refused(cut: int) -> None:
     with zipfile.ZipFile(io.BytesIO(content)) as old:
         (name,) = (n for n in old.namelist() if n.endswith("/data.pkl"))
         pickled = old.read(name)
-    with pytest.raises(UserError, match="no TorchScript archive of plain tensors"):
+    with pytest.raises(UserError, match="not a TorchScript archive of plain tensors"):
         torchscript.load_tensors(changed(content, pickled[:cut]), Path("x"))
 
 
