@@ -40,7 +40,7 @@ def downsample(config: Config, record: Path) -> None:
 
 def stop(signal_number: int, frame: object) -> None:
     """Signal handler: end the step in order."""
-    raise Stopped("what downsample has finished is kept; the same command goes on from there")
+    raise Stopped("the finished part of the pack is kept; the same command goes on from there")
 
 
 def main(argv: list[str]) -> None:

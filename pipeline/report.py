@@ -3,8 +3,8 @@
     python -m pipeline.report curve=CURVE.jsonl record=RECORD.json \
         'samples=[FOLDER, ...]' 'metrics=[FILE.json, ...]' out=FOLDER [config=...]
 
-Reads what the earlier steps wrote, and the pack that the record names. Everything is read, checked
-and drawn before the first file is written. Ends by printing the table.
+Reads the files of the earlier steps, and the pack that the record names. Everything is read,
+checked and drawn before the first file is written. Ends by printing the table.
 """
 
 import io

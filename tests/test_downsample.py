@@ -319,12 +319,12 @@ def test_bad_tars(photos: Path) -> None:
     )
     for content in damages:
         path.write_bytes(content)
-        with pytest.raises(UserError, match="no complete tar without compression"):
+        with pytest.raises(UserError, match="not a complete tar without compression"):
             make(photos)
     assert_no_pack(photos)
     path.write_bytes(good)
     subprocess.run(f"gzip -c {path} > {photos}/z && mv {photos}/z {path}", shell=True, check=True)
-    with pytest.raises(UserError, match="no complete tar without compression"):
+    with pytest.raises(UserError, match="not a complete tar without compression"):
         make(photos)
 
 
@@ -355,7 +355,7 @@ def test_a_full_disk_is_seen_before_the_start(photos: Path, small_disk: Path) ->
 def test_folders_that_cannot_be_written_are_named(photos: Path, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     for place in (small_disk, photos / "train/cat/cat_0.JPEG"):
-        with pytest.raises(UserError, match=f"{place} is no folder that may be written"):
+        with pytest.raises(UserError, match=f"{place} is not a folder that may be written"):
             make(photos, f"data.pack_dir={place}")
 
 

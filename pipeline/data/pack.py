@@ -1,6 +1,6 @@
 """A pack on disk: its arrays, and the records that describe it.
 
-DataAbout   what weights and samples say about the data that they were trained on
+DataAbout   the data that weights were trained on, as they and their samples say it
 Record      results/data/<data>.json, on which all rules after `downsample` depend
 Manifest    manifest.json in the pack's folder: the record and how the pack was made
 """
@@ -26,7 +26,7 @@ class Hashes(JsonObject):
 
 
 class DataAbout(JsonObject):
-    """What weights and samples say about the data that they were trained on."""
+    """The data that weights were trained on, as they and their samples say it."""
 
     KIND: ClassVar[str] = "a description of training data"
     REMEDY: ClassVar[str] = "make the weights again"

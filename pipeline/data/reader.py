@@ -68,7 +68,7 @@ class Mapped:
         return moved(pixels, self.device), moved(labels, self.device)
 
     def gather(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same in host memory."""
+        """Pixels and labels of positions (B,), in host memory."""
         rows = rows_at(positions, self.seed, len(self.pack))
         return self.pack.images[rows], self.pack.labels[rows]
 
@@ -96,7 +96,7 @@ Reader = Mapped | Resident
 def copy_wanted(pack: Pack, setting: str | bool, device: torch.device) -> tuple[bool, str]:
     """Whether runtime.data_on_device = `setting` (auto, true, false) means a copy; and why.
 
-    Raises UserError where it is true and the pack does not fit.
+    Raises UserError if it is true and the pack does not fit.
     """
     key = f"runtime.data_on_device={str(setting).lower()}"
     if setting is False or (setting == "auto" and device.type != "cuda"):
@@ -114,7 +114,7 @@ def copy_wanted(pack: Pack, setting: str | bool, device: torch.device) -> tuple[
 def open_reader(
     pack: Pack, seed: int, device: torch.device, setting: str | bool, ahead: int, loud: bool
 ) -> Reader:
-    """What reads batches of `pack`: see copy_wanted and the two classes. `loud`: say which."""
+    """The reader of batches of `pack`: see copy_wanted. With `loud`, one line says which it is."""
     copy, why = copy_wanted(pack, setting, device)
     if loud:
         print(f"images: {f'copied to {device}' if copy else 'memory-mapped'} ({why})", flush=True)

@@ -109,7 +109,7 @@ def check_unique(images: Finished, where: Path) -> None:
     if same.any():
         first = order[int(np.argmax(same))]
         name = f"{images.classes[first].decode()}/{images.files[first].decode()}"
-        raise UserError(f"{where} holds {name} twice: use the original, where no name comes twice")
+        raise UserError(f"{where} holds {name} twice: use the original image set")
 
 
 def write_arrays(spool: Spool, order: np.ndarray, labels: np.ndarray) -> Hashes:
@@ -143,7 +143,7 @@ def copy_rows(source: Path, target: Path, order: np.ndarray) -> None:
 def move_into_place(making: Path, pack: Path) -> None:
     """Move a pack whose manifest is written from `making` into `pack`, the manifest last.
 
-    May be called again after any kind of end, and then does what is left to do.
+    May be called again after any kind of end, and then does the rest.
     """
     (pack / "manifest.json").unlink(missing_ok=True)
     for name, target in (

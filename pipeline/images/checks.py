@@ -1,4 +1,4 @@
-"""Whether a pack is there and what it may be: checks before it is made and of one that exists."""
+"""Checks of a pack: before it is made, and of one that exists."""
 
 import hashlib
 import os
@@ -17,22 +17,22 @@ MAKE_AGAIN = "downsample: the pack in {} is damaged ({}): making it again"
 
 
 def check_expected(config: Config, where: Path, num_images: int, num_classes: int) -> None:
-    """Raise UserError where the image set has another size than the configuration says."""
+    """Raise UserError if the image set has another size than the configuration says."""
     data = config.data
     counted = {"images": num_images, "classes": num_classes}
     expected = {"images": data.expected_images, "classes": data.expected_classes}
-    for what, number in counted.items():
-        if expected[what] not in (None, number):
+    for kind, num in counted.items():
+        if expected[kind] not in (None, num):
             raise UserError(
-                f"{where} holds {number} {what}, but data.expected_{what}={expected[what]}: "
-                f"complete the image set or change data.expected_{what} (null: any number)"
+                f"{where} holds {num} {kind}, but data.expected_{kind}={expected[kind]}: "
+                f"complete the image set or change data.expected_{kind} (null: any number)"
             )
 
 
 def check_left_out(
     config: Config, where: Path, left_out: list[LeftOut], per_class: dict[str, int]
 ) -> None:
-    """Raise UserError where more images are unreadable than allowed, or all those of a class."""
+    """Raise UserError if more images are unreadable than allowed, or all those of a class."""
     if len(left_out) > config.downsample.allow_bad:
         listed = "; ".join(f"{bad.name} ({bad.reason})" for bad in left_out[:NAMED])
         listed += f"; and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
@@ -40,23 +40,23 @@ def check_left_out(
             f"{len(left_out)} images of {where} are unreadable: {listed}: replace them, or leave "
             f"them out with downsample.allow_bad={len(left_out)}"
         )
-    empty = [name for name, number in per_class.items() if not number]
+    empty = [name for name, num in per_class.items() if not num]
     if empty:
         raise UserError(f"{where} has no readable image of {', '.join(empty)}: replace them")
 
 
 def check_writable(folder: Path) -> None:
-    """Raise UserError where the pack's folder cannot be written or made."""
+    """Raise UserError if the pack's folder cannot be written or made."""
     existing = nearest_existing(folder)
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(
-            f"the pack cannot be written to {folder}, since {existing} is no folder that may be "
-            "written: set data.pack_dir to one"
+            f"the pack cannot be written to {folder}, since {existing} is not a folder that may "
+            "be written: set data.pack_dir to one"
         )
 
 
 def check_space(folder: Path, num_images: int, resolution: int, ordered: bool) -> None:
-    """Raise UserError where what is left to write of the pack does not fit on the disk.
+    """Raise UserError if the rest of the pack does not fit on the disk.
 
     Images that come in another order than the pack's need room for a sorted copy, too.
     """

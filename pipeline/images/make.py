@@ -74,7 +74,7 @@ def spool_header(config: Config, source: Source) -> dict[str, object]:
 
 
 class Reading:
-    """The batches of a source that are still to be decoded; counts what it hands out or skips."""
+    """The batches of a source that are still to be decoded, with counts of images."""
 
     def __init__(self, source: Source, spool: Spool) -> None:
         self.source, self.spool = source, spool
@@ -98,7 +98,7 @@ class Reading:
         except OSError as error:
             raise UserError(
                 f"{self.source.place} cannot be read on ({error.strerror}: {error.filename}): "
-                "mend it and run the same command again, which goes on from what is finished"
+                "mend it and run the same command again, which goes on from the finished part"
             ) from error
 
 
@@ -142,5 +142,5 @@ def check_there(unreadable: list[Item]) -> None:
             if not holder.exists():
                 raise UserError(
                     f"{holder} has vanished: bring it back and run the same command again, "
-                    "which goes on from what is finished"
+                    "which goes on from the finished part"
                 )

@@ -3,7 +3,8 @@
 Pillow copies an array into images of four bytes a pixel before it filters. Here the array is
 filtered as it lies, by loops that numba compiles. The arithmetic is Pillow 13's: weights of 22
 fractional bits, each axis rounded to 8 bits before the other is filtered, and the vertical axis
-first where that one shrinks by over twice as many pixels. tests/test_resample.py compares the two.
+first if that one shrinks by over twice as many pixels. tests/images/test_resample.py compares
+the two.
 """
 
 import functools
@@ -23,14 +24,14 @@ BOX, BICUBIC, LANCZOS, AREA = range(4)
 # box filter for few source pixels: those at the edge of a pixel count with the part that is in it.
 SUPPORT = (0.5, 2.0, 3.0, 0.5)
 
-BITS = 22  # fractional bits of a weight: 32, less 8 of a pixel, less 2 for what leaves [0, 1]
+BITS = 22  # fractional bits of a weight: 32, less 8 of a pixel, less 2 for sums outside [0, 1]
 HALF = 1 << (BITS - 1)
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, px
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` as machine code, which is kept for the next process where there is a place."""
+    """`function` as machine code, which is kept for the next process if possible."""
     try:
         return njit(cache=True, boundscheck=False)(function)
     except RuntimeError:  # neither this folder nor the user's cache can be written to
@@ -66,10 +67,10 @@ def weigh(
     out: int,
     grain: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What each of `out` pixels is made of: its first source pixel, how many, and their weights.
+    """The source of each of `out` pixels: its first source pixel, how many, and their weights.
 
-    `length`: source pixels along the axis; `start`: where the filtered part begins; `scale`:
-    source pixels a pixel; `grain` (AREA): each pixel's part of the source has its edges at
+    `length`: source pixels along the axis; `start`: beginning of the filtered part; `scale`:
+    source pixels per pixel; `grain` (AREA): each pixel's part of the source has its edges at
     multiples of 1 / grain, 0: anywhere. Weights are (out, most pixels) int32, 1 << BITS being 1.
     """
     width = max(scale, 1.0)
@@ -157,8 +158,8 @@ def resample(
 ) -> np.ndarray:
     """Pixels (H, W, 3) uint8 -> (height, width, 3) uint8, as Image.resize of the same arguments.
 
-    `kind`: BOX, BICUBIC or LANCZOS, or AREA. `box`: what counts of the image; None: all of it.
-    `grain`: see `weigh`.
+    `kind`: BOX, BICUBIC or LANCZOS, or AREA. `box`: the part of the image that counts; None: all
+    of it. `grain`: see `weigh`.
     """
     rows, columns = pixels.shape[:2]
     left, top, right, bottom = box or (0, 0, columns, rows)
@@ -183,7 +184,7 @@ def resample(
 
 
 def prepare() -> None:
-    """Compile all that `resample` needs, or load it; raises UserError where that cannot be kept."""
+    """Compile everything that `resample` needs, or load it; raises UserError on a full disk."""
     try:
         # the decoder's arrays and Pillow's, which cannot be written to; rows or columns first
         for writeable, height in itertools.product((True, False), (9, 30)):

@@ -33,7 +33,7 @@ CLASSES = (
     "checker",
 )
 
-# ImageNet's oddities: (class, k) -> what is odd. They lie where a turn changes no class.
+# ImageNet's oddities: (class, k) -> oddity. A turn does not change these classes.
 ODDITIES = {
     ("circle", 3): "grey",
     ("circle", 5): "cmyk",
@@ -217,7 +217,7 @@ def class_tar(index: int, per_class: int, seed: int) -> bytes:
 def make_tar(path: Path, per_class: int, seed: int = 0) -> None:
     """Write a tar of class tars as ILSVRC2012_img_train.tar is, with `per_class` images each.
 
-    Raises UserError where the disk is full; nothing half-written is left.
+    Raises UserError if the disk is full; nothing half-written is left.
     """
     with (
         atomic(path) as temporary,

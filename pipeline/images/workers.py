@@ -24,7 +24,7 @@ from pipeline.images.sources.base import Item, Stretch
 from pipeline.images.sources.reading import read_all
 from pipeline.images.spool import Written, write_rows
 
-AHEAD = 3  # batches a worker has waiting
+AHEAD = 3  # batches waiting per worker
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def experiment_rows(entries: list[Scored], protocols: list[str]) -> list[Experim
 
 
 def experiment_row(entry: Scored, rows: list[Row]) -> ExperimentRow:
-    """One row of rows that differ in their seed; `entry` is where the first is from."""
+    """One row of rows that differ in their seed; `entry` is that of the first."""
     train = entry.evaluation.sample.train or TrainAbout()
     return ExperimentRow(
         **vars(over_seeds(rows)),

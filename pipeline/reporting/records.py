@@ -60,7 +60,7 @@ class TrainAbout(JsonObject):
 
 
 class SampleAbout(JsonObject):
-    """A sample.json: how a set of samples was made. Other programs may leave out what has None."""
+    """A sample.json: how a set of samples was made. Keys that may be None may be missing."""
 
     KIND: ClassVar[str] = "a description of samples"
     REMEDY: ClassVar[str] = "sample again"

@@ -137,4 +137,4 @@ def test_the_table_has_every_choice_of_a_configuration() -> None:
     assert {p.source for p in PACKAGINGS} == {*sources} - {"auto", *MADE_SOURCES}
     assert {p.layout for p in PACKAGINGS} == {*layouts} - {"auto"}
     for packaging in PACKAGINGS:
-        assert callable(import_module(f"pipeline.images.sources.{packaging.module}").open_found)
+        assert callable(import_module(f"pipeline.images.sources.{packaging.module}").open_at)

@@ -96,7 +96,7 @@ def test_a_signal_keeps_what_is_finished(many: Path, number: int) -> None:
     run = start(many)
     assert run.stdout is not None
     assert "listing" in run.stdout.readline()
-    assert f"/{IMAGES} images" in run.stdout.readline()
+    assert f" of {IMAGES} images" in run.stdout.readline()
     run.send_signal(number)
     error = run.communicate(timeout=20)[1]  # returns when the workers have ended too
     assert run.returncode == 75 and error.startswith("stopped: ") and error.count("\n") == 1

@@ -92,7 +92,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 def test_damaged_tars(kind: str, damage: str, copy: Path) -> None:
     """Of a gzipped tar, the tar inside was damaged before it was compressed."""
     damaged = DAMAGES[damage]
-    with pytest.raises(UserError, match=r"\.tar.* is no complete (gzipped )?tar"):
+    with pytest.raises(UserError, match=r"\.tar.* is not a complete (gzipped )?tar"):
         if kind == "tar.gz":
             place = image_sets.write_gzipped(copy)
             place.write_bytes(gzip.compress(damaged(gzip.decompress(place.read_bytes())), 1))
@@ -112,7 +112,7 @@ def test_a_gzip_that_breaks_off(kept: float, copy: Path) -> None:
     place = image_sets.write_gzipped(copy)
     data = place.read_bytes()
     place.write_bytes(data[: int(kept * len(data)) if kept >= 0 else int(kept)])
-    with pytest.raises(UserError, match="train_blurred.tar.gz is no complete gzipped tar"):
+    with pytest.raises(UserError, match="train_blurred.tar.gz is not a complete gzipped tar"):
         list(open_gzipped(place).stretches())
 
 
@@ -123,7 +123,7 @@ def test_a_gzip_with_a_wrong_byte(at: int, copy: Path) -> None:
     data = bytearray(place.read_bytes())
     data[at] ^= 0x55
     place.write_bytes(data)
-    with pytest.raises(UserError, match="train_blurred.tar.gz is no complete gzipped tar"):
+    with pytest.raises(UserError, match="train_blurred.tar.gz is not a complete gzipped tar"):
         list(open_gzipped(place).stretches())
 
 
@@ -132,7 +132,7 @@ def test_a_gzip_with_a_wrong_byte(at: int, copy: Path) -> None:
 
 def test_a_class_tar_that_is_damaged_is_named(tmp_path: Path) -> None:
     content = tar_bytes([("a.JPEG", b"a"), ("b.JPEG", b"b")], tmp_path)[:1800]
-    with pytest.raises(UserError, match=rf"bad.tar: {FOX}.tar is no complete tar"):
+    with pytest.raises(UserError, match=rf"bad.tar: {FOX}.tar is not a complete tar"):
         open_bad("tar", tmp_path, [(f"{FOX}.tar", content)])
 
 

@@ -1,4 +1,4 @@
-"""What every source of images has in common: images, stretches of them, and their checks."""
+"""The common part of all sources of images: images, stretches of them, and their checks."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -51,12 +51,12 @@ class Item:
 
     name: str  # <class>/<file>: the rows of a pack are sorted by (class, file)
     where: Where
-    size: int = -1  # bytes of the image file where they are known: tells a changed file
+    size: int = -1  # bytes of the image file if known, to notice a changed one
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Images that are finished together: what a killed run does not have to do again."""
+    """Images that are finished together: a killed run does not have to do them again."""
 
     name: str  # unique in its source, for example a class or a shard
     items: list[Item]
@@ -64,7 +64,7 @@ class Stretch:
 
 @dataclass
 class Source:
-    """An image set as it lies on disk; `stretches` reads it once, in an order of its own."""
+    """An image set as it lies on disk; `stretches` reads it once, in its own order."""
 
     kind: str  # layout: folders, tar, tar.gz, parquet, webdataset, batches, cifar
     place: Path  # for messages
@@ -72,9 +72,9 @@ class Source:
     num_images: int | None  # None: known after the last stretch
     stretches: Callable[[], Iterator[Stretch]]
     ordered: bool  # whether the stretches come in the pack's order
-    ignored: int = 0  # files that are no images by their name; complete after the last stretch
+    ignored: int = 0  # files whose names are not those of images; complete after the last stretch
     batch: int = BATCH  # images that a worker takes at a time
-    # where the pixels were made by a recipe already, which the configuration must then name
+    # if the pixels were made by a recipe already, which the configuration must then name
     made: tuple[int, str] | None = None  # (resolution, recipe)
 
 
@@ -84,7 +84,7 @@ def is_image(name: str) -> bool:
 
 
 def check_stray(place: Path, names: list[str]) -> None:
-    """Raise UserError where one of the files beside the classes is an image: it has no class."""
+    """Raise UserError if one of the files beside the classes is an image: it has no class."""
     stray = [name for name in names if is_image(name)]
     if stray:
         raise UserError(
@@ -96,7 +96,7 @@ def check_stray(place: Path, names: list[str]) -> None:
 def check_classes(place: Path, counts: dict[str, int]) -> list[str]:
     """The sorted classes of {class: number of images}.
 
-    Raises UserError where there are no images at all, or none of a class.
+    Raises UserError if there are no images at all, or none of a class.
     """
     empty = sorted(name for name, count in counts.items() if not count)
     if len(empty) == len(counts):

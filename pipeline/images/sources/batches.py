@@ -26,22 +26,22 @@ from pipeline.base.npy import read_header
 from pipeline.base.safe_pickle import load_arrays
 from pipeline.images.sources import synsets
 from pipeline.images.sources.base import Item, Source, Stretch
-from pipeline.images.sources.packagings import Found
+from pipeline.images.sources.packagings import Location
 
 NAME = re.compile(r"train_data_batch_([1-9]\d{0,2})(\.npz)?")
 LABELS = range(1, 1001)
 STRETCH = 512  # images; 6 MB at 64 px
 
 
-def open_found(found: Found) -> Source:
-    """The image set in a packaging that was found."""
-    return open_batches(found.root, found.paths, int(found.resolution))
+def open_at(location: Location) -> Source:
+    """The image set at a location."""
+    return open_batches(location.root, location.paths, int(location.resolution))
 
 
 def open_batches(place: Path, files: list[Path], resolution: int) -> Source:
     """The image set in `files`, named <synset>/batch<number>_<row>; `place` is for messages.
 
-    Raises UserError where a batch is missing, there twice, damaged, or of another resolution.
+    Raises UserError if a batch is missing, there twice, damaged, or of another resolution.
     """
     numbered = number_files(place, files)
     order = synsets.devkit_order()
@@ -67,7 +67,7 @@ def number_files(place: Path, files: list[Path]) -> dict[int, Path]:
         if not match:
             raise UserError(
                 f"{file} is neither train_data_batch_<number> nor train_data_batch_<number>.npz: "
-                "move it away, or unpack it where it is an archive of batches"
+                "move it away, or unpack it if it is an archive of batches"
             )
         if int(match[1]) in found:
             raise UserError(
@@ -93,7 +93,7 @@ def cut(
 ) -> Iterator[Stretch]:
     """Stretches of at most `most` images (res,res,3) out of planar rows uint8 (n, 3·res²).
 
-    Each stretch has memory of its own, so that one that is kept does not keep the whole file.
+    Each stretch has separate memory, so that keeping one does not keep the whole file.
     """
     for start in range(0, len(names), most):
         planes = rows[start : start + most].reshape(-1, 3, resolution, resolution)
@@ -117,7 +117,7 @@ def read_labels(file: Path, resolution: int) -> list[int]:
 def read_batch(file: Path, resolution: int) -> tuple[np.ndarray, list[int]]:
     """The planar rows uint8 (n, 3·res²) and the labels 1 … 1000 of a file.
 
-    Raises UserError where the file is damaged, or its members are not what they should be.
+    Raises UserError if the file is damaged, or its members are not what they should be.
     """
     if file.suffix == ".npz":
         data, labels = npz_member(file, "data"), npz_member(file, "labels")
@@ -128,7 +128,7 @@ def read_batch(file: Path, resolution: int) -> tuple[np.ndarray, list[int]]:
 
 
 def read_pickle(file: Path) -> tuple[np.ndarray, Any]:
-    """The members data and labels of a pickled batch; raises UserError where they are not there."""
+    """The members data and labels of a pickled batch; raises UserError if they are not there."""
     with file.open("rb") as stream:
         batch = load_arrays(stream, str(file))
     try:
@@ -141,7 +141,7 @@ def read_pickle(file: Path) -> tuple[np.ndarray, Any]:
 
 
 def npz_member(file: Path, name: str) -> np.ndarray:
-    """One array of an .npz; raises UserError where it cannot be read."""
+    """One array of an .npz; raises UserError if it cannot be read."""
     try:
         with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as stream:
             return np.lib.format.read_array(stream, allow_pickle=False)
@@ -150,7 +150,7 @@ def npz_member(file: Path, name: str) -> np.ndarray:
 
 
 def npz_header(file: Path, name: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of one array of an .npz; raises UserError where they cannot be read."""
+    """Shape and dtype of one array of an .npz; raises UserError if they cannot be read."""
     try:
         with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as stream:
             shape, _, dtype = read_header(stream)
@@ -187,7 +187,7 @@ def check_rows(file: Path, shape: tuple[int, ...], dtype: np.dtype, resolution: 
 def check_labels(where: str, labels: Any, num_images: int, allowed: range) -> list[int]:
     """`labels`, a list or an array, as a list of int.
 
-    Raises UserError where there is not one for each image, or one is not `allowed`.
+    Raises UserError if there is not one for each image, or one is not `allowed`.
     """
     values = labels.tolist() if isinstance(labels, np.ndarray) else labels
     if not isinstance(values, list) or len(values) != num_images:

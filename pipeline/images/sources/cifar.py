@@ -22,7 +22,7 @@ from pipeline.base.safe_pickle import load_arrays
 from pipeline.images.sources import tars
 from pipeline.images.sources.base import Source, Stretch, check_classes
 from pipeline.images.sources.batches import check_labels, cut
-from pipeline.images.sources.packagings import Found
+from pipeline.images.sources.packagings import Location
 
 FOLDER = "cifar-10-batches-py"
 BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
@@ -32,15 +32,15 @@ STRETCH = 1000  # images; 3 MB
 LARGEST = 200 * 2**20  # bytes; the original's members have 31 MB
 
 
-def open_found(found: Found) -> Source:
-    """The image set in a packaging that was found."""
-    return open_cifar(found.paths[0])
+def open_at(location: Location) -> Source:
+    """The image set at a location."""
+    return open_cifar(location.paths[0])
 
 
 def open_cifar(place: Path) -> Source:
     """The training set in the archive or folder `place`, named <label name>/<filename>.
 
-    Raises UserError where a batch is missing or damaged, or an archive holds what it should not.
+    Raises UserError if a batch is missing or damaged, or an archive holds what it should not.
     """
     members = read_folder(place) if place.is_dir() else read_tar(place)
     missing = [name for name in (*BATCHES, META) if name not in members]
@@ -65,7 +65,7 @@ def open_cifar(place: Path) -> Source:
 
 
 def distinct(names: list[str]) -> list[str]:
-    """`names`, where the second and later bearers of a name get ~2, ~3, … behind it."""
+    """`names`, with ~2, ~3, … behind a name that comes for the second, third, … time."""
     seen: Counter[str] = Counter()
     result = []
     for name in names:
@@ -78,7 +78,7 @@ def distinct(names: list[str]) -> list[str]:
 
 
 def read_folder(place: Path) -> dict[str, Any]:
-    """The unpickled files of the folder, by name; what is missing is left out."""
+    """The unpickled files of the folder, by name, without the missing ones."""
     members = {}
     for name in (*BATCHES, META):
         if (place / name).is_file():
@@ -90,7 +90,7 @@ def read_folder(place: Path) -> dict[str, Any]:
 def read_tar(place: Path) -> dict[str, Any]:
     """The unpickled members of the archive, by name without the folder.
 
-    Raises UserError where it is damaged, or a member is a link, too large or has a strange path.
+    Raises UserError if it is damaged, or a member is a link, too large or has a strange path.
     """
     found: dict[str, Any] = {}
     with tars.reading(str(place), "tar.gz"), tarfile.open(place, "r:gz") as archive:
@@ -115,7 +115,7 @@ def read_tar(place: Path) -> dict[str, Any]:
 
 
 def label_names(place: Path, meta: Any) -> list[str]:
-    """The class names in label order; raises UserError where they are not different plain names."""
+    """The class names in label order; raises UserError if they are not different plain names."""
     names = texts(meta.get("label_names")) if isinstance(meta, dict) else []
     if not names or len(set(names)) != len(names) or not all(map(is_plain, names)):
         raise UserError(f"{place}: {META} has no proper label_names: get the original archive")
@@ -127,7 +127,7 @@ def check_batch(
 ) -> tuple[np.ndarray, list[str]]:
     """Planar rows uint8 (n, 3072) and names <label name>/<filename> of an unpickled batch.
 
-    Raises UserError where its members are not what they should be.
+    Raises UserError if its members are not what they should be.
     """
     where = f"{place}: {batch}"
     members = members if isinstance(members, dict) else {}
@@ -145,7 +145,7 @@ def check_batch(
 
 
 def texts(values: Any) -> list[str]:
-    """A list of str or bytes as str; empty where it is anything else."""
+    """A list of str or bytes as str; empty if it is anything else."""
     if not isinstance(values, list) or not all(isinstance(v, str | bytes) for v in values):
         return []
     return [value if isinstance(value, str) else value.decode("latin1") for value in values]

@@ -9,20 +9,20 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import read_json
 from pipeline.config.load import overlaid
 from pipeline.config.schema import Config
-from pipeline.images.sources.packagings import PACKAGINGS, Found
+from pipeline.images.sources.packagings import PACKAGINGS, Location
 
 
-def image_sets(root: Path, resolution: int | str) -> list[Found]:
+def image_sets(root: Path, resolution: int | str) -> list[Location]:
     """Everything in `root` that a pattern names; `resolution` tells batches of two sizes apart."""
     return [
-        Found(packaging, root, paths, resolution)
+        Location(packaging, root, paths, resolution)
         for packaging in PACKAGINGS
         for pattern in packaging.patterns
         if (paths := sorted(root.glob(pattern.format(resolution=resolution))))
     ]
 
 
-def choose(root: Path, source: str, layout: str, resolution: int | str) -> Found:
+def choose(root: Path, source: str, layout: str, resolution: int | str) -> Location:
     """The one packaging of `source` in `root`; `layout` names it, or is `auto`.
 
     Raises UserError if there is none or more than one, listing those that are there.
@@ -88,11 +88,11 @@ def detect(root: Path | None, packs: Path | None, pack: str) -> str:
     Raises UserError if several image sets lie in `root`, listing them.
     """
     resolution = pack.partition("/")[0].removeprefix("*_")
-    found = image_sets(root, resolution) if root and root.is_dir() else []
-    sources = {f.source for f in found}
+    sets = image_sets(root, resolution) if root and root.is_dir() else []
+    sources = {image_set.source for image_set in sets}
     if len(sources) > 1:
         raise UserError(
-            f"{root} holds several image sets: {'; '.join(map(str, found))}: "
+            f"{root} holds several image sets: {'; '.join(map(str, sets))}: "
             "name one with data.source"
         )
     if not sources and packs:

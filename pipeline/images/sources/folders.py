@@ -13,18 +13,18 @@ from pipeline.images.sources.base import (
     check_stray,
     is_image,
 )
-from pipeline.images.sources.packagings import Found
+from pipeline.images.sources.packagings import Location
 
 
-def open_found(found: Found) -> Source:
-    """The image set in a packaging that was found."""
-    return open_folders(found.paths[0])
+def open_at(location: Location) -> Source:
+    """The image set at a location."""
+    return open_folders(location.paths[0])
 
 
 def open_folders(place: Path) -> Source:
-    """The image set in the class folders of `place`; hidden folders are no classes.
+    """The image set in the class folders of `place`; hidden folders are not classes.
 
-    Raises UserError where an image lies beside the folders, or a class has none.
+    Raises UserError if an image lies beside the folders, or a class has none.
     """
     folders, files = list_folder(place)
     check_stray(place, files)

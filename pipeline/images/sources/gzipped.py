@@ -16,7 +16,7 @@ from pipeline.images.sources.base import (
     check_stray,
     is_image,
 )
-from pipeline.images.sources.packagings import Found
+from pipeline.images.sources.packagings import Location
 from pipeline.images.sources.tars import members, read, reading
 
 MOST_IMAGES = 256  # of a stretch whose bytes are in memory
@@ -25,15 +25,15 @@ MOST_MEMBER = 10**9  # bytes; no image file is as large
 BUFFER = 2**20  # bytes
 
 
-def open_found(found: Found) -> Source:
-    """The image set in a packaging that was found."""
-    return open_gzipped(found.paths[0])
+def open_at(location: Location) -> Source:
+    """The image set at a location."""
+    return open_gzipped(location.paths[0])
 
 
 def open_gzipped(place: Path) -> Source:
     """The image set in the class folders of a gzipped tar, which is only ever read forwards.
 
-    Opening it reads as far as the first image. Raises UserError, in the opening or where the
+    Opening it reads as far as the first image. Raises UserError, in the opening or when the
     reading comes upon it, for a damaged or incomplete archive, for members that do not belong in
     one, for an image outside of class folders, and at the end for class folders that are empty.
     """
@@ -83,16 +83,16 @@ def check_size(member: tarfile.TarInfo, place: Path) -> None:
     """Raise UserError for a member that would fill the memory."""
     if member.size > MOST_MEMBER:
         raise UserError(
-            f"{place} holds the member {member.name!r} of {member.size / 1e9:.1f} GB, which is no "
-            "image: use the original archive"
+            f"{place} holds the member {member.name!r} of {member.size / 1e9:.1f} GB, which is not "
+            "an image: use the original archive"
         )
 
 
 def class_folder(path: PurePosixPath, counts: Counter[PurePosixPath], place: Path) -> PurePosixPath:
     """The folder of an image, which its class is named for.
 
-    `counts` has the folders of the images so far. Raises UserError where the image is in none, in
-    the archive's own top folder, or where the folder does not lie beside those so far.
+    `counts` has the folders of the images so far. Raises UserError if the image is in none, in
+    the archive's top folder, or if the folder does not lie beside those so far.
     """
     folder = path.parent
     if folder.name in ("", place.name.partition(".")[0]):

@@ -23,13 +23,13 @@ def open_source(config: Config, environment: Mapping[str, str] = os.environ) -> 
         return tars.open_tar_of_tars(made_tar(config, environment))
     root = paths.image_root(config, environment)
     data = config.data
-    found = find.choose(root, data.source, data.layout, data.resolution)
+    location = find.choose(root, data.source, data.layout, data.resolution)
     try:
-        module = import_module(f"pipeline.images.sources.{found.packaging.module}")
-        source: Source = module.open_found(found)
+        module = import_module(f"pipeline.images.sources.{location.packaging.module}")
+        source: Source = module.open_at(location)
     except OSError as error:
         raise UserError(
-            f"cannot list the images of {found.paths[0]} ({error.strerror}: {error.filename}): "
+            f"cannot list the images of {location.paths[0]} ({error.strerror}: {error.filename}): "
             "make them readable"
         ) from error
     check_made(source, config)

@@ -1,6 +1,6 @@
 """The table of packagings: how each image set may lie in the image folder.
 
-A new packaging is a module here, whose `open_found` makes a Source of what was found, a row of
+A new packaging is a module here, whose `open_at` opens it as a Source, a row of
 PACKAGINGS, and a choice of data.layout in pipeline/config/schema.py.
 """
 
@@ -37,8 +37,8 @@ PACKAGINGS = (
 
 
 @dataclass(frozen=True)
-class Found:
-    """One packaging of an image set in a folder: a folder of its own, an archive, or shards."""
+class Location:
+    """The place of an image set on disk: a folder of classes, an archive, or shards."""
 
     packaging: Packaging
     root: Path  # the image folder

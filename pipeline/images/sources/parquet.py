@@ -1,7 +1,7 @@
 """Image sets in Parquet files as Hugging Face lays out imagenet-1k.
 
 Columns are `image`, a struct of the file's `bytes` and `path`, and `label`, a whole number that
-counts through the sorted synsets. Bytes are read where they are needed: by the processes that
+counts through the sorted synsets. Bytes are read by the processes that
 decode them, in small batches, since a row group may have 500 MB.
 """
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.base.errors import UserError
 from pipeline.images.sources.base import Item, Row, Source, Stretch, check_classes
-from pipeline.images.sources.packagings import Found
+from pipeline.images.sources.packagings import Location
 from pipeline.images.sources.synsets import synset_of
 
 BATCH = 128  # rows that a worker takes at a time: those before them in the group are read too
@@ -31,7 +31,7 @@ COLUMNS = {
 
 @contextmanager
 def open_file(path: str | Path) -> Iterator[pq.ParquetFile]:
-    """A Parquet file; raises UserError where it, or what is read of it, is damaged or missing."""
+    """A Parquet file; raises UserError if it, or a part that is read, is damaged or missing."""
     try:
         with pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
             yield file
@@ -45,9 +45,9 @@ def open_file(path: str | Path) -> Iterator[pq.ParquetFile]:
 # --- listing -----------------------------------------------------------------------------------
 
 
-def open_found(found: Found) -> Source:
-    """The image set in a packaging that was found."""
-    return open_parquet(found.root, found.paths)
+def open_at(location: Location) -> Source:
+    """The image set at a location."""
+    return open_parquet(location.root, location.paths)
 
 
 def open_parquet(place: Path, shards: list[Path]) -> Source:
@@ -86,7 +86,7 @@ def count_labels(shard: Path) -> Counter[str]:
 
 
 def check_columns(shard: Path, file: pq.ParquetFile) -> None:
-    """Raise UserError where a column is missing, of another type, or known to lack bytes."""
+    """Raise UserError if a column is missing, of another type, or known to lack bytes."""
     leaves = [file.schema.column(i) for i in range(len(file.schema))]
     types = {leaf.path: leaf.physical_type for leaf in leaves}
     bad = [name for name, allowed in COLUMNS.items() if types.get(name) not in allowed]
@@ -110,7 +110,7 @@ def no_bytes(shard: str | Path) -> UserError:
 
 
 def class_of(label: int | None, name: str, where: str) -> str:
-    """The class of a label, which may be missing; raises UserError where it stands for none."""
+    """The class of a label, which may be missing; raises UserError if it stands for none."""
     return synset_of(-1 if label is None else label, name, where)
 
 
@@ -148,7 +148,7 @@ def name_row(shard: Path, row: int, label: int | None, path: str | None) -> str:
 
 
 def read_rows(rows: Sequence[Row]) -> list[bytes]:
-    """The image files in consecutive rows of one row group; raises UserError where they lack.
+    """The image files in consecutive rows of one row group; raises UserError if they lack.
 
     Only a few rows are in memory at a time, but those before the first are read and dropped.
     """

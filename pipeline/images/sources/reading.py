@@ -1,4 +1,4 @@
-"""Reads the bytes of images wherever they are: what a process does before it decodes them."""
+"""Reads the bytes of images, wherever they are, before a process decodes them."""
 
 from collections.abc import Iterator, Sequence
 

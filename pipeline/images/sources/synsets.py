@@ -28,7 +28,7 @@ def sorted_synsets() -> list[str]:
 def synset_of(label: int, name: str, where: str) -> str:
     """The class of an image with a label that counts through the sorted synsets.
 
-    Raises UserError where the label is not in 0…999, or where the image's file name begins with
+    Raises UserError if the label is not in 0…999, or if the image's file name begins with
     another synset: its labels count in another order. `where` names the image in messages.
     """
     synsets = sorted_synsets()

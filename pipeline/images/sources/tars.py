@@ -1,4 +1,4 @@
-"""ImageNet's own tar of class tars, and what every tar is asked: plain members, a true end.
+"""ImageNet's original tar of class tars, and the checks of every tar: plain members, a true end.
 
 Tars without compression are read in place: their headers say at which byte each image begins, so
 that nothing is unpacked and every process can open the tar itself.
@@ -21,7 +21,7 @@ from pipeline.images.sources.base import (
     check_stray,
     is_image,
 )
-from pipeline.images.sources.packagings import Found
+from pipeline.images.sources.packagings import Location
 
 TAIL = 2**20  # bytes; writers end a tar with less zeros than this
 
@@ -36,14 +36,14 @@ def reading(where: str, kind: str = "tar without compression") -> Iterator[None]
         yield
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(
-            f"{where} is no complete {kind} ({error}): delete it and get it again"
+            f"{where} is not a complete {kind} ({error}): delete it and get it again"
         ) from error
 
 
 def members(archive: tarfile.TarFile, where: str) -> Iterator[tarfile.TarInfo]:
     """The files and folders of a tar, which is read forwards, one in memory at a time.
 
-    Raises UserError for members of other kinds and tarfile.TarError where the tar is damaged.
+    Raises UserError for members of other kinds and tarfile.TarError if the tar is damaged.
     """
     while (member := archive.next()) is not None:
         archive.members.clear()  # type: ignore[attr-defined]  # or it keeps all
@@ -53,7 +53,7 @@ def members(archive: tarfile.TarFile, where: str) -> Iterator[tarfile.TarInfo]:
 
 
 def check_member(member: tarfile.TarInfo, where: str) -> None:
-    """Raise UserError for a member that is no plain file or folder with a plain relative name."""
+    """Raise UserError unless a member is a plain file or folder with a plain relative name."""
     path = PurePosixPath(member.name)
     plain = member.isdir() or (member.isreg() and not member.issparse())
     if path.is_absolute() or ".." in path.parts or not plain:
@@ -78,7 +78,7 @@ def check_end(archive: tarfile.TarFile) -> None:
 
 
 def read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """The bytes of a file in a tar; raises tarfile.ReadError where they end early."""
+    """The bytes of a file in a tar; raises tarfile.ReadError if they end early."""
     stream = archive.extractfile(member)
     assert stream is not None
     return stream.read()
@@ -87,15 +87,15 @@ def read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 # --- tar of tars -------------------------------------------------------------------------------
 
 
-def open_found(found: Found) -> Source:
-    """The image set in a packaging that was found."""
-    return open_tar_of_tars(found.paths[0])
+def open_at(location: Location) -> Source:
+    """The image set at a location."""
+    return open_tar_of_tars(location.paths[0])
 
 
 def open_tar_of_tars(place: Path) -> Source:
     """The image set in the class tars inside the tar `place`; opening it reads every header.
 
-    Raises UserError where the tar is damaged or incomplete, holds members that do not belong in
+    Raises UserError if the tar is damaged or incomplete, holds members that do not belong in
     one, a class twice, an empty class, or images outside of class tars.
     """
     tars: dict[str, tarfile.TarInfo] = {}

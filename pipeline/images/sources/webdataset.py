@@ -18,16 +18,16 @@ from pipeline.images.sources.base import (
     Stretch,
     check_classes,
 )
-from pipeline.images.sources.packagings import Found
+from pipeline.images.sources.packagings import Location
 from pipeline.images.sources.synsets import synset_of
 from pipeline.images.sources.tars import members, read, reading
 
 LABEL_BYTES = 16  # digits and white space of a .cls file, and more than enough
 
 
-def open_found(found: Found) -> Source:
-    """The image set in a packaging that was found."""
-    return open_webdataset(found.root, found.paths)
+def open_at(location: Location) -> Source:
+    """The image set at a location."""
+    return open_webdataset(location.root, location.paths)
 
 
 def open_webdataset(place: Path, shards: list[Path]) -> Source:
@@ -80,7 +80,7 @@ def split_key(name: str) -> tuple[str, str]:
 
 
 def read_label(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> int:
-    """The number in a .cls file; raises UserError where there is none."""
+    """The number in a .cls file; raises UserError if there is none."""
     text = read(archive, member).strip() if 0 < member.size <= LABEL_BYTES else b""
     if not text.removeprefix(b"-").isdigit():
         raise UserError(
@@ -90,7 +90,7 @@ def read_label(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -
 
 
 def check_pairs(shard: Path, images: Iterable[str], labels: Iterable[str]) -> None:
-    """Raise UserError where a key has an image or a label but not both."""
+    """Raise UserError if a key has an image or a label but not both."""
     images, labels = set(images), set(labels)
     if images != labels:
         key = min(images ^ labels)
