@@ -1,0 +1,1 @@
+"""Image sets as they are distributed: finding and opening them, and their images one by one."""
