@@ -47,9 +47,9 @@ def main(argv: list[str]) -> None:
     """Entry point: `key=value` words and out=RECORD.json."""
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    config, own = load_step(argv, ["out"])
+    config, words = load_step(argv, ["out"])
     config = resolve_image_set(config)
-    downsample(config, Path(own.get("out") or paths.record_file(config)))
+    downsample(config, Path(words.get("out") or paths.record_file(config)))
 
 
 if __name__ == "__main__":

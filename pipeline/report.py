@@ -29,14 +29,8 @@ from pipeline.drawing.tiles import Panel, panel_grid
 from pipeline.images.sources.find import resolve_image_set
 from pipeline.reporting.pages import report_page
 from pipeline.reporting.records import CurveRow, Evaluation, SampleAbout, read_curve
-from pipeline.reporting.tables import (
-    frechet_rows,
-    numbered,
-    protocol_texts,
-    short_hashes,
-    summary,
-    table_rows,
-)
+from pipeline.reporting.score_rows import frechet_rows, protocol_texts, table_rows
+from pipeline.reporting.tables import numbered, short_hashes, summary
 
 WORDS = ("curve", "record", "samples", "metrics", "out")
 

@@ -96,10 +96,10 @@ def png(figure: Figure) -> bytes:
 
 def plain_log(axis: Axes, which: str, low: float, high: float) -> None:
     """A log scale with plain numbers on axis `which` (x or y) for values from `low` to `high`."""
-    many = high / low > 100
+    several_decades = high / low > 100
     axis.set(**{f"{which}scale": "log"})
     ticks = getattr(axis, f"{which}axis")
-    ticks.set_major_locator(LogLocator(subs=(1,) if many else (1, 1.5, 2, 3, 5, 7)))
+    ticks.set_major_locator(LogLocator(subs=(1,) if several_decades else (1, 1.5, 2, 3, 5, 7)))
     ticks.set_major_formatter(FuncFormatter(short_number))
     ticks.set_minor_formatter(NullFormatter())
 
@@ -202,8 +202,8 @@ def nfe_chart(title: str, rows: Sequence[Score], protocols: Sequence[str]) -> by
         figure.suptitle("no Fréchet distance: evaluate.metrics does not name fid")
         return png(figure)
     alone = len({row.sampler for row in rows}) == 1
-    few = " (one sampler: more of them in sample.runs make a curve)" if alone else ""
-    figure.suptitle(" and ".join(dict.fromkeys(row.label for row in rows)) + few)
+    hint = " (one sampler: more of them in sample.runs make a curve)" if alone else ""
+    figure.suptitle(" and ".join(dict.fromkeys(row.label for row in rows)) + hint)
     small = [line for text in [title, *protocols] for line in textwrap.wrap(text, 125)]
     axis.set_title("\n".join(small), fontsize=8, loc="left")
     for place, name in enumerate(dict.fromkeys(row.family for row in rows)):

@@ -64,7 +64,7 @@ def write_pack(folder: Path, making: Path, source: Source, config: Config) -> Ma
 
 def spool_header(config: Config, source: Source) -> dict[str, object]:
     """Everything that a row of the spool depends on, except the images themselves."""
-    pixels = {name: number for name, number in versions().items() if name != "python"}
+    pixels = {name: version for name, version in versions().items() if name != "python"}
     header: dict[str, object] = {"kind": source.kind, "place": str(source.place)}
     header |= {"resolution": config.data.resolution, "recipe": config.data.recipe}
     return header | {"versions": pixels}

@@ -16,17 +16,14 @@ from pipeline.base.files import atomic_stream
 from pipeline.config.paths import RESULTS
 from pipeline.reporting.pages import html_table, page, paragraphs
 from pipeline.reporting.records import Evaluation, TrainAbout
-from pipeline.reporting.tables import (
+from pipeline.reporting.score_rows import (
     Row,
     SeedsRow,
-    cells,
     is_frechet,
-    numbered,
     over_seeds,
     table_rows,
-    text_table,
-    wrapped,
 )
+from pipeline.reporting.tables import cells, numbered, text_table, wrapped
 
 # Columns of the page: attribute of a row -> heading.
 COLUMNS = {

@@ -4,7 +4,7 @@ import html
 import string
 from collections.abc import Mapping, Sequence
 
-from pipeline.reporting import tables
+from pipeline.reporting import score_rows, tables
 from pipeline.reporting.records import CurveRow, Evaluation
 from pipeline.reporting.tables import NAMES, Cell, cell_text, cells
 
@@ -111,9 +111,9 @@ def report_page(
     notes: Sequence[str] = (),
 ) -> str:
     """The page of one run; `classes`: names in label order, `counts`: set -> images of each."""
-    rows = tables.table_rows(evaluations)
-    over = tables.seed_rows(tables.frechet_rows(rows))
-    heading = f"<h2>{tables.seeds_title(over)}</h2>\n"
+    rows = score_rows.table_rows(evaluations)
+    over = score_rows.seed_rows(score_rows.frechet_rows(rows))
+    heading = f"<h2>{score_rows.seeds_title(over)}</h2>\n"
     seeds = html_table(cells(over, tables.SEED_COLUMNS), tables.SEED_COLUMNS)
     return page(
         title,

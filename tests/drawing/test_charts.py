@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.drawing import charts
-from pipeline.reporting import tables
+from pipeline.reporting import score_rows
 from tests.report_inputs import evaluation, of_sampler, parsed
 
 
@@ -24,7 +24,7 @@ def test_smooth_is_the_mean_of_the_neighbours(values: list[float], reach: int) -
 def test_distances_of_any_sign_are_drawn(low: float) -> None:
     result = of_sampler(0, "heun", 9, 4.0)
     result["metrics"][0]["bracket"] |= {"floor": low, "value": low + 0.5, "ceiling": 900.0}
-    (row,) = tables.frechet_rows(tables.table_rows(parsed(result)))
+    (row,) = score_rows.frechet_rows(score_rows.table_rows(parsed(result)))
     assert charts.distance_chart("t", [row]).startswith(b"\x89PNG")
 
 
@@ -43,7 +43,9 @@ def test_means_of_a_family_are_joined_in_the_order_of_their_cost(
 ) -> None:
     runs = [("heun", 18, 4.0), ("euler", 16, 9.0), ("heun", 9, 6.0)]
     found = [of_sampler(seed, *run[:2], run[2] + seed) for run in runs for seed in (0, 1)]
-    title, points = lines_of(tables.frechet_rows(tables.table_rows(parsed(*found))), monkeypatch)
+    title, points = lines_of(
+        score_rows.frechet_rows(score_rows.table_rows(parsed(*found))), monkeypatch
+    )
     assert title == "FID <of all>"
     assert points["heun"] == [[18, 6.5], [36, 4.5]] and points["euler"] == [[16, 9.5]]
     floor = points["floor: 9 other real images"]
@@ -51,7 +53,7 @@ def test_means_of_a_family_are_joined_in_the_order_of_their_cost(
 
 
 def test_one_sampler_or_none_is_drawn_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = tables.frechet_rows(tables.table_rows(parsed(evaluation(0))))
+    rows = score_rows.frechet_rows(score_rows.table_rows(parsed(evaluation(0))))
     title, points = lines_of(rows, monkeypatch)
     assert "one sampler" in title and points["heun-18"] == [[36, 34.5]]
     assert "no Fréchet distance" in lines_of([], monkeypatch)[0]

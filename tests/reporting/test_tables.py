@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from pipeline.reporting import pages, tables
+from pipeline.reporting import pages, score_rows, tables
 from pipeline.reporting.records import CurveRow
 from tests.report_inputs import CLASSES, SHA256, curve_row, evaluation, of_sampler, parsed
 
@@ -31,8 +31,8 @@ def test_summary_holds_the_numbers() -> None:
 
 def test_distances_over_seeds() -> None:
     runs = parsed(*(of_sampler(seed, "heun", 18, 4.0 + seed) for seed in (0, 1, 2)))
-    rows = tables.table_rows([*runs, *parsed(of_sampler(0, "heun", 9, 7.0))])
-    many, one = tables.seed_rows(tables.frechet_rows(rows))
+    rows = score_rows.table_rows([*runs, *parsed(of_sampler(0, "heun", 9, 7.0))])
+    many, one = score_rows.seed_rows(score_rows.frechet_rows(rows))
     values = np.array([4.0, 5.0, 6.0])
     assert (many.mean, many.min, many.std) == (values.mean(), 4.0, values.std(ddof=1))
     assert (many.seeds, many.values) == ("0, 1, 2", "4, 5, 6")
@@ -49,17 +49,17 @@ def test_only_fid_is_called_fid() -> None:
 
 def test_numbers_name_their_protocol_where_there_are_two() -> None:
     both = parsed(evaluation(0), evaluation(1) | {"protocol": {"extractor": "dinov2-vit-s-14"}})
-    rows = tables.table_rows(both)
+    rows = score_rows.table_rows(both)
     assert [row.protocol for row in rows if row.name == "fid"] == [1, 2]
     lines = tables.summary("title", CURVE, both).splitlines()
     assert lines[-1] == "Protocol 2: extractor: dinov2-vit-s-14"
     assert next(line for line in lines if line.startswith("fid ")).endswith(" 1")
-    alone = tables.table_rows(EVALUATIONS)
+    alone = score_rows.table_rows(EVALUATIONS)
     assert {row.protocol for row in alone} == {None}
 
 
 def test_accuracy_of_real_images_is_no_floor() -> None:
-    rows = tables.cells(tables.table_rows(EVALUATIONS), tables.TEXT_COLUMNS)
+    rows = tables.cells(score_rows.table_rows(EVALUATIONS), tables.TEXT_COLUMNS)
     lines = tables.text_table(rows, tables.TEXT_COLUMNS)
     accuracy = next(line for line in lines if line.startswith("class_accuracy"))
     assert lines[0].endswith("real") and accuracy.endswith("0.9375")
@@ -67,7 +67,7 @@ def test_accuracy_of_real_images_is_no_floor() -> None:
 
 
 def test_long_names_are_shortened_to_fit() -> None:
-    rows = [replace(row, sampler="s" * 200) for row in tables.table_rows(EVALUATIONS)]
+    rows = [replace(row, sampler="s" * 200) for row in score_rows.table_rows(EVALUATIONS)]
     lines = tables.text_table(tables.cells(rows, tables.TEXT_COLUMNS), tables.TEXT_COLUMNS)
     assert max(map(len, lines)) == tables.WIDTH and "…  " in lines[1] and " 4,321 " in lines[1]
 

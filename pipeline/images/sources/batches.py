@@ -61,7 +61,7 @@ def open_batches(place: Path, files: list[Path], resolution: int) -> Source:
 
 def number_files(place: Path, files: list[Path]) -> dict[int, Path]:
     """The files by their numbers 1, 2, …; raises UserError for gaps, doubles and other names."""
-    found: dict[int, Path] = {}
+    by_number: dict[int, Path] = {}
     for file in sorted(files):
         match = NAME.fullmatch(file.name)
         if not match:
@@ -69,16 +69,16 @@ def number_files(place: Path, files: list[Path]) -> dict[int, Path]:
                 f"{file} is neither train_data_batch_<number> nor train_data_batch_<number>.npz: "
                 "move it away, or unpack it if it is an archive of batches"
             )
-        if int(match[1]) in found:
+        if int(match[1]) in by_number:
             raise UserError(
-                f"{found[int(match[1])]} and {file} are the same batch: move one of them away"
+                f"{by_number[int(match[1])]} and {file} are the same batch: move one of them away"
             )
-        found[int(match[1])] = file
-    missing = sorted(set(range(1, max(found, default=1) + 1)) - set(found))
+        by_number[int(match[1])] = file
+    missing = sorted(set(range(1, max(by_number, default=1) + 1)) - set(by_number))
     if missing:
         names = ", ".join(f"train_data_batch_{number}" for number in missing)
         raise UserError(f"batches are missing in {place} ({names}): get them too")
-    return dict(sorted(found.items()))
+    return dict(sorted(by_number.items()))
 
 
 def read_stretches(number: int, file: Path, resolution: int, order: list[str]) -> Iterator[Stretch]:

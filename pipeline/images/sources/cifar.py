@@ -92,7 +92,7 @@ def read_tar(place: Path) -> dict[str, Any]:
 
     Raises UserError if it is damaged, or a member is a link, too large or has a strange path.
     """
-    found: dict[str, Any] = {}
+    contents: dict[str, Any] = {}
     with tars.reading(str(place), "tar.gz"), tarfile.open(place, "r:gz") as archive:
         for member in tars.members(archive, str(place)):
             if member.size > LARGEST:
@@ -103,12 +103,12 @@ def read_tar(place: Path) -> dict[str, Any]:
             path = PurePosixPath(member.name)
             if str(path.parent) != FOLDER or path.name not in (*BATCHES, META):
                 continue
-            if path.name in found:
+            if path.name in contents:
                 raise UserError(f"{place} holds {path} twice: get the original archive")
             stream = archive.extractfile(member)
             if stream:
-                found[path.name] = load_arrays(stream, f"{place}: {path}")
-    return found
+                contents[path.name] = load_arrays(stream, f"{place}: {path}")
+    return contents
 
 
 # --- checks ------------------------------------------------------------------------------------

@@ -40,10 +40,10 @@ def choose(root: Path, source: str, layout: str, resolution: int | str) -> Locat
     wanted = [p for p in PACKAGINGS if p.source == source and layout in ("auto", p.layout)]
     patterns = ", ".join(pattern for packaging in wanted for pattern in packaging.patterns)
     looked = patterns.format(resolution=resolution)
-    there = f"; there is {'; '.join(map(str, everything))}" if everything else ""
+    listed = f"; there is {'; '.join(map(str, everything))}" if everything else ""
     raise UserError(
         f"data.source={source}{'' if layout == 'auto' else f' data.layout={layout}'} is not in "
-        f"{root} (looked for {looked}{there}): point IMAGENET_DIR or data.dir at the folder that "
+        f"{root} (looked for {looked}{listed}): point IMAGENET_DIR or data.dir at the folder that "
         "holds it"
     )
 
@@ -52,8 +52,8 @@ def check_complete(paths: list[Path]) -> None:
     """Raise UserError if shards named NAME-00000-of-00294.* are not all there."""
     numbered = [re.search(r"-(\d+)-of-(\d+)\.", path.name) for path in paths]
     for total in {int(match[2]) for match in numbered if match}:
-        there = {int(match[1]) for match in numbered if match and int(match[2]) == total}
-        missing = sorted(set(range(total)) - there)
+        present = {int(match[1]) for match in numbered if match and int(match[2]) == total}
+        missing = sorted(set(range(total)) - present)
         if missing:
             raise UserError(
                 f"{len(missing)} of {total} shards are missing in {paths[0].parent} "

@@ -98,11 +98,11 @@ def class_folder(path: PurePosixPath, counts: Counter[PurePosixPath], place: Pat
     if folder.name in ("", place.name.partition(".")[0]):
         check_stray(place, [str(path)])
     if not counts[folder]:
-        other = next((f for f in counts if counts[f] and f.parent != folder.parent), None)
-        if other:
+        elsewhere = next((f for f in counts if counts[f] and f.parent != folder.parent), None)
+        if elsewhere:
             raise UserError(
-                f"{place} holds images in {other} and in {folder}, which do not lie side by side: "
-                "pack nothing but one tree of class folders"
+                f"{place} holds images in {elsewhere} and in {folder}, which do not lie side by "
+                "side: pack nothing but one tree of class folders"
             )
     return folder
 
@@ -110,11 +110,11 @@ def class_folder(path: PurePosixPath, counts: Counter[PurePosixPath], place: Pat
 def cut(items: Iterable[Item]) -> Iterator[Stretch]:
     """Items that carry their bytes, in stretches that need little memory."""
     part: list[Item] = []
-    num_bytes = number = 0
+    num_bytes = num_parts = 0
     for item in items:
         if part and (len(part) == MOST_IMAGES or num_bytes + item.size > MOST_BYTES):
-            yield Stretch(f"part {number}", part)
-            part, num_bytes, number = [], 0, number + 1
+            yield Stretch(f"part {num_parts}", part)
+            part, num_bytes, num_parts = [], 0, num_parts + 1
         part.append(item)
         num_bytes += item.size
-    yield Stretch(f"part {number}", part)
+    yield Stretch(f"part {num_parts}", part)

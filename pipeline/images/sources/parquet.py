@@ -153,7 +153,7 @@ def read_rows(rows: Sequence[Row]) -> list[bytes]:
     Only a few rows are in memory at a time, but those before the first are read and dropped.
     """
     first, end = rows[0].row, rows[-1].row + 1
-    found: list[bytes | None] = []
+    contents: list[bytes | None] = []
     with open_file(rows[0].path) as file:
         batches = file.iter_batches(READ_ROWS, [rows[0].group], ["image.bytes"], use_threads=False)
         for number, batch in enumerate(batches):
@@ -161,8 +161,8 @@ def read_rows(rows: Sequence[Row]) -> list[bytes]:
             if start >= end:
                 break
             wanted = batch.column("image")[max(first - start, 0) : end - start]
-            found += [image and image["bytes"] for image in wanted.to_pylist()]
-    files = [image for image in found if image is not None]
+            contents += [image and image["bytes"] for image in wanted.to_pylist()]
+    files = [image for image in contents if image is not None]
     if len(files) < len(rows):
         raise no_bytes(rows[0].path)
     return files

@@ -12,15 +12,15 @@ def read_all(items: Sequence[Item]) -> list[bytes | np.ndarray | OSError]:
 
     Raises UserError for a Parquet file that is damaged or missing.
     """
-    found: list[bytes | np.ndarray | OSError] = []
+    contents: list[bytes | np.ndarray | OSError] = []
     for run in runs([item.where for item in items]):
         if isinstance(run[0], Row):
             from pipeline.images.sources.parquet import read_rows
 
-            found += read_rows([where for where in run if isinstance(where, Row)])
+            contents += read_rows([where for where in run if isinstance(where, Row)])
         else:
-            found.append(read_span(run[0]) if isinstance(run[0], Span) else run[0])
-    return found
+            contents.append(read_span(run[0]) if isinstance(run[0], Span) else run[0])
+    return contents
 
 
 def runs(places: Sequence[Where]) -> Iterator[list[Where]]:

@@ -1,0 +1,160 @@
+"""Rows of scores: of each set of samples, and over the seeds of a sampler."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.base.text import number
+from pipeline.config.samplers import family
+from pipeline.reporting.records import Bracket, Evaluation, Score
+
+
+def protocol_texts(evaluations: Sequence[Evaluation]) -> list[str]:
+    """The protocol of each evaluation as one line of text."""
+    return [evaluation.protocol.text for evaluation in evaluations]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One metric of one set of samples."""
+
+    name: str
+    label: str  # of the metric, for people
+    value: float
+    std: float | None
+    better: str  # lower or higher
+    num_images: int
+    real: float | None  # the value of other real images
+    bracket: Bracket | None
+    sampler: str
+    family: str  # of samplers that differ in their number of steps
+    seed: int
+    nfe_mean: float
+    images_per_s: float | None
+    seconds: float
+    protocol: int | None  # its number below the table; None: there is only one
+
+    @property
+    def floor(self) -> float | None:
+        """The distance of other real images."""
+        return self.bracket.floor if self.bracket else None
+
+    @property
+    def at(self) -> float | None:
+        """The distance of the samples at the bracket's number of images."""
+        return self.bracket.value if self.bracket else None
+
+    @property
+    def ceiling(self) -> float | None:
+        """The distance of uniform noise."""
+        return self.bracket.ceiling if self.bracket else None
+
+    @property
+    def num_bracket(self) -> int | None:
+        """Number of images on each side of the bracket."""
+        return self.bracket.num_images if self.bracket else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedsRow(Row):
+    """Rows that differ in their seed alone: everything else is as in the first of them."""
+
+    seeds: str
+    values: str  # of each seed
+    mean: float
+    min: float
+    max: float
+
+
+def table_rows(evaluations: Sequence[Evaluation]) -> list[Row]:
+    """One row per metric and set of samples, grouped by metric."""
+    rows = []
+    distinct = list(dict.fromkeys(protocol_texts(evaluations)))
+    for evaluation in evaluations:
+        place = distinct.index(evaluation.protocol.text) + 1 if len(distinct) > 1 else None
+        scores = evaluation.metrics + accuracy_scores(evaluation)
+        rows += [score_row(score, evaluation, place) for score in scores]
+    order = list(dict.fromkeys(row.name for row in rows))
+    return sorted(rows, key=lambda row: order.index(row.name))
+
+
+def score_row(score: Score, evaluation: Evaluation, protocol: int | None) -> Row:
+    """The row of one metric; `protocol` is its number."""
+    sample = evaluation.sample
+    return Row(
+        name=score.name,
+        label=score.label,
+        value=score.value,
+        std=score.std,
+        better=score.better,
+        num_images=score.num_images,
+        real=score.real,
+        bracket=score.bracket,
+        sampler=sample.sampler,
+        family=family(sample.to_json()),
+        seed=sample.seed,
+        nfe_mean=sample.nfe_mean,
+        images_per_s=sample.images_per_s,
+        seconds=sample.seconds,
+        protocol=protocol,
+    )
+
+
+def accuracy_scores(evaluation: Evaluation) -> list[Score]:
+    """The class accuracy as a metric, if there is one; `real` is that of real images."""
+    shares = evaluation.class_accuracy
+    if not shares:
+        return []
+    return [
+        Score(
+            name="class_accuracy",
+            label="Class accuracy",
+            value=shares.overall,
+            num_images=evaluation.sample.num,
+            better="higher",
+            real=shares.floor.overall,
+        )
+    ]
+
+
+def frechet_rows(rows: Sequence[Row]) -> list[Row]:
+    """The rows that are FID, or the Fréchet distance in other features."""
+    return [row for row in rows if is_frechet(row)]
+
+
+def is_frechet(row: Row) -> bool:
+    """Whether the metric is a Fréchet distance, whatever the features."""
+    return row.name.startswith(("fid", "frechet"))
+
+
+def seed_rows(rows: Sequence[Row]) -> list[SeedsRow]:
+    """FID over seeds: one row per sampler, from `frechet_rows`."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        key = (row.name, row.sampler, row.num_images, row.protocol)
+        groups.setdefault(key, []).append(row)
+    return [over_seeds(group) for group in groups.values()]
+
+
+def seeds_title(rows: Sequence[Row]) -> str:
+    """Heading of `seed_rows`: FID is the name in the features of its own network alone."""
+    named = all(row.name == "fid" for row in rows)
+    return f"{'FID' if named else 'Fréchet distance'} over seeds"
+
+
+def over_seeds(group: Sequence[Row]) -> SeedsRow:
+    """Mean, extremes and standard deviation of the values of rows that differ in their seed."""
+    values = [row.value for row in group]
+    merged = {
+        "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "nfe_mean": float(np.mean([row.nfe_mean for row in group])),
+    }
+    return SeedsRow(
+        **vars(group[0]) | merged,
+        seeds=", ".join(str(row.seed) for row in group),
+        values=", ".join(map(number, values)),
+        mean=float(np.mean(values)),
+        min=min(values),
+        max=max(values),
+    )
