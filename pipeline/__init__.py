@@ -9,10 +9,10 @@ base        files, locks, processes, messages: knows nothing of learning
 config      keys and their ranges, how they are laid over each other, names on disk
 compute     ranks, devices, random numbers by position        drawing     image tiles and charts
 images      an image set -> a pack                            data        a pack -> batches
-networks    families of networks, files of weights            interop     other projects' files
+networks    families of networks                              interop     other projects' files
 launching   launchers, GPUs and their leases, Slurm           reporting   records, tables, pages
 flow        the path, its times and noise: the workload of images
-training    any workload -> weights: steps, ranks, checkpoints, averages
+training    any workload -> files of weights: steps, ranks, checkpoints, averages
 scoring     features, distances, references                   sampling    weights -> images
 workflow    what the Snakefile asks                           bench       measurements
 

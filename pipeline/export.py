@@ -3,8 +3,8 @@
     python -m pipeline.export samples=FOLDER png=OUTFOLDER npz=FILE.npz
 
 `png` gets 000000.png … in the order of the samples, sample.json, which says how they were made, and
-labels.csv (file, label, class) where they have classes. `npz` holds arr_0, images uint8 (N,H,W,3),
-and arr_1, labels int64 (N,) where there are classes. Neither may exist before.
+labels.csv (file, label, class) if they have classes. `npz` holds arr_0, images uint8 (N,H,W,3),
+and arr_1, labels int64 (N,) if there are classes. Neither may exist before.
 """
 
 import csv
@@ -29,13 +29,13 @@ class Samples(NamedTuple):
     """A folder of samples, memory-mapped."""
 
     images: np.ndarray  # uint8 (N,H,W,3)
-    labels: np.ndarray | None  # int64 (N,); None: no classes
+    labels: np.ndarray | None  # int64 (N,); None: images without classes
     classes: list[str]  # names in label order
     about: Path  # the file that says how they were made
 
 
 def read_samples(folder: Path) -> Samples:
-    """The samples in a folder; raises UserError where something is missing or damaged."""
+    """The samples in a folder; raises UserError if something is missing or damaged."""
     images = load_npy(folder / "images.npy")
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise UserError(
@@ -52,7 +52,7 @@ def read_samples(folder: Path) -> Samples:
 
 
 def check_targets(targets: list[Path]) -> None:
-    """Raise UserError where there is nothing to write, or something of that name exists."""
+    """Raise UserError if there is nothing to write, or a target exists."""
     if not targets:
         raise UserError("nothing to export: give png=FOLDER or npz=FILE, or both")
     for target in targets:
@@ -86,18 +86,18 @@ def write_npz(target: Path, samples: Samples) -> None:
 
 def main(argv: list[str]) -> None:
     """Write what the words ask for."""
-    config, own = load_step(argv, WORDS)
-    if "samples" not in own:
+    config, words = load_step(argv, WORDS)
+    if "samples" not in words:
         raise UserError("samples=FOLDER is missing: give the folder that holds images.npy")
-    targets = {name: Path(own[name]) for name in ("png", "npz") if name in own}
+    targets = {name: Path(words[name]) for name in ("png", "npz") if name in words}
     check_targets(list(targets.values()))
-    samples = read_samples(Path(own["samples"]))
+    samples = read_samples(Path(words["samples"]))
     if "png" in targets:
         write_png(targets["png"], samples, config.runtime.progress_seconds)
     if "npz" in targets:
         write_npz(targets["npz"], samples)
-    where = " and ".join(map(str, targets.values()))
-    print(f"export: {len(samples.images):,} images, {where}", flush=True)
+    written = " and ".join(map(str, targets.values()))
+    print(f"export: {len(samples.images):,} images, {written}", flush=True)
 
 
 if __name__ == "__main__":

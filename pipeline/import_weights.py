@@ -129,9 +129,9 @@ def read_options(words: list[str]) -> dict[str, Any]:
             raise UserError(f"unknown key {key}{nearest(key, KEYS)} (known: {', '.join(KEYS)})")
         if lookup(tree, key) not in (None, "auto"):
             options[key] = lookup(tree, key)
-    for one, other in EXCLUSIVE:
-        if one in options and other in options:
-            raise UserError(f"{one} and {other} are both given: give one")
+    for first, second in EXCLUSIVE:
+        if first in options and second in options:
+            raise UserError(f"{first} and {second} are both given: give one of them")
     if options.get("weights") not in (None, "ema", "plain"):
         raise UserError(f"weights={options['weights']} is not valid: use ema or plain")
     return options

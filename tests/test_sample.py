@@ -15,6 +15,7 @@ from PIL import Image
 from pipeline import sample
 from pipeline.base import files, locks
 from pipeline.base.errors import UserError
+from pipeline.compute.distributed import Ranks
 from pipeline.config import samplers
 from pipeline.sampling import loop, shards
 from pipeline.sampling.job import prepare
@@ -267,6 +268,27 @@ def test_missing_weights_get_one_sentence(tmp_path: Path) -> None:
         sample.preflight([*TINY, f"weights={tmp_path / 'none'}"], 1)
     with pytest.raises(UserError, match="seed=x is not a whole number"):
         sample.prepare([*TINY, "seed=x", f"weights={tmp_path / 'none'}"])
+
+
+def test_preflight_neither_loads_torch_nor_hashes(weights: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; from pipeline import sample; from pipeline.base "
+        "import files; files.sha256_file = None; sample.preflight(sys.argv[1:], 2)"
+    )
+    words = [*TINY, f"weights={weights}", f"out={tmp_path}"]
+    subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, check=True)
+
+
+def test_only_rank_0_hashes_the_weights(weights: Path, tmp_path: Path) -> None:
+    guide = save_network(tmp_path / "guide.safetensors", seed=1)
+    job = prepare([*TINY, f"weights={weights}", "sample.guidance=2", f"sample.guide={guide}"])
+    first, other = (Ranks(rank, 1, torch.device("cpu")) for rank in (0, 1))
+    expected = (files.sha256_file(weights), files.sha256_file(guide))
+    assert shards.checksums(job, first) == expected
+    guide.unlink()
+    shards.checksums(job, other)  # waits for rank 0's, and opens no file
+    alone = prepare([*TINY, f"weights={weights}"])
+    assert shards.checksums(alone, first) == (expected[0], None)
 
 
 def test_one_of_several_samplers_is_named(weights: Path, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Files, locks, processes and messages, which every package uses; knows nothing of learning."""

@@ -18,7 +18,7 @@ def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success fsync it and rename it to `path`.
 
     On any failure the temporary file is removed and `path` is left as it was.
-    Raises UserError where the disk is full.
+    Raises UserError if the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -75,7 +75,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in `path`; raises UserError where it is missing or damaged."""
+    """The JSON in `path`; raises UserError if it is missing or damaged."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:

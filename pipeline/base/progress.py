@@ -19,8 +19,8 @@ def clock(seconds: float) -> str:
 class Progress:
     """Prints at most one line every `interval_s` seconds: images done, images/s and time left.
 
-    `num_before` of the images were there before this process, which says nothing of its speed; a
-    step that comes upon them one after the other raises the number itself.
+    `num_before` of the images were there before this process and do not count for its speed; a step
+    that discovers them on its way raises the number itself.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Progress:
     def show(self, num_done: int, note: str = "") -> None:
         """Print the line for `num_done` images, those of before included."""
         self.last_time = time.monotonic()
-        with suppress(OSError):  # whoever read it is gone, which is no reason to lose the work
+        with suppress(OSError):  # a reader that has gone is not a reason to lose the work
             print(f"{self.step}: {self.line(num_done, note)}", flush=True)
 
     def line(self, num_done: int, note: str = "") -> str:

@@ -19,34 +19,34 @@ PLAIN = (str, bytes, int, float, bool, type(None))
 NUMBERS = r"[biuf]\d+"  # dtypes: bool, int, uint, float, with the size in bytes
 
 
-def load_arrays(stream: IO[bytes], where: str) -> Any:
+def load_arrays(stream: IO[bytes], file_name: str) -> Any:
     """The containers, plain values and numpy arrays of the first pickle in `stream`.
 
     Arrays are read-only views of the bytes read. Python 2's str come as str (latin1), keys that
-    are bytes too, a bytearray as bytes. `where` names the file in messages. Raises UserError where
-    the pickle is damaged, or holds anything but dict, list, tuple, str, bytes, int, float, bool,
-    None and arrays or scalars of numbers.
+    are bytes too, a bytearray as bytes. `file_name` is for messages. Raises UserError if the pickle
+    is damaged, or holds anything except dict, list, tuple, str, bytes, int, float, bool, None and
+    arrays or scalars of numbers.
     """
     try:
         return _finished(_Loader(stream, encoding="latin1").load(), {})
     except _Refused as error:
         raise UserError(
-            f"{where} holds {error}, which is no array or plain container: it was refused, "
+            f"{file_name} holds {error}, which is not an array or plain container: it was refused, "
             "get the original file"
         ) from error
     except Exception as error:  # a damaged pickle may raise anything
         raise UserError(
-            f"{where} is damaged or no pickle ({type(error).__name__}: {error}): "
+            f"{file_name} is damaged or not a pickle ({type(error).__name__}: {error}): "
             "get the original file"
         ) from error
 
 
 class _Refused(Exception):
-    """What is no array or plain container, by its name."""
+    """Anything that is not an array or plain container, by its name."""
 
 
 class _Name(NamedTuple):
-    """What a name stands for. A tuple: the pickle cannot set anything of it."""
+    """The stand-in for a name. A tuple, so that the pickle cannot set any attribute of it."""
 
     named: str
     make: Callable[..., Any]
@@ -58,8 +58,8 @@ class _Name(NamedTuple):
 class _Loader(pickle._Unpickler):
     """Unpickler that knows the names in NAMES, and no other.
 
-    It is the one in Python: the one in C fills gigabytes where a damaged byte reads as a place in
-    its memo.
+    It is Python's own implementation: the one in C fills gigabytes if a damaged byte reads as a
+    place in its memo.
     """
 
     read: Callable[[int], bytes]
@@ -67,7 +67,7 @@ class _Loader(pickle._Unpickler):
     dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for `module.name`; raises _Refused where there is none."""
+        """The stand-in for `module.name`; raises _Refused if there is none."""
         if (module, name) not in NAMES:
             raise _Refused(f"{module}.{name}")
         return _Name(f"{module}.{name}", NAMES[module, name])
@@ -121,7 +121,7 @@ class _Array:
 
 
 def _array(raw: Any, dtype: _Dtype, shape: tuple[int, ...], order: Any) -> np.ndarray:
-    """A read-only array on `raw`; raises ValueError where its size is not what `shape` claims."""
+    """A read-only array on `raw`; raises ValueError if `shape` claims another size."""
     if isinstance(raw, str):  # Python 2
         raw = raw.encode("latin1")
     claimed = math.prod(shape) * dtype.value.itemsize
@@ -179,7 +179,7 @@ NAMES: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 def _finished(value: Any, done: dict[int, Any]) -> Any:
-    """`value` with arrays in place of stand-ins; `done`: by id, so that what is shared stays so."""
+    """`value` with arrays instead of stand-ins; `done` by id keeps shared parts shared."""
     if type(value) in PLAIN:
         return value
     if id(value) not in done:
@@ -201,7 +201,7 @@ def _converted(value: Any, done: dict[int, Any]) -> Any:
 
 
 def _converted_dict(value: dict[Any, Any], done: dict[int, Any]) -> dict[Any, Any]:
-    """A dict of finished keys and values; raises ValueError where b"a" and "a" are both keys."""
+    """A dict of finished keys and values; raises ValueError if b"a" and "a" are both keys."""
     result = {
         key.decode("latin1") if type(key) is bytes else _finished(key, done): _finished(part, done)
         for key, part in value.items()

@@ -2,7 +2,7 @@
 
 
 def shorten(text: str, limit: int) -> str:
-    """`text`, cut to `limit` characters with an ellipsis where it is longer."""
+    """`text`, cut to `limit` characters with an ellipsis if it is longer."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

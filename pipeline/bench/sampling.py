@@ -70,7 +70,7 @@ class Bench:
     def field(self, job: Job, count: int) -> tuple[Field, Tensor]:
         """Velocity field and first state of images 0 … count-1."""
         index = np.arange(count, dtype=np.int64)
-        return network.begin(job, self.networks(job), index, self.device)
+        return network.start_batch(job, self.networks(job), index, self.device)
 
     def rate(self, job: Job, repeats: int = 3) -> float:
         """Images/s of sampling TIMED images, after one that is not timed."""
@@ -113,7 +113,7 @@ def alone(bench: Bench, job: Job, solve: Any, tolerance: float) -> Tensor:
     states = []
     for k in range(SOLVED):
         index = np.array([k], dtype=np.int64)
-        field, x = network.begin(job, bench.networks(job), index, bench.device)
+        field, x = network.start_batch(job, bench.networks(job), index, bench.device)
         states.append(solve(field, x, tolerance)[0])
     return torch.cat(states)
 

@@ -1,0 +1,1 @@
+"""Pictures: grids of image tiles, the denoising strip, nearest neighbours, and charts."""

@@ -1,4 +1,4 @@
-"""Grids of images: one row a class, one panel a set of images."""
+"""Grids of images: one row per class, one panel per set of images."""
 
 import math
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def row_names(labels: np.ndarray, classes: Sequence[str] | None) -> list[str]:
 
 
 def cell_scale(size: int) -> int:
-    """Factor that makes a cell of `size` px 48..96 px wide; 1 where `size` is larger."""
+    """Factor that makes a cell of `size` px 48..96 px wide; 1 if `size` is larger."""
     return max(1, round(64 / size), math.ceil(48 / size))
 
 
@@ -54,8 +54,8 @@ def one_class(panel: Panel, num: int) -> Panel:
     """At most `num` images of a panel as class 0: the first, or spread evenly if it has classes."""
     num = min(num, len(panel.images))
     last = num - 1 if (panel.labels < 0).any() else len(panel.images) - 1
-    few = np.linspace(0, last, num).astype(int)
-    return Panel(panel.title, panel.images[few], np.zeros(num, int))
+    picked = np.linspace(0, last, num).astype(int)
+    return Panel(panel.title, panel.images[picked], np.zeros(num, int))
 
 
 def tiles(panel: Panel, picked: Sequence[int], columns: int, scale: int) -> Image.Image:
@@ -106,9 +106,9 @@ def panel_grid(
 ) -> Image.Image:
     """Panels of equal classes, two abreast; which classes is decided by the last panel's labels.
 
-    All images are of one size. A single class fills all rows, and so does every panel where one
-    has labels of -1 (images without classes). `scale` None: cells of 48..96 px.
-    Raises UserError where the last panel holds no images.
+    All images are of one size. A single class fills all rows; if one panel has labels of -1
+    (images without classes), so do all panels. `scale` None: cells of 48..96 px.
+    Raises UserError if the last panel holds no images.
     """
     if not len(panels[-1].images):
         raise UserError("there are no images to draw: make at least one (sample.num)")
@@ -147,12 +147,12 @@ def image_grid(
     columns: int,
     scale: int | None = None,
 ) -> Image.Image:
-    """Images uint8 (N,H,W,3) of classes `labels` (N,) as a picture: one row a class.
+    """Images uint8 (N,H,W,3) of classes `labels` (N,) as a picture: one row per class.
 
     At most `rows` of the classes that occur, evenly spread, with at most `columns` images each;
     missing images stay white. A single class fills all rows, and so do images without classes
     (labels of -1). `scale` None: cells of 48..96 px.
-    Raises UserError where there are no images.
+    Raises UserError if there are no images.
     """
     return panel_grid([Panel("", images, labels)], classes, rows, columns, scale)
 

@@ -1,0 +1,1 @@
+"""Files of other projects, read safely and translated into ours."""

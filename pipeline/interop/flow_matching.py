@@ -69,7 +69,7 @@ def refusal(path: Path, error: Exception) -> str:
 
 
 def read_peer(path: Path, weights: str | None) -> Peer:
-    """The checkpoint at `path` with its `weights` (ema, plain; None: ema if there is one).
+    """The checkpoint at `path` with its `weights` (ema, plain; None: ema if there are any).
 
     Raises UserError about the first problem.
     """

@@ -1,1 +1,1 @@
-"""Networks by family, and their weights as files."""
+"""Networks by family: how each is built, and which of its blocks are sharded."""

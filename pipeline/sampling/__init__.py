@@ -1,0 +1,1 @@
+"""Files of weights -> a folder of samples: networks, velocity field, time grids, solvers."""

@@ -50,7 +50,7 @@ class Field:
     def guided_rows(self, t: Tensor) -> slice | Tensor:
         """Which of the times t (B,) are guided, the ends of the interval included.
 
-        A slice where they are all or none whatever the time, which does not wait for the device.
+        A slice if they are all or none whatever the time, which does not wait for the device.
         """
         low, high = self.sample.guidance_interval
         if not self.guided:
@@ -64,7 +64,7 @@ class Field:
     ) -> tuple[Tensor, Tensor]:
         """Velocity of all rows with their class, and the weaker one of the chosen rows.
 
-        The network is called once, with both; a guide is a call of its own.
+        The network is called once, with both; a guide is called separately.
         """
         if self.guide is not None:
             weak = self.evaluate(self.guide, x[chosen], t[chosen], known[chosen])

@@ -17,7 +17,7 @@ from pipeline.sampling.field import Field
 from pipeline.sampling.job import Job, Weights
 from pipeline.training.weights_file import load_weights
 
-Networks = tuple[nn.Module, nn.Module | None]  # the one that is sampled, and its guide
+Networks = tuple[nn.Module, nn.Module | None]  # the network that is sampled, and its guide
 
 
 def build(job: Job, group: Ranks) -> Networks:
@@ -48,7 +48,7 @@ def class_labels(job: Job, index: np.ndarray) -> np.ndarray:
     return draws.category(job.seed, draws.SAMPLE_CLASS, index, counts)
 
 
-def begin(
+def start_batch(
     job: Job, networks: Networks, index: np.ndarray, device: torch.device
 ) -> tuple[Field, Tensor]:
     """The velocity field of the images with the given indices, and their first state (B,3,H,W)."""
@@ -77,7 +77,7 @@ def sample_images(
     Raises OneRankError if their velocity is not finite, or a step underflows.
     """
     sample, which = job.config.sample, f"images {index[0]} to {index[-1]} of seed {job.seed}"
-    field, x = begin(job, networks, index, device)
+    field, x = start_batch(job, networks, index, device)
     grid = time_grids.times(sample)
     try:
         x = solvers.solve(sample.solver, field, x, grid, sample.rtol, sample.atol).x
@@ -96,7 +96,7 @@ def states(
     job: Job, networks: Networks, index: np.ndarray, device: torch.device
 ) -> tuple[list[float], np.ndarray]:
     """Times (T,) on the way to the images with the given indices, and states uint8 (T,B,H,W,3)."""
-    field, x = begin(job, networks, index, device)
+    field, x = start_batch(job, networks, index, device)
     times, columns = zip(*strip.states(job.config.sample, field, x), strict=True)
     return list(times), np.stack([pixels(column) for column in columns])
 

@@ -47,7 +47,7 @@ class Solution(NamedTuple):
 def euler(velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
     """Euler's method (order 1): x + h v(x, t).
 
-    `times` (N+1,) is the increasing grid, best in float64; one evaluation a step.
+    `times` (N+1,) is the increasing grid, best in float64; one evaluation per step.
     """
     grid, rows = times.tolist(), _all_rows(x)
     for t, t_next in pairwise(grid):
@@ -58,7 +58,7 @@ def euler(velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
 def midpoint(velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
     """The explicit midpoint rule of Runge 1895 (order 2): a full step with the slope at half of it.
 
-    `times` (N+1,) is the increasing grid, best in float64; two evaluations a step.
+    `times` (N+1,) is the increasing grid, best in float64; two evaluations per step.
     """
     grid, rows = times.tolist(), _all_rows(x)
     for t, t_next in pairwise(grid):
@@ -71,7 +71,7 @@ def midpoint(velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
 def heun(velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
     """Heun's method, the explicit trapezoid rule (order 2; Heun 1900): the mean end slope.
 
-    `times` (N+1,) is the increasing grid, best in float64; two evaluations a step, the last too.
+    `times` (N+1,) is the increasing grid, best in float64; two evaluations per step, the last too.
     """
     grid, rows = times.tolist(), _all_rows(x)
     for t, t_next in pairwise(grid):
@@ -85,7 +85,7 @@ def heun(velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
 def rk4(velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
     """The classical Runge-Kutta method of Kutta 1901 (order 4).
 
-    `times` (N+1,) is the increasing grid, best in float64; four evaluations a step.
+    `times` (N+1,) is the increasing grid, best in float64; four evaluations per step.
     """
     grid, rows = times.tolist(), _all_rows(x)
     for t, t_next in pairwise(grid):

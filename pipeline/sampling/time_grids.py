@@ -32,9 +32,9 @@ def edm(steps: int) -> Tensor:
     sigma_i = (sigma_max^(1/rho) + i / (n-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho for i < n
     and sigma_n = 0, with n = steps; a single step starts from sigma_max.
     """
-    place = torch.arange(steps, dtype=torch.float64) / max(1, steps - 1)
+    fraction = torch.arange(steps, dtype=torch.float64) / max(1, steps - 1)
     first, last = SIGMA_MAX ** (1 / RHO), SIGMA_MIN ** (1 / RHO)
-    sigma = torch.cat([(first + place * (last - first)) ** RHO, torch.zeros(1)])
+    sigma = torch.cat([(first + fraction * (last - first)) ** RHO, torch.zeros(1)])
     return time_of(sigma)
 
 
@@ -49,7 +49,7 @@ def time_of(sigma: Tensor) -> Tensor:
 def start_state(x0: Tensor, grid: Tensor) -> Tensor:
     """The state at grid[0] that noise x0 (B,C,H,W) starts from: (1 - grid[0]) x0.
 
-    That is where the path of flow.interpolate is when 0, the middle of the pixels' range, stands
+    The path of probability_path.interpolate is there if 0, the middle of the pixels' range, stands
     for the unknown image. At t = 1 / (1 + sigma_max) it is sigma_max x0 scaled by t, the start of
     Karras et al. 2022 (algorithm 1). At time 0 it is x0 itself.
     """

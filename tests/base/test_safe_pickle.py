@@ -215,7 +215,7 @@ def test_the_canary_sings(canary: list[str]) -> None:
 )
 def test_other_names_are_refused(value: Any, name: str) -> None:
     content = pickle.dumps({"x": value}, 4)
-    with pytest.raises(UserError, match=f"^batch_7 holds {name}, which is no array or plain"):
+    with pytest.raises(UserError, match=f"^batch_7 holds {name}, which is not an array or plain"):
         load(content)
 
 
@@ -288,7 +288,7 @@ def claimed(shape: tuple[Any, ...], raw: bytes, dtype: str = "u1") -> bytes:
     ],
 )
 def test_claimed_sizes(content: bytes) -> None:
-    with pytest.raises(UserError, match=r"^batch_7 is damaged or no pickle"):
+    with pytest.raises(UserError, match=r"^batch_7 is damaged or not a pickle"):
         load(content)
 
 
@@ -335,5 +335,5 @@ def test_endless_nesting() -> None:
 
 def test_no_pickle_at_all() -> None:
     for content in (b"", b"<html>", b"\x93NUMPY", b"version https://git-lfs.github.com/spec/v1\n"):
-        with pytest.raises(UserError, match="damaged or no pickle"):
+        with pytest.raises(UserError, match="damaged or not a pickle"):
             load(content)
