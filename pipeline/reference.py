@@ -1,4 +1,4 @@
-"""Statistics of the features of a whole pack, which every evaluation on it compares with.
+"""Statistics of the features of a whole pack, with which every evaluation on it compares.
 
     python -m pipeline.reference config=... record=RECORD.json out=FILE.npz
     python -m pipeline.reference reference=FILE export=FILE.npz
@@ -41,7 +41,7 @@ class Job:
 
 
 def prepare(argv: list[str]) -> Job:
-    """Read and check what the words name; raises UserError for the first that does not do."""
+    """Read and check what the words name; raises UserError for the first that does not fit."""
     config, own = load_step(argv, WORDS)
     config = resolve_image_set(config)
     record = Record.read(Path(own.get("record", record_file(config))))
@@ -63,7 +63,7 @@ def measure(
 ) -> Reference:
     """Moments of the features of all images, and what they depend on; whole on every rank.
 
-    Raises UserError where the file `images` of the pack is not that of its record: rank 0 hashes
+    Raises UserError if the file `images` of the pack is not that of its record: rank 0 hashes
     it while the features are made.
     """
     moments = Moments(extractor.width, extractor.device)
@@ -71,29 +71,29 @@ def measure(
     with ThreadPoolExecutor(1) as thread:
         hashing = thread.submit(sha256_npy, images) if group.first else None
         stream(
-            extractor, runtime, group, "reference", rows, lambda some: pack.images[some], [moments]
+            extractor, runtime, group, "reference", rows, lambda part: pack.images[part], [moments]
         )
-        found = hashing.result() if hashing else ""
+        sha256 = hashing.result() if hashing else ""
     record, expected = pack.record, pack.record.sha256.images
-    if not int(group.sum(torch.tensor(int(found == expected)))):
+    if not int(group.sum(torch.tensor(int(sha256 == expected)))):
         raise UserError(
-            f"the pack's images have sha256 {found[:8]}…, its record says {expected[:8]}…: "
+            f"the pack's images have sha256 {sha256[:8]}…, its record says {expected[:8]}…: "
             "run `make data` to build the pack again"
         )
     return Reference(
-        moments.mu,
-        moments.sigma,
-        moments.num,
-        expected,
-        extractor.name,
-        extractor.weights_sha256,
-        record.name,
-        record.resolution,
+        mu=moments.mu,
+        sigma=moments.sigma,
+        num_images=moments.num,
+        pack_sha256=expected,
+        extractor=extractor.name,
+        weights_sha256=extractor.weights_sha256,
+        data=record.name,
+        resolution=record.resolution,
     )
 
 
 def exported(argv: list[str]) -> bool:
-    """Do what `export=FILE` asks for; False where it is not there."""
+    """Do what `export=FILE` asks for; False without it."""
     _, own = load_step(argv, WORDS)
     if ("export" in own) != ("reference" in own):
         raise UserError("an export needs both reference=FILE and export=FILE.npz: give both")

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.linalg import sqrtm
 
 from pipeline import evaluate, reference
-from pipeline.scoring import measure, scores
+from pipeline.scoring import measure, protocol, scores
 from pipeline.scoring.extractors import Extractor
 from pipeline.scoring.fidelity import load_torch_fidelity
 from pipeline.scoring.references import load_reference
@@ -145,7 +145,7 @@ def test_more_samples_than_half_the_pack(world: World) -> None:
     result = world.result()
     assert [m["num_images"] for m in result["metrics"]] == [50, 30, 30, 30]
     assert result["protocol"]["kid_subset_size"] == 30
-    assert any("kid_subset_size is 30 in place of 40" in note for note in result["notes"])
+    assert any("kid_subset_size is 30 instead of 40" in note for note in result["notes"])
 
 
 def test_the_result_does_not_depend_on_the_batch_size(world: World) -> None:
@@ -197,14 +197,14 @@ def test_features_are_held_for_so_many_images_and_no_more(
 ) -> None:
     world.run(evaluate)
     whole = world.result()["metrics"]
-    for module in (measure, evaluate):
+    for module in (measure, protocol):
         monkeypatch.setattr(module, "HELD", 12)
     world.run(evaluate)
     result = world.result()
     assert [m["num_images"] for m in result["metrics"]] == [21, 12, 12, 12]
     assert result["metrics"][0] == whole[0]  # moments hold nothing
     assert result["protocol"]["kid_subset_size"] == 12
-    assert any("compare 12 images a side in place of 21" in note for note in result["notes"])
+    assert any("compare 12 images on each side instead of 21" in note for note in result["notes"])
 
 
 def test_copies_of_real_images_are_found_among_the_neighbours(world: World) -> None:

@@ -19,7 +19,7 @@ from pipeline.base.npy import load_npy, read_header
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 KEYS = ("arr_0", "images")  # of the images in an .npz, as ADM's samplers and others name them
-DEEP = ("I", "F")  # Pillow's modes with more than 8 bits a channel begin so
+DEEP = ("I", "F")  # first letters of Pillow's modes with more than 8 bits per channel
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def of_array(name: str, images: np.ndarray) -> ImageSet:
 def open_images(path: Path) -> ImageSet:
     """The images at `path`: a folder (of a pack, of samples, of image files), .npz or .npy.
 
-    Raises UserError where there are none, or they are of several sizes.
+    Raises UserError if there are none, or they are of several sizes.
     """
     if path.is_dir() and (path / "images.npy").exists():
         return of_array(str(path), load_npy(path / "images.npy"))
@@ -61,13 +61,13 @@ def open_images(path: Path) -> ImageSet:
         if images is None:
             raise UserError(f"{path} holds no images: its array must be named {' or '.join(KEYS)}")
         return of_array(str(path), images)
-    raise UserError(f"{path} is no folder, .npz or .npy: give one that holds images")
+    raise UserError(f"{path} is not a folder, .npz or .npy: give images in one of these forms")
 
 
 def read_labels(path: Path, num: int, num_classes: int) -> np.ndarray | None:
-    """Labels int64 (N,) of `num` images; None where all are -1 (no classes).
+    """Labels int64 (N,) of `num` images; None if all are -1 (no classes).
 
-    Raises UserError where the file is missing or holds no such labels.
+    Raises UserError if the file is missing or holds other values.
     """
     labels = load_npy(path)
     if labels.shape == (num,) and (labels == -1).all():
@@ -98,28 +98,28 @@ def of_files(folder: Path) -> ImageSet:
 
 def image_files(folder: Path) -> list[Path]:
     """All image files below `folder`, hidden ones left out, sorted by path."""
-    found = [
+    files = [
         Path(place) / name
         for place, _, names in os.walk(folder)
         for name in names
         if name.lower().endswith(SUFFIXES) and not name.startswith(".")
     ]
-    return sorted(found, key=lambda file: file.relative_to(folder).as_posix())
+    return sorted(files, key=lambda file: file.relative_to(folder).as_posix())
 
 
 def image_size(file: Path) -> tuple[int, int]:
-    """Height and width of an image file, from its header; raises UserError where it has none."""
+    """Height and width of an image file, from its header; raises UserError if it has none."""
     try:
         with Image.open(file) as image:
             if image.mode.startswith(DEEP):
-                raise UserError(f"{file} has more than 8 bits a channel: convert it to 8 first")
+                raise UserError(f"{file} has more than 8 bits per channel: convert it to 8 first")
             return image.height, image.width
     except OSError as error:
-        raise UserError(f"{file} is no readable image: replace it or take it away") from error
+        raise UserError(f"{file} is not a readable image: replace or remove it") from error
 
 
 def decode(files: list[Path], rows: np.ndarray) -> np.ndarray:
-    """Images uint8 (B,H,W,3) of some of the files; raises UserError where one is damaged."""
+    """Images uint8 (B,H,W,3) of some of the files; raises UserError if one is damaged."""
     images = []
     for row in rows:
         try:
@@ -127,7 +127,7 @@ def decode(files: list[Path], rows: np.ndarray) -> np.ndarray:
                 images.append(np.asarray(image.convert("RGB")))
         except (OSError, SyntaxError) as error:
             raise OneRankError(
-                f"{files[row]} is damaged ({error}): replace it or take it away"
+                f"{files[row]} is damaged ({error}): replace or remove it"
             ) from error
     return np.stack(images)
 
@@ -136,9 +136,9 @@ def decode(files: list[Path], rows: np.ndarray) -> np.ndarray:
 
 
 def npz_images(path: Path) -> np.ndarray | None:
-    """The images of an .npz, memory-mapped where they are stored as they are; None without any.
+    """The images of an .npz, memory-mapped if they are not compressed; None without any.
 
-    Raises UserError where the file is missing or damaged.
+    Raises UserError if the file is missing or damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -158,7 +158,7 @@ def npz_images(path: Path) -> np.ndarray | None:
 
 
 def mapped(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """Memory-map an uncompressed .npy inside an .npz; raises ValueError where it is none.
+    """Memory-map an uncompressed .npy inside an .npz; raises ValueError if it is another file.
 
     Its bytes begin after the zip's local header: 30 bytes, of which the last four give the lengths
     of the name and the extra field that follow (APPNOTE.TXT 4.3.7).

@@ -1,7 +1,8 @@
-"""What an evaluation compares, opened and checked: images, real images, their statistics."""
+"""The inputs of an evaluation, opened and checked: images, real images, their statistics."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from pipeline.config.paths import pack_folder
 from pipeline.config.schema import Config
 from pipeline.config.schema import Evaluate as Settings
 from pipeline.data.pack import DataAbout, Record, open_pack
-from pipeline.reporting.records import Entry
+from pipeline.reporting.records import ReferenceAbout
 from pipeline.scoring.extractors import KINDS, Extractor
 from pipeline.scoring.image_sets import ImageSet, npz_images, of_array, open_images, read_labels
 from pipeline.scoring.references import Reference, load_reference
@@ -22,16 +23,16 @@ STATISTICS = (".npz", ".pkl")
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is compared, checked."""
+    """The two sides of a comparison."""
 
     images: ImageSet
     labels: np.ndarray | None  # of the images, int64 (N,)
-    how: Entry  # how the images were made
+    how: dict[str, Any]  # how the images were made: their sample.json, whoever wrote it
     real: ImageSet | None  # None: there are only statistics of them
     real_labels: np.ndarray | None
-    classes: list[str]  # names in label order; empty where they are not known
+    classes: list[str]  # names in label order; empty if they are not known
     reference: Reference | None  # None: the statistics are those of `real`, still to be made
-    about: Entry  # the reference's part of the protocol
+    about: ReferenceAbout  # the reference's part of the protocol
     notes: list[str]
 
 
@@ -43,7 +44,7 @@ def read_inputs(
 ) -> Inputs:
     """Samples, pack and reference; raises UserError for the first thing that does not fit.
 
-    `across` names the pack where it is not the one that the samples' model was trained on.
+    `across` names the pack if it is not the one that the samples' model was trained on.
     """
     known = Record.read(record)
     statistics = load_reference(reference)
@@ -57,35 +58,38 @@ def read_inputs(
         labels = labels_beside(samples, len(images), len(known.classes))
     pack = open_pack(pack_folder(config), known)
     check_numbers(config.evaluate, len(images), len(pack))
-    about = {
-        **{key: getattr(known, key) for key in ("source", "resolution", "recipe")},
-        **said_of(statistics),
-    }
+    data_keys = {key: getattr(known, key) for key in ("source", "resolution", "recipe")}
+    about = ReferenceAbout(**data_keys, **counts_of(statistics))
     real = of_array("pack", pack.images)
-    notes += unsaid(statistics, reference, config.evaluate.extractor)
+    notes += notes_on_origin(statistics, reference, config.evaluate.extractor)
     return Inputs(images, labels, how, real, pack.labels, known.classes, statistics, about, notes)
 
 
-def read_about(samples: Path) -> tuple[Entry, DataAbout | None]:
-    """What sample.json says of the samples, and of the data that their model was trained on.
+def read_about(samples: Path) -> tuple[dict[str, Any], DataAbout | None]:
+    """The sample.json of the samples, and the data that their model was trained on.
 
-    None in place of that where another program wrote the file.
+    The data are None if another program wrote the file. Raises UserError if it is not a mapping.
     """
     how = read_json(samples / "sample.json")
     if not isinstance(how, dict):
-        raise UserError(f"{samples / 'sample.json'} is no mapping: take it away, or sample again")
+        raise UserError(
+            f"{samples / 'sample.json'} is not a mapping: take it away, or sample again"
+        )
     return how, DataAbout.parse_if_any(how.get("data"))
 
 
-def said_of(reference: Reference) -> Entry:
-    """The protocol's lines on a file of statistics; whether others mirrored images is not known."""
+def counts_of(reference: Reference) -> dict[str, Any]:
+    """Fields of ReferenceAbout that follow from a file of statistics.
+
+    Whether other programs mirrored images is not known.
+    """
     flipped = False if reference.pack_sha256 else None
-    about = {"num_images": reference.num_images, "pack_sha256": reference.pack_sha256}
-    return {**about, "flipped": flipped}
+    num, sha256 = reference.num_images, reference.pack_sha256
+    return {"num_images": num, "pack_sha256": sha256, "flipped": flipped}
 
 
-def unsaid(reference: Reference, path: Path, extractor: str) -> list[str]:
-    """A note where a file of statistics does not say what it is of."""
+def notes_on_origin(reference: Reference, path: Path, extractor: str) -> list[str]:
+    """A note if a file of statistics does not name its images and its network."""
     if reference.extractor and reference.pack_sha256:
         return []
     return [
@@ -107,10 +111,10 @@ def check_sizes(images: ImageSet, size: tuple[int, ...]) -> None:
 def check_same_data(
     trained: DataAbout | None, pack: str, sha256: str, samples: Path, across: str | None
 ) -> list[str]:
-    """Raise UserError where the samples' model was trained on another pack than the reference's.
+    """Raise UserError if the samples' model was trained on another pack than the reference's.
 
     `pack` and `sha256` (of its images) are the reference's. A distance to images of another recipe
-    would measure the recipes; where `across` names the pack it is allowed, and a note is returned.
+    would measure the recipes; if `across` names the pack it is allowed, and a note is returned.
     Samples that do not say what they were trained on (another program's) are taken as they are.
     """
     if across not in (None, pack):
@@ -122,41 +126,42 @@ def check_same_data(
             f"samples {samples} are of imported weights that do not name their pack: import them "
             "again with data.path=PACK (or record=FILE), and sample again"
         )
-    one = f"{trained.name} ({trained.sha256.images[:8]}…)"
-    other = f"{pack} ({sha256[:8]}…)"
+    training = f"{trained.name} ({trained.sha256.images[:8]}…)"
+    reference = f"{pack} ({sha256[:8]}…)"
     if across is None:
         raise UserError(
-            f"samples {samples} are of a model trained on {one}, the reference is of {other}: "
-            "score them against the pack that the model was trained on, or give "
+            f"samples {samples} are of a model trained on {training}, the reference is of "
+            f"{reference}: score them against the pack that the model was trained on, or give "
             f"across={pack}"
         )
     return [
-        f"the model was trained on {one}, the reference is of {other}: the distances measure the "
+        f"the model was trained on {training}, the reference is of {reference}: the distances "
+        "measure the "
         "difference of these image sets too"
     ]
 
 
 def check_same_recipe(images: Record, pack: str, path: Path, across: str | None) -> list[str]:
-    """Raise UserError where a pack is compared with one of another recipe or resolution.
+    """Raise UserError if a pack is compared with one of another recipe or resolution.
 
     `images` is its record, `pack` the name of the reference's; `across` as above.
     """
-    one = images.name
-    if one.rpartition("_")[2] == pack.rpartition("_")[2]:
+    if images.name.rpartition("_")[2] == pack.rpartition("_")[2]:
         return []
     if across is None:
         raise UserError(
-            f"images {path} are {one}, the reference is of {pack}: compare image sets of one "
-            f"recipe, or give across={pack}"
+            f"images {path} are {images.name}, the reference is of {pack}: compare image sets of "
+            f"one recipe, or give across={pack}"
         )
     return [
-        f"the images are {one}, the reference is of {pack}: the distances measure the difference "
+        f"the images are {images.name}, the reference is of {pack}: the distances measure the "
+        "difference "
         "of these recipes too"
     ]
 
 
 def check_reference(reference: Reference, record: Record, extractor: str, path: Path) -> None:
-    """Raise UserError where the reference says that it is of another pack or extractor."""
+    """Raise UserError if the reference says that it is of another pack or extractor."""
     check_extractor(reference, extractor, path)
     known = {"pack_sha256": record.sha256.images, "num_images": record.num_images}
     if any(getattr(reference, k) not in (None, v) for k, v in known.items()):
@@ -168,7 +173,7 @@ def check_reference(reference: Reference, record: Record, extractor: str, path: 
 
 
 def check_extractor(reference: Reference, extractor: str, path: Path) -> None:
-    """Raise UserError where the statistics are not those of `extractor`'s features."""
+    """Raise UserError if the statistics are not those of `extractor`'s features."""
     width = KINDS[extractor].width
     if reference.extractor not in (None, extractor) or len(reference.mu) != width:
         by = reference.extractor or f"a network with {len(reference.mu):,} features"
@@ -179,7 +184,7 @@ def check_extractor(reference: Reference, extractor: str, path: Path) -> None:
 
 
 def check_weights(reference: Reference, extractor: Extractor, path: Path) -> None:
-    """Raise UserError where the reference was made with other weights than these."""
+    """Raise UserError if the reference was made with other weights than these."""
     if reference.weights_sha256 not in (None, extractor.weights_sha256):
         raise UserError(
             f"reference {path} was made with weights {str(reference.weights_sha256)[:8]}… of "
@@ -189,9 +194,9 @@ def check_weights(reference: Reference, extractor: Extractor, path: Path) -> Non
 
 
 def check_numbers(settings: Settings, num_samples: int, num_real: int | None) -> None:
-    """Raise UserError where there are too few images for a metric that is asked for.
+    """Raise UserError if there are too few images for a metric that is asked for.
 
-    `num_real` is None where there are only statistics of the real images.
+    `num_real` is None if there are only statistics of the real images.
     """
     num = num_samples if num_real is None else min(num_samples, num_real // 2)
     neighbours = settings.prc_neighbourhood if "prc" in settings.metrics else 1
@@ -213,7 +218,7 @@ def check_numbers(settings: Settings, num_samples: int, num_real: int | None) ->
 
 
 def labels_beside(samples: Path, num: int, num_classes: int) -> np.ndarray | None:
-    """Labels of the samples in a folder; None where there is no labels.npy, or no classes."""
+    """Labels of the samples in a folder; None without labels.npy, or without classes."""
     file = samples / "labels.npy"
     return read_labels(file, num, num_classes) if file.exists() else None
 
@@ -236,7 +241,7 @@ def read_any(config: Config, path: Path, reference: Path, across: str | None) ->
     check_sizes(images, size)
     if real:
         check_sizes(real, size)
-    how: Entry = {"images": path.name, "num": len(images)}
+    how: dict[str, Any] = {"images": path.name, "num": len(images)}
     data = None
     if (home(path) / "sample.json").is_file():
         how, data = read_about(home(path))
@@ -245,13 +250,14 @@ def read_any(config: Config, path: Path, reference: Path, across: str | None) ->
     name = record.name if record else (statistics and statistics.data) or reference.name
     notes = check_same_data(data if sha256 else None, name, str(sha256), path, across)
     notes += check_same_recipe(other, name, path, across) if other and sha256 else []
-    notes += unsaid(statistics, reference, config.evaluate.extractor) if statistics else []
+    notes += notes_on_origin(statistics, reference, config.evaluate.extractor) if statistics else []
     check_numbers(config.evaluate, len(images), len(real) if real else None)
-    about = {"file": reference.name, "resolution": size[0]}
+    counts: dict[str, Any] = {}
     if statistics:
-        about |= said_of(statistics)
+        counts = counts_of(statistics)
     elif real:
-        about |= {"num_images": len(real), "pack_sha256": sha256, "flipped": False}
+        counts = {"num_images": len(real), "pack_sha256": sha256, "flipped": False}
+    about = ReferenceAbout(file=reference.name, resolution=size[0], **counts)
     return Inputs(images, None, how, real, None, [], statistics, about, notes)
 
 
@@ -261,7 +267,7 @@ def home(path: Path) -> Path:
 
 
 def open_reference(path: Path) -> tuple[Reference | None, ImageSet | None]:
-    """The statistics and the images that a reference has; raises UserError where it has neither."""
+    """The statistics and the images that a reference has; raises UserError if it has neither."""
     if path.is_dir() or path.suffix not in STATISTICS:
         return None, open_images(path)
     images = npz_images(path) if path.suffix == ".npz" else None

@@ -1,13 +1,13 @@
-"""What is kept of the features of images as they stream by, batch by batch, over all ranks.
+"""Sums over the features of images as they stream by, batch by batch, over all ranks.
 
 Rank r of `world` takes every batch whose number is r modulo `world`, so a batch holds the same
-images whatever the number of ranks. What is kept are float64 sums, which the ranks add up, and
-the features themselves only of the rows that a `Held` names.
+images whatever the number of ranks. The sums are float64, and the ranks add them up. Features
+themselves are held only for the rows that a `Held` names.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from pipeline.base.progress import Progress
 from pipeline.compute.distributed import Ranks
 from pipeline.config.schema import Runtime
+from pipeline.reporting.records import Shares
 from pipeline.scoring.extractors import Extractor
 
 Read = Callable[[np.ndarray], np.ndarray]  # rows (B,) int64 of a set -> images uint8 (B,H,W,3)
@@ -29,15 +30,15 @@ class Batch:
     features: Tensor  # (B,D) float32
     logits: Tensor | None  # (B,K) float32
 
-    def only(self, here: np.ndarray) -> "Batch":
-        """The images where `here` (B,) bool is true."""
-        mask = torch.from_numpy(here).to(self.features.device)
+    def only(self, wanted: np.ndarray) -> "Batch":
+        """The images for which `wanted` (B,) bool is true."""
+        mask = torch.from_numpy(wanted).to(self.features.device)
         logits = None if self.logits is None else self.logits[mask]
-        return Batch(self.rows[here], self.features[mask], logits)
+        return Batch(self.rows[wanted], self.features[mask], logits)
 
 
 class Keeper(Protocol):
-    """Takes what it wants of each batch; `finish` then joins what the ranks have."""
+    """Takes a part of each batch; `finish` then joins the parts of the ranks."""
 
     def add(self, batch: Batch) -> None:
         """Take one batch."""
@@ -54,9 +55,9 @@ def batches(num: int, size: int, what: str, seconds: float, group: Ranks) -> Ite
     progress = Progress(what, num, seconds)
     stride = size * group.world
     for start in range(0, num, stride):
-        mine = start + group.rank * size
-        if mine < num:
-            yield slice(mine, min(mine + size, num))
+        first = start + group.rank * size
+        if first < num:
+            yield slice(first, min(first + size, num))
         done = min(start + stride, num)
         if group.first and (done == num or progress.due()):
             progress.show(done)
@@ -69,7 +70,7 @@ def stream(
     what: str,
     rows: np.ndarray,
     read: Read,
-    keepers: list[Any],
+    keepers: Sequence[Keeper],
 ) -> None:
     """Show the features of the images `rows` (N,) int64 of a set to all `keepers`."""
     for part in batches(len(rows), runtime.feature_batch, what, runtime.progress_seconds, group):
@@ -98,7 +99,7 @@ class Only:
         self.keeper.add(batch.only(self.wanted[batch.rows]))
 
     def finish(self, group: Ranks) -> None:
-        """Finish the other."""
+        """Finish the other keeper."""
         self.keeper.finish(group)
 
 
@@ -155,22 +156,22 @@ class Held:
         self.parts = [torch.empty(0, width)]
 
     def add(self, batch: Batch) -> None:
-        """Keep what is wanted, on the CPU."""
-        mine = batch.only(self.wanted[batch.rows])
-        self.rows.append(mine.rows)
-        self.parts.append(mine.features.float().cpu())
+        """Keep the wanted features, on the CPU."""
+        part = batch.only(self.wanted[batch.rows])
+        self.rows.append(part.rows)
+        self.parts.append(part.features.float().cpu())
 
     def finish(self, group: Ranks) -> None:
         """On rank 0, put the features of all ranks in the order of their rows."""
         rows = group.gather(torch.from_numpy(np.concatenate(self.rows)))
-        found = group.gather(torch.cat(self.parts))
+        parts = group.gather(torch.cat(self.parts))
         self.parts = self.parts[:1]
         if not group.first:
             return
         place = torch.from_numpy(np.cumsum(self.wanted) - 1)
-        features = torch.empty(int(self.wanted.sum()), found[0].shape[1])
-        for some, part in zip(rows, found, strict=True):
-            features[place[some]] = part
+        features = torch.empty(int(self.wanted.sum()), parts[0].shape[1])
+        for rows_of_rank, part in zip(rows, parts, strict=True):
+            features[place[rows_of_rank]] = part
         self.parts = [features]
 
     @property
@@ -206,7 +207,7 @@ class ClassMeans:
 
 
 class Hits:
-    """How many images of each class are nearest (Euclidean) to the mean of their own class."""
+    """Number of images of each class that are nearest (Euclidean) to the mean of their class."""
 
     def __init__(self, labels: np.ndarray, means: Tensor) -> None:
         self.labels, self.means = torch.from_numpy(np.array(labels)), means
@@ -216,18 +217,18 @@ class Hits:
         """Count a batch."""
         labels = self.labels[batch.rows]
         hits = torch.cdist(batch.features.double(), self.means).argmin(1).cpu() == labels
-        for count, some in zip(self.counts, (labels, labels[hits]), strict=True):
-            count += torch.bincount(some, minlength=len(count))
+        for count, counted in zip(self.counts, (labels, labels[hits]), strict=True):
+            count += torch.bincount(counted, minlength=len(count))
 
     def finish(self, group: Ranks) -> None:
         """Add the counts of all ranks."""
         self.counts = group.sum(self.counts)
 
-    def shares(self) -> dict[str, Any]:
-        """`overall` and `per_class` (null for a class without images), in [0,1]."""
+    def shares(self) -> Shares:
+        """Shares of the images that hit; of a class without images None."""
         counts, right = self.counts.tolist()
         per_class = [r / c if c else None for r, c in zip(right, counts, strict=True)]
-        return {"overall": sum(right) / sum(counts), "per_class": per_class}
+        return Shares(overall=sum(right) / sum(counts), per_class=per_class)
 
 
 class InceptionScore:

@@ -22,6 +22,7 @@ from pipeline.scoring.keepers import (
     Held,
     Hits,
     InceptionScore,
+    Keeper,
     Moments,
     Only,
     Read,
@@ -30,7 +31,7 @@ from pipeline.scoring.keepers import (
 )
 from pipeline.scoring.neighbours import NEAREST, REAL, Nearest, Neighbours, queries
 from pipeline.scoring.references import Reference
-from pipeline.scoring.scores import HELD, Bracket, Measured, Side
+from pipeline.scoring.scores import HELD, Measured, Side, Sides
 
 
 class Accuracy(NamedTuple):
@@ -41,7 +42,7 @@ class Accuracy(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What there is to score; Accuracy where the classes allow it, Neighbours with real images."""
+    """Everything to be scored: accuracy if the classes allow it, neighbours with real images."""
 
     measured: Measured
     accuracy: Accuracy | None
@@ -58,17 +59,17 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """What every pass over images needs."""
+    """The things that every pass over images needs."""
 
     inputs: Inputs
     extractor: Extractor
     config: Config
     group: Ranks
 
-    def show(self, what: str, rows: np.ndarray, read: Read, *keepers: object) -> None:
+    def show(self, what: str, rows: np.ndarray, read: Read, *keepers: Keeper | None) -> None:
         """Show the features of the images `rows` to the keepers that are not None."""
-        there = [keeper for keeper in keepers if keeper is not None]
-        stream(self.extractor, self.config.runtime, self.group, what, rows, read, there)
+        needed = [keeper for keeper in keepers if keeper is not None]
+        stream(self.extractor, self.config.runtime, self.group, what, rows, read, needed)
 
     def features(self, rows: np.ndarray, images: ImageSet) -> Tensor:
         """Features (Q,D) of a few images, by every rank for itself."""
@@ -83,14 +84,14 @@ class Work:
     def side(self, rows: np.ndarray, total: int, scores: set[str]) -> Side:
         """An empty side of the bracket: `rows` of a set of `total` images, in random order.
 
-        Features are held where evaluate.metrics names one of `scores`.
+        Features are held if evaluate.metrics names one of `scores`.
         """
         held = Held(mask(rows[:HELD], total), self.extractor.width)
         wanted = scores & set(self.config.evaluate.metrics)
         return Side(self.moments(), held if wanted else None)
 
     def inception(self) -> InceptionScore | None:
-        """An empty Inception score of the samples; None where it is not asked for or possible."""
+        """An empty Inception score of the samples; None if it is not asked for or possible."""
         settings = self.config.evaluate
         if "isc" not in settings.metrics or not self.extractor.has_logits:
             return None
@@ -136,7 +137,7 @@ def why_no_accuracy(inputs: Inputs, parts: Parts | None) -> str:
 def measure(work: Work, parts: Parts | None, classes: bool) -> Result:
     """Every feature that the scores need; the result is whole on rank 0.
 
-    `parts` is None where there are no real images; `classes`: whether accuracy can be had.
+    `parts` is None without real images; `classes`: whether there can be an accuracy.
     """
     if parts is None or work.inputs.real is None:
         everything, inception = work.moments(), work.inception()
@@ -149,26 +150,33 @@ def measure(work: Work, parts: Parts | None, classes: bool) -> Result:
 
 
 def measure_bracket(work: Work, real: ImageSet, parts: Parts, classes: bool) -> Result:
-    """The same where there are real images."""
+    """Every feature that the scores, the bracket and the accuracy against `real` need."""
+    # Empty sums of both parts
     inputs, total = work.inputs, len(real)
     rows_a, rows_b = np.sort(parts.a), np.sort(parts.b)  # sorted: read from the disk in order
     side_a = work.side(parts.a, total, {"kid", "prc"})
     side_b = work.side(parts.b, total, {"kid", "prc"})
     means = class_means(work) if classes else None
     search = Search(work, real, rows_a)
+
+    # Real images
     near_b = (search.near_b, search.near_real)
-    work.show("real images, part B", rows_b, real.read, *vars(side_b).values(), means, *near_b)
+    work.show("real images, part B", rows_b, real.read, *side_b.keepers, means, *near_b)
     hits_a = hits_of(inputs.real_labels, means)
     near_a = search.near_a
-    work.show("real images, part A", rows_a, real.read, *vars(side_a).values(), hits_a, near_a)
+    work.show("real images, part A", rows_a, real.read, *side_a.keepers, hits_a, near_a)
     reference = inputs.reference or whole(work, real, parts, side_a, side_b)
+
+    # Samples and noise
     hits = hits_of(inputs.labels, means)
     everything, chosen, inception = measure_samples(work, parts.chosen, hits)
     noise = measure_noise(work, len(parts.a))
-    near = Bracket(chosen, side_a, side_b, noise)
+
+    # Result
+    sides = Sides(chosen, side_a, side_b, noise)
     accuracy = Accuracy(hits, hits_a) if hits and hits_a else None
-    found = search.found() if work.group.first else None
-    return Result(Measured(everything, reference, near, inception), accuracy, found)
+    neighbours = search.result() if work.group.first else None
+    return Result(Measured(everything, reference, sides, inception), accuracy, neighbours)
 
 
 def class_means(work: Work) -> ClassMeans:
@@ -200,20 +208,19 @@ def measure_samples(
     images, everything = work.inputs.images, work.moments()
     total = len(images)
     side, inception = work.side(chosen, total, {"kid", "prc"}), work.inception()
-    some = Only(mask(chosen, total), side.moments) if len(chosen) < total else None
+    part = Only(mask(chosen, total), side.moments) if len(chosen) < total else None
     rows = np.arange(total)
-    work.show("samples", rows, images.read, everything, some, side.held, hits, inception)
-    return everything, side if some else Side(everything, side.held), inception
+    work.show("samples", rows, images.read, everything, part, side.held, hits, inception)
+    return everything, side if part else Side(everything, side.held), inception
 
 
 def measure_noise(work: Work, num: int) -> Side:
-    """The side of uniform noise; empty where neither Fréchet nor kernel distance is asked for."""
+    """The side of uniform noise; empty if neither Fréchet nor kernel distance is asked for."""
     size, seed = work.inputs.images.size, work.config.evaluate.seed
     side = work.side(np.arange(num), num, {"kid"})
     if {"fid", "kid"} & set(work.config.evaluate.metrics):
         rows = np.arange(num)
-        keepers = vars(side).values()
-        work.show("noise", rows, lambda some: noise_images(some, size, seed), *keepers)
+        work.show("noise", rows, lambda part: noise_images(part, size, seed), *side.keepers)
     return side
 
 
@@ -226,11 +233,11 @@ class Search:
         self.total = len(real)
         features = work.features(self.rows, inputs.images)
         self.near_a, self.near_b = Nearest(features, NEAREST), Nearest(features, NEAREST)
-        few = rows_a[np.linspace(0, self.num - 1, min(REAL, self.num)).astype(int)]
-        self.near_real = Nearest(work.features(few, real), 1)
+        compared = rows_a[np.linspace(0, self.num - 1, min(REAL, self.num)).astype(int)]
+        self.near_real = Nearest(work.features(compared, real), 1)
 
-    def found(self) -> Neighbours:
-        """What was found in both parts, on rank 0 after both have been shown."""
+    def result(self) -> Neighbours:
+        """The nearest of both parts, on rank 0 after both have been shown."""
         self.near_a.merge(self.near_b.distances, self.near_b.rows)
         median = float(np.median(self.near_real.distances))
         near = self.near_a

@@ -6,7 +6,7 @@ median distance of real images of part A to their nearest in part B.
 """
 
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.compute.distributed import Ranks
 from pipeline.drawing.tiles import spread
+from pipeline.reporting.records import NeighboursAbout
 from pipeline.scoring.keepers import Batch
 
 SAMPLES = 8  # that are searched for
@@ -29,7 +30,7 @@ def queries(labels: np.ndarray | None, num: int) -> np.ndarray:
     if labels is None:
         return np.arange(min(SAMPLES, num))
     firsts = [np.flatnonzero(labels == c)[:SAMPLES].tolist() for c in spread(labels, SAMPLES)]
-    rounds = [row for some in zip_longest(*firsts) for row in some if row is not None]
+    rounds = [row for turn in zip_longest(*firsts) for row in turn if row is not None]
     return np.array(sorted(rounds[:SAMPLES], key=lambda row: (labels[row], row)))
 
 
@@ -43,13 +44,13 @@ class Nearest:
 
     def add(self, batch: Batch) -> None:
         """Compare a batch; without matrix products, so that a copy is at distance 0."""
-        found = torch.cdist(
+        distances = torch.cdist(
             self.queries,
             batch.features.double(),
             compute_mode="donot_use_mm_for_euclid_dist",
         )
-        rows = np.broadcast_to(batch.rows, found.shape)
-        self.merge(found.cpu().numpy(), rows)
+        rows = np.broadcast_to(batch.rows, distances.shape)
+        self.merge(distances.cpu().numpy(), rows)
 
     def merge(self, distances: np.ndarray, rows: np.ndarray) -> None:
         """Take further images at `distances` (Q,B); of equal ones the lowest row comes first."""
@@ -60,35 +61,35 @@ class Nearest:
         self.rows = np.take_along_axis(rows, order, 1)
 
     def finish(self, group: Ranks) -> None:
-        """On rank 0, the nearest of what all ranks have seen."""
+        """On rank 0, keep the nearest of the images that all ranks have seen."""
         distances = group.gather(torch.from_numpy(self.distances.T.copy()))
         rows = group.gather(torch.from_numpy(self.rows.T.copy()))
-        for found, where in list(zip(distances, rows, strict=True))[1:]:
-            self.merge(found.numpy().T, where.numpy().T)
+        for theirs, their_rows in list(zip(distances, rows, strict=True))[1:]:
+            self.merge(theirs.numpy().T, their_rows.numpy().T)
 
 
 class Neighbours(NamedTuple):
-    """What was found for the samples `rows`."""
+    """The nearest real images of the samples `rows`."""
 
     rows: np.ndarray  # (Q,) of the samples
     real_rows: np.ndarray  # (Q,k) of their nearest real images
     distances: np.ndarray  # (Q,k)
     searched: int  # real images
-    total: int  # real images that there are
+    total: int  # all real images
     real: float  # median distance of real images to their nearest of `real_searched` others
     real_searched: int
 
-    def entry(self) -> dict[str, Any]:
+    def record(self) -> NeighboursAbout:
         """For the metrics file."""
-        return {
-            "searched": self.searched,
-            "total": self.total,
-            "samples": self.rows.tolist(),
-            "rows": self.real_rows.tolist(),
-            "distances": self.distances.tolist(),
-            "real": self.real,
-            "real_searched": self.real_searched,
-        }
+        return NeighboursAbout(
+            searched=self.searched,
+            total=self.total,
+            samples=self.rows.tolist(),
+            rows=self.real_rows.tolist(),
+            distances=self.distances.tolist(),
+            real=self.real,
+            real_searched=self.real_searched,
+        )
 
     def caption(self) -> list[str]:
         """Lines below the picture."""

@@ -1,8 +1,8 @@
 """Files of feature statistics: the project's own references, and those of other evaluators.
 
-Ours is an .npz with `mu`, `sigma` and what they depend on. Others are read too: ADM's and EDM's
-.npz (`mu`, `sigma`), and EDM2's .pkl ({"fid": {"mu", "sigma"}, ...}), of whose metrics only `fid`
-is used. They say nothing of the images and the network, which is the Inception network of FID.
+The project's is an .npz with `mu`, `sigma` and what they depend on. Others are read too: ADM's and
+EDM's .npz (`mu`, `sigma`), and EDM2's .pkl ({"fid": {"mu", "sigma"}, ...}), of whose metrics only
+`fid` is used. Those name neither images nor network, which is the Inception network of FID.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from pipeline.base.safe_pickle import load_arrays
 
 @dataclass(frozen=True)
 class Reference:
-    """Feature statistics of one set of images by one extractor; None where a file says nothing."""
+    """Feature statistics of one set of images by one extractor; None if the file does not say."""
 
     mu: np.ndarray  # (D) float64
     sigma: np.ndarray  # (D,D) float64
@@ -45,13 +45,15 @@ def export_reference(path: Path, reference: Reference) -> None:
     Raises UserError unless the name ends in .npz, by which they tell the format.
     """
     if path.suffix != ".npz":
-        raise UserError(f"export={path} does not end in .npz: name it so, others tell it by that")
+        raise UserError(
+            f"export={path} does not end in .npz: other evaluators tell the format by the name"
+        )
     with atomic_stream(path) as stream:
         np.savez(stream, mu=reference.mu, sigma=reference.sigma)
 
 
 def load_reference(path: Path) -> Reference:
-    """The reference in `path`; raises UserError where it is missing, damaged or no statistics."""
+    """The reference in `path`; raises UserError if it is missing, damaged or of another kind."""
     try:
         with path.open("rb") as stream:
             zipped = stream.read(2) == b"PK"
@@ -68,7 +70,7 @@ def load_reference(path: Path) -> Reference:
 
 
 def from_npz(path: Path) -> Reference:
-    """The reference in an .npz; raises ValueError, KeyError, ... where it is none."""
+    """The reference in an .npz; raises ValueError, KeyError, ... without one."""
     with np.load(path, allow_pickle=False) as data:
         texts = ("pack_sha256", "extractor", "weights_sha256", "data")
         more: dict[str, Any] = {key: str(data[key]) for key in texts if key in data}
@@ -78,7 +80,7 @@ def from_npz(path: Path) -> Reference:
 
 
 def from_pickle(path: Path) -> Reference:
-    """The FID statistics in a .pkl; raises UserError where it holds more than arrays."""
+    """The FID statistics in a .pkl; raises UserError if it holds more than arrays."""
     with path.open("rb") as stream:
         content = load_arrays(stream, f"reference {path}")
     if not isinstance(content, dict):

@@ -1,4 +1,4 @@
-"""Scores of images from their features: distances and their entries in the result.
+"""Scores of images from their features: distances, and their records in the result.
 
 Features are (N,D) float32 tensors, or moments of any number of them. The distances are those of
 torch-fidelity 0.4.0.
@@ -11,14 +11,14 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.config.schema import Evaluate as Settings
-from pipeline.reporting.records import Entry
+from pipeline.reporting.records import Bracket, Score
 from pipeline.scoring.extractors import Extractor
 from pipeline.scoring.fidelity import load_torch_fidelity
 from pipeline.scoring.keepers import Held, InceptionScore, Moments
 from pipeline.scoring.references import Reference
 
 FULL_FID = 50_000  # samples of the published protocol; with fewer, the label says how many
-HELD = 50_000  # images a side whose features are held, for kernel distance, precision and recall
+HELD = 50_000  # images per side whose features are held for kernel distance, precision, recall
 
 # Name and label of a score in the features of FID's network, and of any other.
 NAMES = {
@@ -81,12 +81,17 @@ class Side:
     """One of the sets of n images of the bracket."""
 
     moments: Moments  # of all n
-    held: Held | None  # features of at most HELD of them, where a score needs features
+    held: Held | None  # features of at most HELD of them; None: no score needs features
+
+    @property
+    def keepers(self) -> tuple[Moments, Held | None]:
+        """Both, to be shown the images."""
+        return self.moments, self.held
 
 
 @dataclass(frozen=True)
-class Bracket:
-    """n images on each side; no image of part A is in part B."""
+class Sides:
+    """The sets of the bracket, n images each; no image of part A is in part B."""
 
     chosen: Side  # the samples, or n random ones of them
     real_a: Side
@@ -96,38 +101,41 @@ class Bracket:
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of the features of all images, on rank 0."""
+    """Sums and features of all images, on rank 0."""
 
     samples: Moments  # of all samples
     reference: Reference  # of the whole real set
-    bracket: Bracket | None  # None: there are no real images, only their statistics
+    sides: Sides | None  # None: there are no real images, only their statistics
     inception: InceptionScore | None  # of all samples; None: not asked for, or there are no logits
 
 
-def all_scores(measured: Measured, extractor: Extractor, settings: Settings) -> list[Entry]:
-    """The scores that evaluate.metrics names, in that order, as far as they can be had.
+def all_scores(measured: Measured, extractor: Extractor, settings: Settings) -> list[Score]:
+    """The scores that evaluate.metrics names, in that order, if the inputs allow them.
 
     `kid` and `prc` need real images, `isc` logits.
     """
-    result = []
+    result: list[Score] = []
     for metric in dict.fromkeys(settings.metrics):
         if metric == "fid":
-            result.append(fid_entry(measured, extractor))
-        elif metric == "kid" and measured.bracket:
-            result.append(kid_entry(measured.bracket, extractor, settings))
-        elif metric == "prc" and measured.bracket:
-            result += prc_entries(measured.bracket, extractor, settings)
+            result.append(fid_score(measured, extractor))
+        elif metric == "kid" and measured.sides:
+            result.append(kid_score(measured.sides, extractor, settings))
+        elif metric == "prc" and measured.sides:
+            result += prc_scores(measured.sides, extractor, settings)
         elif metric == "isc" and measured.inception:
             value, std = measured.inception.score()
             num = measured.samples.num
-            result.append(entry("isc", extractor, value, num, "higher", std=std))
+            result.append(named("isc", extractor, value, num, "higher", std=std))
     return result
 
 
-def entry(
+def named(
     kind: str, extractor: Extractor, value: float, num: int, better: str, **more: Any
-) -> Entry:
-    """One score of `num` samples, named after the metric and the extractor."""
+) -> Score:
+    """One score of `num` samples, named after the metric and the extractor.
+
+    `more` are further fields of Score.
+    """
     name, label, other_name, other_label = NAMES[kind]
     if extractor.label:
         name, label = f"{other_name}_{extractor.label}", f"{other_label}, {extractor.title}"
@@ -135,23 +143,22 @@ def entry(
         count = f"{num / 1000:g}k" if num >= 1000 else str(num)
         label += f"-{count}" if kind == "fid" and num < FULL_FID else ""
         label += f" ({extractor.title})"
-    found = {"value": value, "num_images": num, "better": better, **more}
-    return {"name": name, "label": label, **found}
+    return Score(name=name, label=label, value=value, num_images=num, better=better, **more)
 
 
-def fid_entry(measured: Measured, extractor: Extractor) -> Entry:
+def fid_score(measured: Measured, extractor: Extractor) -> Score:
     """Fréchet distance of all samples to the whole reference, with its bracket."""
     made, reference = measured.samples, measured.reference
     value = frechet(made.mu, made.sigma, reference.mu, reference.sigma)
-    more = {}
-    if measured.bracket:
-        near = measured.bracket
-        real = near.real_b.moments
-        mu, sigma = real.mu, real.sigma
-        others = [side.moments for side in (near.real_a, near.chosen, near.noise)]
-        found = [frechet(m.mu, m.sigma, mu, sigma) for m in others]
-        more["bracket"] = bracket_entry(real.num, *found)
-    return entry("fid", extractor, value, made.num, "lower", **more)
+    more: dict[str, Bracket] = {}
+    if sides := measured.sides:
+        real = sides.real_b.moments
+        floor, near, ceiling = (
+            frechet(side.moments.mu, side.moments.sigma, real.mu, real.sigma)
+            for side in (sides.real_a, sides.chosen, sides.noise)
+        )
+        more["bracket"] = Bracket(num_images=real.num, floor=floor, value=near, ceiling=ceiling)
+    return named("fid", extractor, value, made.num, "lower", **more)
 
 
 def features(side: Side) -> Tensor:
@@ -160,31 +167,26 @@ def features(side: Side) -> Tensor:
     return side.held.features
 
 
-def kid_entry(near: Bracket, extractor: Extractor, settings: Settings) -> Entry:
+def kid_score(sides: Sides, extractor: Extractor, settings: Settings) -> Score:
     """Kernel distance of the n samples to part B, with its bracket."""
-    real = features(near.real_b)
+    real = features(sides.real_b)
     size = min(settings.kid_subset_size, len(real))
     (floor, _), (value, std), (ceiling, _) = (
         kernel_distance(features(side), real, settings.kid_subsets, size, settings.seed)
-        for side in (near.real_a, near.chosen, near.noise)
+        for side in (sides.real_a, sides.chosen, sides.noise)
     )
-    found = bracket_entry(len(real), floor, value, ceiling)
-    return entry("kid", extractor, value, len(real), "lower", std=std, bracket=found)
+    bracket = Bracket(num_images=len(real), floor=floor, value=value, ceiling=ceiling)
+    return named("kid", extractor, value, len(real), "lower", std=std, bracket=bracket)
 
 
-def bracket_entry(num: int, floor: float, value: float, ceiling: float) -> Entry:
-    """Distances to part B at `num` images a side: of part A, of the samples, of noise."""
-    return {"num_images": num, "floor": floor, "value": value, "ceiling": ceiling}
-
-
-def prc_entries(near: Bracket, extractor: Extractor, settings: Settings) -> list[Entry]:
+def prc_scores(sides: Sides, extractor: Extractor, settings: Settings) -> list[Score]:
     """Precision and recall of the n samples against part B; `real` are those of part A."""
-    size, real = settings.prc_neighbourhood, features(near.real_b).to(extractor.device)
+    size, real = settings.prc_neighbourhood, features(sides.real_b).to(extractor.device)
     made, other = (
         precision_recall(features(side).to(extractor.device), real, size)
-        for side in (near.chosen, near.real_a)
+        for side in (sides.chosen, sides.real_a)
     )
     return [
-        entry(kind, extractor, value, len(real), "higher", real=best)
+        named(kind, extractor, value, len(real), "higher", real=best)
         for kind, value, best in zip(("precision", "recall"), made, other, strict=True)
     ]

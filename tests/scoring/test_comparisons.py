@@ -116,7 +116,7 @@ def test_descriptions_by_other_programs_do_not_matter(world: World, about: dict)
     found = world.compare(world.root / "samples", world.root / "pack")
     assert found["sample"] == about
     (world.root / "samples" / "sample.json").write_text("[]")
-    with pytest.raises(UserError, match=r"sample.json is no mapping"):
+    with pytest.raises(UserError, match=r"sample.json is not a mapping"):
         world.compare(world.root / "samples", world.root / "pack")
 
 

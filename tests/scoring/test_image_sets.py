@@ -60,7 +60,7 @@ def test_deep_and_damaged_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="more than 8 bits"):
         open_images(tmp_path)
     (tmp_path / "deep.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"deep\.png is no readable image"):
+    with pytest.raises(UserError, match=r"deep\.png is not a readable image"):
         open_images(tmp_path)
     Image.fromarray(IMAGES[0]).save(tmp_path / "deep.png")
     content = (tmp_path / "deep.png").read_bytes()
@@ -78,7 +78,7 @@ def test_deep_and_damaged_files_are_refused(tmp_path: Path) -> None:
         ("a.npy", IMAGES[0], r"uint8 \(6, 8, 3\)"),
         ("a.npy", None, "missing"),
         ("a.npz", None, "missing"),
-        ("a.zip", None, "no folder"),
+        ("a.zip", None, "not a folder"),
     ],
 )
 def test_what_is_no_set_of_images_is_refused(

@@ -135,10 +135,8 @@ def test_all_keepers_equal_a_direct_computation(seed: int, num: int, size: int, 
     np.testing.assert_allclose(classes.means, by_class, rtol=1e-10, atol=1e-12)
     distances = ((exact[:, None] - means.numpy()) ** 2).sum(2)
     right = distances.argmin(1) == labels
-    assert hits.shares()["overall"] == pytest.approx(right.mean())
-    assert hits.shares()["per_class"] == pytest.approx(
-        [right[labels == k].mean() for k in range(3)]
-    )
+    assert hits.shares().overall == pytest.approx(right.mean())
+    assert hits.shares().per_class == pytest.approx([right[labels == k].mean() for k in range(3)])
     wish = load_torch_fidelity().metric_isc.isc_features_to_metric(logits, 3, True, 7)
     assert inception.score() == pytest.approx(tuple(wish.values()), rel=1e-9, abs=1e-12)
     lengths = np.sqrt(((exact[:2, None] - exact) ** 2).sum(2))
@@ -157,7 +155,7 @@ def test_class_accuracy_by_hand() -> None:
     features = torch.tensor([[5.0, 0], [7, 0], [11, 1], [0, 29]])
     hits.add(Batch(np.arange(4), features, None))
     hits.finish(group)
-    assert hits.shares() == {"overall": 0.5, "per_class": [0.5, 0.5, None]}
+    assert hits.shares().to_json() == {"overall": 0.5, "per_class": [0.5, 0.5, None]}
 
 
 @settings(deadline=None, max_examples=60)

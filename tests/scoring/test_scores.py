@@ -174,7 +174,7 @@ def test_distances_order_as_the_eye_does() -> None:
 def test_names_and_labels(num: int, label: str) -> None:
     inception = SimpleNamespace(label="", title="Inception-v3")
     other = SimpleNamespace(label="efflite0_96", title="EfficientNet-Lite0 at 96 px")
-    found = scores.entry("fid", inception, 1.0, num, "lower")  # type: ignore[arg-type]
-    assert (found["name"], found["label"]) == ("fid", f"{label} (Inception-v3)")
-    found = scores.entry("fid", other, 1.0, num, "lower")  # type: ignore[arg-type]
-    assert found["name"] == "frechet_efflite0_96" and "FID" not in found["label"]
+    found = scores.named("fid", inception, 1.0, num, "lower")  # type: ignore[arg-type]
+    assert (found.name, found.label) == ("fid", f"{label} (Inception-v3)")
+    found = scores.named("fid", other, 1.0, num, "lower")  # type: ignore[arg-type]
+    assert found.name == "frechet_efflite0_96" and "FID" not in found.label

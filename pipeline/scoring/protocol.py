@@ -1,0 +1,74 @@
+"""Everything that scores depend on except the samples, and the notes that a reader needs."""
+
+from importlib.metadata import version
+
+import torch
+
+from pipeline.config.schema import Evaluate as Settings
+from pipeline.reporting.records import Protocol
+from pipeline.scoring.extractors import Extractor
+from pipeline.scoring.inputs import Inputs
+from pipeline.scoring.measure import Parts
+from pipeline.scoring.scores import HELD
+
+
+def protocol_of(
+    inputs: Inputs, extractor: Extractor, settings: Settings, parts: Parts | None
+) -> Protocol:
+    """The protocol of the scores of `inputs`; `parts` are None without real images."""
+    num = settings.kid_subset_size if parts is None else min(len(parts.a), HELD)
+    return Protocol(
+        extractor=extractor.name,
+        weights_sha256=extractor.weights_sha256,
+        reference=inputs.about,
+        kid_subsets=settings.kid_subsets,
+        kid_subset_size=min(settings.kid_subset_size, num),
+        isc_splits=settings.isc_splits,
+        prc_neighbourhood=settings.prc_neighbourhood,
+        seed=settings.seed,
+        # without +cpu or +cu130: the machine is not a part of the protocol
+        versions={
+            "torch": torch.__version__.partition("+")[0],
+            "torch_fidelity": version("torch-fidelity"),
+        },
+    )
+
+
+def notes_on(
+    inputs: Inputs, extractor: Extractor, settings: Settings, parts: Parts | None
+) -> list[str]:
+    """Notes on the inputs, the weights, and the scores that are left out or of fewer images."""
+    notes = list(inputs.notes)
+    if not extractor.known_weights:
+        notes.append(
+            f"the weights file of {extractor.title} is not the published one: compare only with "
+            f"scores by the same file (sha256 {extractor.weights_sha256[:8]}…)"
+        )
+    if "isc" in settings.metrics and not extractor.has_logits:
+        notes.append(
+            f"the Inception score is left out: these weights of {extractor.title} have no last "
+            "layer of the Inception network"
+        )
+    if parts is None:
+        notes.append(
+            "kernel distance, precision, recall and the bracket of the distance are left out: the "
+            "reference holds statistics and no images"
+        )
+        return notes
+    return notes + notes_on_counts(settings, len(parts.a))
+
+
+def notes_on_counts(settings: Settings, num: int) -> list[str]:
+    """Notes if fewer images are compared than the `num` on each side or the configured subset."""
+    notes = []
+    if num > HELD and {"kid", "prc"} & set(settings.metrics):
+        notes.append(
+            f"kernel distance, precision and recall compare {HELD:,} images on each side instead "
+            f"of {num:,}: no more features are held"
+        )
+    if num < settings.kid_subset_size and "kid" in settings.metrics:
+        notes.append(
+            f"kid_subset_size is {num} instead of {settings.kid_subset_size}: there are no more "
+            "images on each side"
+        )
+    return notes
