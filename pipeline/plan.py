@@ -16,9 +16,10 @@ import torch
 
 from pipeline.base.errors import UserError, run_main
 from pipeline.config import paths
+from pipeline.config.image_sets import MADE_SOURCES
 from pipeline.config.load import DEFAULT_FILE, load_yaml, resolve
 from pipeline.config.samplers import sampler_name
-from pipeline.config.schema import MADE_SOURCES, Config, Sample
+from pipeline.config.schema import Config, Sample
 from pipeline.config.words import merge, parse_overrides
 from pipeline.data.pack import Record
 from pipeline.flow.made_up import made_up

@@ -15,7 +15,7 @@ import torch
 from hypothesis import settings
 
 from pipeline.config import load
-from pipeline.config.model_keys import Model
+from pipeline.config.model_keys import UNetKeys
 from pipeline.config.schema import Config
 from pipeline.config.words import parse_overrides
 from pipeline.data.pack import Hashes, Record
@@ -59,10 +59,10 @@ def peer_state(fixture: Any) -> dict[str, torch.Tensor]:
     return {name.removeprefix("state/"): torch.from_numpy(fixture[name]) for name in names}
 
 
-def our_model(arguments: dict[str, Any]) -> Model:
+def our_model(arguments: dict[str, Any]) -> UNetKeys:
     """The reference's constructor arguments as our `model` section."""
     head_channels = arguments["num_head_channels"]
-    return Model(
+    return UNetKeys(
         channels=arguments["model_channels"],
         channel_mult=tuple(arguments["channel_mult"]),
         blocks=arguments["num_res_blocks"],

@@ -18,7 +18,7 @@ import torch
 
 from pipeline import import_weights
 from pipeline.base.errors import UserError
-from pipeline.config.model_keys import Model
+from pipeline.config.model_keys import UNetKeys, read_model
 from pipeline.data.pack import DataAbout
 from pipeline.interop import flow_matching, flow_matching_network
 from pipeline.networks.unet import UNet
@@ -88,7 +88,7 @@ def test_velocity_equals_the_reference(name: str, wrapped: str, tmp_path: Path) 
     if wrapped != "bare":
         state = in_ema(state, "module." if "DDP" in wrapped else "")
     tensors, about = imported(write(tmp_path / "a.pth", state), HEADS[name])
-    model = Model.model_validate(about["config"]["model"])
+    model = read_model(about["config"]["model"])
     assert model == our_model(arguments).model_copy(update={"dropout": 0.0, "heads": model.heads})
     net = UNet(model, len(about["record"]["classes"])).eval()
     net.load_state_dict(tensors)
@@ -130,7 +130,7 @@ def test_heads_follow_from_the_dataset_where_the_network_is_its(
 def test_the_architecture_is_told_from_names_and_shapes(
     mult: tuple[int, ...], blocks: int, residual: bool, conv: bool
 ) -> None:
-    model = Model(
+    model = UNetKeys(
         channels=32, channel_mult=mult, blocks=blocks, attention_at=(2, 8), head_channels=None,
         heads=1, dropout=0.0, time_scale=1.0, scale_shift_norm=residual != conv,
         residual_updown=residual, conv_resample=conv, class_conditional=conv,
@@ -140,7 +140,7 @@ def test_the_architecture_is_told_from_names_and_shapes(
     found = flow_matching_network.architecture(
         flow_matching.Peer(Path("a.pth"), state, "plain", {}, None)
     )
-    told = model.model_dump(exclude={"heads", "head_channels"})
+    told = model.model_dump(exclude={"kind", "heads", "head_channels"})
     told["attention_at"] = tuple(n for n in told["attention_at"] if n < 2 ** len(mult))
     unseen = {"residual_updown", "conv_resample"} if len(mult) == 1 else set()
     unseen |= {"conv_resample"} if residual else set()

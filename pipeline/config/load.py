@@ -16,7 +16,6 @@ from pydantic import ValidationError
 
 from pipeline.base.errors import UserError
 from pipeline.config.messages import explain, known_keys, nearest
-from pipeline.config.model_keys import Model
 from pipeline.config.older_form import note_older, read_older
 from pipeline.config.paths import experiment_of
 from pipeline.config.samplers import check_names
@@ -124,8 +123,7 @@ def validate(tree: Mapping[str, Any], environment: Mapping[str, str] = os.enviro
     """
     config = parsed(tree, environment)
     check_runs(config.sample)
-    check_heads(config.model)
-    check_halvings(config)
+    config.model.check(config.data.resolution)
     return config
 
 
@@ -144,17 +142,6 @@ def overlaid(config: Config, keys: Mapping[str, Any]) -> Config:
     return parsed(merge(config.model_dump(), keys))
 
 
-def check_halvings(config: Config) -> None:
-    """Raise UserError unless the network can halve the resolution as often as it is to."""
-    halvings = len(config.model.channel_mult) - 1
-    if config.data.resolution % 2**halvings:
-        raise UserError(
-            f"data.resolution={config.data.resolution} cannot be halved {halvings} times, as "
-            f"model.channel_mult with {halvings + 1} entries needs: use a multiple of "
-            f"{2**halvings} or a shorter model.channel_mult"
-        )
-
-
 def check_runs(sample: Sample) -> None:
     """Raise UserError where a run is no valid sampler, or two runs have one name."""
     for place, run in enumerate(sample.runs):
@@ -166,21 +153,6 @@ def check_runs(sample: Sample) -> None:
         except ValidationError as error:
             raise UserError(f"{where}: {explain(error, Sample)}") from error
     check_names(sample)
-
-
-def check_heads(model: Model) -> None:
-    """Raise UserError unless the heads divide the width of every level with attention."""
-    levels = [n for n in range(len(model.channel_mult)) if 2**n in model.attention_at]
-    for level in {*levels, len(model.channel_mult) - 1}:  # the middle always has attention
-        width = model.channels * model.channel_mult[level]
-        divisor, name = model.heads, "model.heads"
-        if model.head_channels is not None:
-            divisor, name = model.head_channels, "model.head_channels"
-        if width % divisor:
-            raise UserError(
-                f"{name}={divisor} does not divide the {width} channels at downsampling factor "
-                f"{2**level}: use a divisor, or leave the factor out of model.attention_at"
-            )
 
 
 def load_step(
@@ -227,8 +199,7 @@ def of_stage(
     tree = merge({k: v for k, v in base.items() if k != "experiments"}, named)
     config = parsed(merge(merge(tree, keys), words), environment)
     if "model" in keys:
-        check_heads(config.model)
-        check_halvings(config)
+        config.model.check(config.data.resolution)
     return config
 
 

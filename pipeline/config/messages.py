@@ -1,23 +1,34 @@
-"""What is wrong with a configuration, in one sentence that names the key."""
+"""What is wrong with a configuration, in one sentence that names the key and the remedy."""
 
 import difflib
 import types
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config.schema import Config
 
+# --- keys ----------------------------------------------------------------------------------------
+
 
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """All dotted keys, sections included."""
+    """All dotted keys, sections included; of a union of sections, the keys of all members."""
     keys = []
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += known_keys(field.annotation, f"{prefix}{name}.")
-    return keys
+        for section in sections(field.annotation):
+            keys += known_keys(section, f"{prefix}{name}.")
+    return list(dict.fromkeys(keys))
+
+
+def sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a type allows: one, the members of a union, or none."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Annotated, Union, types.UnionType):
+        return [section for member in get_args(annotation) for section in sections(member)]
+    return []
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -29,38 +40,56 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {tails.get(close[0], close[0])}?" if close else ""
 
 
+# --- problems ------------------------------------------------------------------------------------
+
+
 def explain(error: ValidationError, model: type[BaseModel] = Config) -> str:
     """One sentence for the first problem with a `model`, unknown keys before bad values."""
     problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    first = problems[0]
-    known = known_keys(model)
+    first, known = problems[0], known_keys(model)
+    if first["type"] == "union_tag_invalid":
+        choices = first["ctx"]["expected_tags"].replace("'", "")
+        return f"model.kind={first['ctx']['tag']!r} is not valid: use one of {choices}"
+    location = without_family([str(part) for part in first["loc"]])
     # Unions add the name of their member to the location; keep what is a key.
-    parts = [str(p) for p in first["loc"]]
+    parts = list(location)
     while first["type"] != "extra_forbidden" and parts and ".".join(parts) not in known:
         parts.pop()
     key = ".".join(parts)
     if first["type"] == "extra_forbidden":
-        few = f" (known: {', '.join(known)})" if model is not Config else ""
-        return f"unknown key {key}{nearest(key, known) or few}"
-    if first["type"] == "missing" and len(parts) == len(first["loc"]):
+        all_keys = f" (known: {', '.join(known)})" if model is not Config else ""
+        return f"unknown key {key}{nearest(key, known) or all_keys}"
+    if first["type"] == "missing" and parts == location:
         return f"key {key} is missing in config.yaml"
     if first["type"] == "missing":
         return f"{key}={list(first['input'])} is not valid: expected more values"
-    expected = "" if first["type"] == "value_error" else allowed(key, model)
-    expected = expected or str(first["msg"]).replace("Input should be", "expected")
-    expected = expected.replace("a valid tuple", "a list").replace("Tuple", "the list")
-    expected = expected.removeprefix("Value error, ")
-    return f"{key}={first['input']!r} is not valid: {expected}"
+    return f"{key}={first['input']!r} is not valid: {expectation(first, key, model)}"
+
+
+def without_family(location: list[str]) -> list[str]:
+    """A problem's location without the family that the union `model` adds: model.unet.heads."""
+    return [location[0], *location[2:]] if location[:1] == ["model"] else location
+
+
+def expectation(problem: Any, key: str, model: type[BaseModel]) -> str:
+    """The values that are possible instead."""
+    text = "" if problem["type"] == "value_error" else allowed(key, model)
+    text = text or str(problem["msg"]).replace("Input should be", "expected")
+    text = text.replace("a valid tuple", "a list").replace("Tuple", "the list")
+    return text.removeprefix("Value error, ")
 
 
 def allowed(key: str, model: type[BaseModel] = Config) -> str:
     """`use one of …` for a key with listed values or several types, else an empty string."""
     kind: Any = model
     for part in key.split("."):
-        kind = kind.model_fields[part].annotation
+        holders = [section for section in sections(kind) if part in section.model_fields]
+        kind = holders[0].model_fields[part].annotation
     if get_origin(kind) is Literal:
         return "use one of " + ", ".join(map(str, get_args(kind)))
-    if isinstance(kind, types.UnionType) or "Union" in str(get_origin(kind)):
+    if sections(kind):
+        return ""
+    if get_origin(kind) in (Union, types.UnionType):
         return "use " + " or ".join(map(type_word, get_args(kind)))
     return ""
 

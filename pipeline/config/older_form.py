@@ -2,7 +2,8 @@
 
 A run's identity is a hash over its stage keys, and Snakemake compares them to decide what to run
 again. So that no existing run starts anew, stage keys keep the older form: `data.recipe: box` and
-`downsample.fast: true` is what everything else calls `data.recipe: box-fast`.
+`downsample.fast: true` is what everything else calls `data.recipe: box-fast`, and `model.kind` is
+left out if it is `unet`, once the only family.
 """
 
 import os
@@ -43,7 +44,13 @@ def write_older(tree: Mapping[str, Any]) -> dict[str, Any]:
     """All keys of a configuration in the older form: the inverse of `read_older`."""
     recipe = _recipe(tree)
     tree = merge(tree, nested("data.recipe", recipe.removesuffix(FAST)))
-    return merge(tree, nested("downsample.fast", recipe.endswith(FAST)))
+    tree = merge(tree, nested("downsample.fast", recipe.endswith(FAST)))
+    return {**tree, "model": older_model(tree["model"])}
+
+
+def older_model(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A model section without its `kind` if that is `unet`."""
+    return {key: value for key, value in section.items() if (key, value) != ("kind", "unet")}
 
 
 def note_older(tree: Mapping[str, Any]) -> None:

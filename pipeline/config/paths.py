@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.base.errors import UserError
+from pipeline.config.image_sets import MADE_SOURCES
 from pipeline.config.samplers import sampler_name
-from pipeline.config.schema import MADE_SOURCES, Config, Train
+from pipeline.config.schema import Config, Train
 
 RESULTS = Path("results")
 

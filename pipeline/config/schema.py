@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from pipeline.config.image_sets import Layout, Source
 from pipeline.config.model_keys import Model
 from pipeline.config.types import (
     Beta,
@@ -20,18 +21,14 @@ from pipeline.config.types import (
     Seed,
 )
 
-# Image sets that the project makes itself, with their number of images per class.
-MADE_SOURCES = {"shapes": 250, "shapes_tiny": 24}
-
-
 # How an image becomes a small square: rows of images/recipes.py. The fast ones decode JPEGs at a
 # fraction of their size: other pixels, so another name.
 Recipe = Literal["box", "adm", "edm", "box-fast", "adm-fast", "edm-fast"]
 
 
 class Data(Section):
-    source: Literal["auto", "train", "train_blurred", "cifar10", "shapes", "shapes_tiny"]
-    layout: Literal["auto", "folders", "tar", "tar.gz", "parquet", "webdataset", "batches", "cifar"]
+    source: Source
+    layout: Layout
     resolution: Annotated[int, Field(ge=8, le=256)]  # px, both axes
     recipe: Recipe
     expected_images: PositiveInt | None
@@ -152,14 +149,17 @@ class Sample(Section):
         return Sample.model_validate(self.model_dump() | {"runs": ()} | run)
 
 
+Extractor = Literal[  # rows of scoring/extractors.py
+    "inception-v3-compat",
+    "efficientnet-lite0",
+    "dinov2-vit-s-14",
+    "dinov2-vit-b-14",
+    "dinov2-vit-l-14",
+]
+
+
 class Evaluate(Section):
-    extractor: Literal[
-        "inception-v3-compat",
-        "efficientnet-lite0",
-        "dinov2-vit-s-14",
-        "dinov2-vit-b-14",
-        "dinov2-vit-l-14",
-    ]
+    extractor: Extractor
     metrics: Annotated[tuple[Literal["fid", "kid", "isc", "prc"], ...], Field(min_length=1)]
     kid_subsets: PositiveInt
     kid_subset_size: Annotated[int, Field(ge=2)]

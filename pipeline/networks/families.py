@@ -27,7 +27,7 @@ FAMILIES = {"unet": Family(UNet, (ResBlock, Attention, Resample))}
 
 def family(model: Model) -> Family:
     """The family of the network that `model` describes."""
-    return FAMILIES[getattr(model, "kind", "unet")]
+    return FAMILIES[model.kind]
 
 
 def build(model: Model, num_classes: int) -> nn.Module:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config.model_keys import Model
+from pipeline.config.model_keys import UNetKeys
 
 GROUPS = 32  # of every GroupNorm
 
@@ -53,7 +53,7 @@ class ResBlock(nn.Module):
     """norm-SiLU-conv twice with the embedding between them, plus a skip; may change resolution."""
 
     def __init__(
-        self, cin: int, cout: int, width: int, model: Model, resample: str | None = None
+        self, cin: int, cout: int, width: int, model: UNetKeys, resample: str | None = None
     ) -> None:
         super().__init__()
         self.scale_shift = model.scale_shift_norm
@@ -111,7 +111,7 @@ class UNet(nn.Module):
     A model that is not class-conditional ignores the labels.
     """
 
-    def __init__(self, model: Model, num_classes: int) -> None:
+    def __init__(self, model: UNetKeys, num_classes: int) -> None:
         super().__init__()
         self.model = model
         self.num_classes = num_classes

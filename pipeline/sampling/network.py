@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from pipeline.base.errors import OneRankError
 from pipeline.compute import draws, execution
 from pipeline.compute.distributed import Ranks
-from pipeline.config.model_keys import Model
+from pipeline.config.model_keys import read_model
 from pipeline.data.reader import to_uint8
 from pipeline.drawing import pictures
 from pipeline.drawing.tiles import row_names
@@ -29,7 +29,7 @@ def build(job: Job, group: Ranks) -> Networks:
 
 def build_net(job: Job, weights: Weights, group: Ranks) -> nn.Module:
     """One network with its averaged weights."""
-    model = Model.model_validate(weights.about.config["model"])
+    model = read_model(weights.about.config["model"])
     net = families.build(model, len(weights.data.classes))
     net.load_state_dict(load_weights(weights.path))
     net.eval().requires_grad_(False)

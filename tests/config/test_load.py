@@ -42,6 +42,10 @@ def test_every_key_has_a_comment() -> None:
         ("train.batch=0", "train.batch=0 is not valid"),
         ("train=3", "train=3 is not valid"),
         ("data.recipe=bxo", "data.recipe='bxo' is not valid: use one of box"),
+        ("model.kind=unnet", "model.kind='unnet' is not valid: use one of unet"),
+        ("model.chanels=3", "unknown key model.chanels; did you mean model.channels?"),
+        ("model.channels=3", "model.channels=3 is not valid: expected a multiple of 32"),
+        ("model=3", "model=3 is not valid: expected"),
         ("runtime.compile=maybe", "use auto or true|false"),
         ("model.head_channels=x", "use a whole number or null"),
         ("data.resolution=20", "data.resolution=20 cannot be halved 3 times"),
@@ -157,6 +161,7 @@ def test_every_other_key_is_read_by_some_stage() -> None:
     for key in load.known_keys():
         section = key.partition(".")[0]
         named = key in (*PLACES, "sample.seeds", "sample.runs") or "." not in key
+        named = named or key == "model.kind"  # left out if it is unet: see test_older_form.py
         if named or section in ("runtime", "launch"):
             continue
         assert any(_has(stage, key) for stage in stages), key

@@ -64,6 +64,13 @@ def test_stage_keys_in_the_older_form_need_no_note(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == ""
 
 
+def test_the_family_is_among_the_keys_unless_it_is_the_first_one() -> None:
+    config = resolved("model.kind=unet")
+    assert config.model.kind == "unet" and "kind" not in stage_keys(config, "train")["model"]
+    tree = config.model_dump() | {"model": {"kind": "other", "width": 3}}
+    assert older_form.write_older(tree)["model"] == {"kind": "other", "width": 3}
+
+
 def test_slow_and_fast_at_once_are_refused() -> None:
     with pytest.raises(UserError, match="contradict each other: leave out downsample.fast"):
         resolved("data.recipe=box-fast", "downsample.fast=false")

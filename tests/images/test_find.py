@@ -7,9 +7,10 @@ from typing import get_args
 import pytest
 
 from pipeline.base.errors import UserError
+from pipeline.config.image_sets import MADE_SOURCES
 from pipeline.config.load import load_step
 from pipeline.config.paths import pack_folder
-from pipeline.config.schema import MADE_SOURCES, Data
+from pipeline.config.schema import Data
 from pipeline.images.sources import find
 from pipeline.images.sources.packagings import PACKAGINGS
 from tests.conftest import resolved

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pipeline.base.errors import UserError
 from pipeline.config import paths
-from pipeline.config.schema import MADE_SOURCES, Config
+from pipeline.config.image_sets import MADE_SOURCES
+from pipeline.config.schema import Config
 from pipeline.images import shapes
 from pipeline.images.sources import find, tars
 from pipeline.images.sources.base import Source

@@ -1,7 +1,7 @@
 """The table of packagings: how each image set may lie in the image folder.
 
 A new packaging is a module here, whose `open_at` opens it as a Source, a row of
-PACKAGINGS, and a choice of data.layout in pipeline/config/schema.py.
+PACKAGINGS, and a choice of data.layout in pipeline/config/image_sets.py.
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,43 @@
+"""Choices of a key: each is listed once in the schema, and as the rows of one table in the code."""
+
+from typing import Any, get_args
+
+import pytest
+
+from pipeline.config import schema
+from pipeline.config.image_sets import MADE_SOURCES
+from pipeline.config.model_keys import UNetKeys
+from pipeline.images.recipes import RECIPES
+from pipeline.images.sources.packagings import PACKAGINGS
+from pipeline.networks.families import FAMILIES
+from pipeline.sampling.solvers import ADAPTIVE, FIXED_GRID
+from pipeline.scoring.extractors import KINDS
+from pipeline.train import WORKLOADS
+
+
+def choices(section: Any, key: str) -> set[str]:
+    return set(get_args(section.model_fields[key].annotation))
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "rows"),
+    [
+        (schema.Config, "workload", {*WORKLOADS}),
+        (
+            schema.Data,
+            "source",
+            {"auto", *MADE_SOURCES, *(p.source for p in PACKAGINGS)},
+        ),
+        (schema.Data, "layout", {"auto", *(p.layout for p in PACKAGINGS)}),
+        (schema.Data, "recipe", {*RECIPES}),
+        (UNetKeys, "kind", {*FAMILIES}),
+        (schema.Sample, "solver", {*FIXED_GRID, *ADAPTIVE}),
+        (schema.Evaluate, "extractor", {*KINDS}),
+    ],
+)
+def test_choices_are_the_rows_of_a_table(section: Any, key: str, rows: set[str]) -> None:
+    assert choices(section, key) == rows
+
+
+def test_adaptive_solvers_are_those_without_a_grid() -> None:
+    assert set(get_args(schema.AdaptiveSolver)) == {*ADAPTIVE}
