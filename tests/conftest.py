@@ -28,6 +28,21 @@ settings.register_profile("shared machines", deadline=None)  # no test of second
 settings.load_profile("shared machines")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a fixture of their module run in one worker, which makes it once."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None and shares_a_fixture(item):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+def shares_a_fixture(item: pytest.Item) -> bool:
+    """Whether a test uses a fixture that its module makes once."""
+    definitions = item._fixtureinfo.name2fixturedefs  # type: ignore[attr-defined]
+    used = [definitions[name][-1] for name in item.fixturenames if name in definitions]
+    return any(made.scope == "module" and made.baseid for made in used)
+
+
 def resolved(*overrides: str, environment: dict[str, str] | None = None) -> Config:
     """config.yaml with `key=value` overrides; no environment unless given."""
     base = load.load_yaml(load.DEFAULT_FILE)
