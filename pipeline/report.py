@@ -95,10 +95,12 @@ def listed(word: str) -> list[Path]:
 
 def read_inputs(config: Config, words: Mapping[str, str]) -> Inputs:
     """Everything that the report shows, checked; raises UserError about the first problem."""
+    # words of the command line
     missing = [f"{word}=..." for word in WORDS if not words.get(word)]
     if missing:
         raise UserError(f"the report needs {' '.join(missing)} on its command line")
     out_folder(Path(words["out"]))
+    # the real images
     record = Record.read(Path(words["record"]))
     named = {key: getattr(record, key) for key in ("source", "resolution", "recipe")}
     pack = pack_folder(config.model_copy(update={"data": config.data.model_copy(update=named)}))
@@ -158,11 +160,13 @@ def main(argv: list[str]) -> None:
     config = resolve_image_set(config)
     inputs, out = read_inputs(config, words), Path(words["out"])
     record, evaluations = inputs.record, inputs.evaluations
+    # texts
     title = record.name
     full = f"{title}: {record.num_images:,} images of {len(record.classes):,} classes"
     notes, counts, rows = left_out(inputs), class_counts(inputs), table_rows(evaluations)
     protocols = [short_hashes(line) for line in numbered(protocol_texts(evaluations))]
     shown = summary(full, inputs.curve, evaluations, notes)
+    # every file in memory before the first is written
     outputs = {
         "curve.png": curve_chart(title, inputs.curve, record.num_images),
         "samples_vs_real.png": samples_picture(inputs, config.report),
@@ -177,6 +181,7 @@ def main(argv: list[str]) -> None:
         with atomic_stream(out / name) as stream:
             stream.write(content)
     write_config(out, config, "report")
+    # the summary on the terminal
     encoding = sys.stdout.encoding or "ascii"
     print(shown.encode(encoding, "replace").decode(encoding), end="")
 

@@ -98,6 +98,7 @@ def open_pack(folder: Path, record: Record) -> Pack:
             f"pack {folder} holds other images than its record in results/data says: "
             "run `make data`"
         )
+    # arrays as the record says
     images, labels = load_npy(folder / "images.npy"), load_npy(folder / "labels.npy")
     size, num = record.resolution, record.num_images
     if images.shape != (num, size, size, 3) or images.dtype != np.uint8 or labels.shape != (num,):

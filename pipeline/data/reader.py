@@ -59,9 +59,11 @@ class Mapped:
 
     def read(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
         """Pixels uint8 (B,H,W,3) and labels int64 (B,) of positions (B,), on the device."""
+        # the batch that was read ahead, unless another is asked for
         ready = self._coming.pop(positions.tobytes(), None)
         pixels, labels = ready.result() if ready else self.gather(positions)
         self._coming.clear()  # a wrong guess
+        # the batch after it
         if self.ahead:
             following = positions + self.ahead
             self._coming[following.tobytes()] = self._thread.submit(self.gather, following)

@@ -111,6 +111,7 @@ def curve_chart(title: str, rows: Sequence[Curve], epoch: int) -> bytes:
     """
     figure = Figure(figsize=(9, 8), layout="constrained")
     axes = figure.subplots(3, sharex=True, height_ratios=(2, 1, 1))
+    # a panel per column
     names = {"loss": "loss", "grad_norm": "gradient norm", "images_per_s": "images per second"}
     images = np.array([row.images for row in rows])
     for axis, (key, name) in zip(axes, names.items(), strict=True):
@@ -123,6 +124,7 @@ def curve_chart(title: str, rows: Sequence[Curve], epoch: int) -> bytes:
             plain_log(axis, "y", values.min(), values.max())
         axis.set_ylabel(name)
         axis.grid(alpha=0.25)
+    # scales: images below, epochs above
     axes[2].set_ylim(bottom=0)
     axes[2].yaxis.set_major_formatter(FuncFormatter(short_number))
     axes[2].xaxis.set_major_formatter(FuncFormatter(short_number))
@@ -139,16 +141,19 @@ def distance_chart(title: str, scores: Sequence[Score]) -> bytes:
 
     Of the `scores` that have a bracket.
     """
+    # brackets by metric and sampler
     brackets: dict[str, dict[str, list[Bracket]]] = {}  # metric -> sampler -> seeds
     for score in scores:
         if score.bracket:
             samplers = brackets.setdefault(score.label, {})
             samplers.setdefault(score.sampler, []).append(score.bracket)
+    # figure
     sizes = [len(lines) + 1.0 for lines in brackets.values()] or [1.0]
     figure = Figure(figsize=(9, 0.8 + 0.6 * sum(sizes)), layout="constrained")
     figure.suptitle(title if brackets else f"{title}: no distance has a floor and a ceiling")
     if not brackets:
         return png(figure)
+    # a panel per metric
     panels = figure.subplots(len(brackets), height_ratios=sizes, squeeze=False)[:, 0]
     for axis, (name, lines) in zip(panels, brackets.items(), strict=True):
         draw_brackets(axis, lines)
@@ -162,12 +167,14 @@ def distance_chart(title: str, scores: Sequence[Score]) -> bytes:
 def draw_brackets(axis: Axes, lines: Mapping[str, Sequence[Bracket]]) -> None:
     """One panel of `distance_chart`: the mean over the seeds of a sampler, each seed in white."""
     means = [Line(*(mean_of(seeds, key) for key in Line._fields)) for seeds in lines.values()]
+    # a line per sampler, its seeds on it
     for place, (mean, seeds) in enumerate(zip(means, lines.values(), strict=True)):
         ends = [mean.floor, mean.ceiling]
         axis.plot(ends, [place] * 2, color=PALE, linewidth=6, solid_capstyle="butt", zorder=0)
         if len(seeds) > 1:
             values = [line.value for line in seeds]
             axis.scatter(values, [place] * len(values), s=12, c="white", zorder=3)
+    # floor, value and ceiling with their numbers
     for key, (marker, colour, lift, label) in MARKS.items():
         values = [getattr(mean, key) for mean in means]
         axis.scatter(values, range(len(values)), s=110, c=colour, marker=marker, label=label)
@@ -176,6 +183,7 @@ def draw_brackets(axis: Axes, lines: Mapping[str, Sequence[Bracket]]) -> None:
                 number(value), (value, place), (0, lift), textcoords="offset points",
                 ha="center", color=colour, fontsize=9,
             )  # fmt: skip
+    # axes
     scale_distances(axis, means)
     axis.margins(x=0.08)
     axis.set_yticks(range(len(lines)), list(lines))
@@ -201,11 +209,13 @@ def nfe_chart(title: str, rows: Sequence[Score], protocols: Sequence[str]) -> by
         axis.set_axis_off()
         figure.suptitle("no Fréchet distance: evaluate.metrics does not name fid")
         return png(figure)
+    # title
     alone = len({row.sampler for row in rows}) == 1
     hint = " (one sampler: more of them in sample.runs make a curve)" if alone else ""
     figure.suptitle(" and ".join(dict.fromkeys(row.label for row in rows)) + hint)
     small = [line for text in [title, *protocols] for line in textwrap.wrap(text, 125)]
     axis.set_title("\n".join(small), fontsize=8, loc="left")
+    # families and floors
     for place, name in enumerate(dict.fromkeys(row.family for row in rows)):
         colour = FAMILIES[place % len(FAMILIES)]
         lift = -17 if place % 2 else 9  # of the numbers, points: those of neighbours do not meet

@@ -55,6 +55,7 @@ def assemble(spool: Spool, source: Source, config: Config) -> Manifest:
     labels = np.searchsorted(names, images.classes[order]).astype(np.int64)
     per_class = counts(classes, labels)
     check_left_out(config, source.place, images.left_out, per_class)
+    # manifest
     return Manifest(
         source=config.data.source,
         resolution=config.data.resolution,
@@ -102,6 +103,7 @@ def pack_order(images: Finished) -> np.ndarray:
 
 def check_unique(images: Finished, where: Path) -> None:
     """Raise UserError if two images have the same class and name."""
+    # neighbours after sorting
     order = np.lexsort((images.files, images.classes))
     same = (images.classes[order][1:] == images.classes[order][:-1]) & (
         images.files[order][1:] == images.files[order][:-1]

@@ -47,6 +47,7 @@ def check_left_out(
 
 def check_writable(folder: Path) -> None:
     """Raise UserError if the pack's folder cannot be written or made."""
+    # the folder itself may still be made
     existing = nearest_existing(folder)
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(
@@ -60,6 +61,7 @@ def check_space(folder: Path, num_images: int, resolution: int, ordered: bool) -
 
     Images that come in another order than the pack's need room for a sorted copy, too.
     """
+    # bytes of rows and labels, less those of an earlier run
     pixels = num_images * resolution * resolution * 3  # bytes
     rows = folder / ".making" / "rows.npy"
     written = rows.stat().st_blocks * 512 if rows.exists() else 0
@@ -88,6 +90,7 @@ def existing_pack(folder: Path, config: Config) -> Manifest | None:
     """
     if not (folder / "manifest.json").exists():
         return None
+    # a whole manifest of the same data, and arrays as it says
     try:
         manifest = Manifest.read(folder / "manifest.json")
     except UserError:
@@ -97,6 +100,7 @@ def existing_pack(folder: Path, config: Config) -> Manifest | None:
     if problem := damage(folder, manifest):
         print(MAKE_AGAIN.format(folder, problem))
         return None
+    # the image set that it was made of
     num_images = manifest.num_images + len(manifest.left_out)
     check_expected(config, folder, num_images, len(manifest.classes))
     check_left_out(config, folder, manifest.left_out, manifest.per_class)

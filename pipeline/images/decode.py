@@ -93,8 +93,10 @@ def plain_size(data: bytes) -> tuple[int, int] | None:
     size, start = None, 2
     while len(segment := data[start : start + 10]) == 10 and segment[0] == 0xFF:
         marker, length = segment[1], int.from_bytes(segment[2:4])
+        # the pixels begin: the header is complete
         if marker == SCAN:
             return size if data.startswith(b"\xff\xd8\xff") else None
+        # the frame, with the size of the image
         if marker in HUFFMAN_FRAMES and length == FRAME_LENGTH and segment[4] == 8 and not size:
             height, width = int.from_bytes(segment[5:7]), int.from_bytes(segment[7:9])
             size = (width, height) if width * height <= MAX_PIXELS else None
@@ -165,12 +167,15 @@ def decode(data: bytes | np.ndarray, name: str, recipe: str, resolution: int) ->
     are shrunk in part while they are decoded, which changes the pixels a little.
     """
     try:
+        # pixels that need no decoder
         if isinstance(data, np.ndarray):
             return Decoded(shrink(data, recipe, resolution))
+        # ordinary JPEGs, without Pillow
         if size := plain_size(data):
             pixels = shrink_jpeg(data, size, recipe, resolution)
             if pixels is not None:
                 return Decoded(pixels)
+        # everything else
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             traits = traits_of(opened, name)
             return Decoded(shrink_file(opened, data, recipe, resolution), traits)

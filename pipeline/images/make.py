@@ -29,6 +29,7 @@ def make_pack(folder: Path, config: Config) -> Manifest:
     Another process that makes it is waited for. Raises UserError, before anything is decoded if
     possible.
     """
+    # a pack that only has to be moved
     check_writable(folder)
     making = folder / ".making"
     if (making / "manifest.json").exists():  # a run was killed while it moved the pack
@@ -36,11 +37,13 @@ def make_pack(folder: Path, config: Config) -> Manifest:
             move_into_place(making, folder)
         if manifest := existing_pack(folder, config):
             return manifest
+    # checks before anything is decoded
     print(f"downsample: listing the images of data.source={config.data.source}", flush=True)
     source = open_source(config)
     if source.num_images is not None and source.classes is not None:
         check_expected(config, source.place, source.num_images, len(source.classes))
         check_space(folder, source.num_images, config.data.resolution, source.ordered)
+    # one process at a time
     waited = wait_until_free(making)
     with locked(making):
         if waited and (manifest := existing_pack(folder, config)):
@@ -108,9 +111,11 @@ def fill(spool: Spool, source: Source, config: Config) -> int:
     Raises UserError if the source vanishes or the disk is full; finished stretches stay.
     """
     reading, runtime = Reading(source, spool), config.runtime
+    # worker processes and their progress lines
     processes = workers.num_workers(config, source.num_images, source.batch)
     total = source.num_images or config.data.expected_images
     progress = Progress("downsample", total, runtime.progress_seconds)
+    # rows by the workers, journal by this process
     pack_format = PackFormat(config.data.recipe, config.data.resolution)
     decoding = workers.decode_all(
         reading.batches(), pack_format, spool.rows_file, processes, runtime.start_method

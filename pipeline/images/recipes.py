@@ -36,9 +36,11 @@ def adm(image: np.ndarray, resolution: int, part: tuple[float, float] | None = N
     """
     width, height = (int(side) for side in part or (image.shape[1], image.shape[0]))
     area: Box | None = (0.0, 0.0, *part) if part else None
+    # halvings by boxes
     while min(width, height) >= 2 * resolution:
         width, height = width // 2, height // 2
         image, area = resample(image, width, height, BOX, area), None
+    # the short side to the resolution
     scale = resolution / min(width, height)
     size = round(width * scale), round(height * scale)
     if size[0] * size[1] > MAX_PIXELS:

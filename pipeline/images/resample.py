@@ -73,6 +73,7 @@ def weigh(
     source pixels per pixel; `grain` (AREA): each pixel's part of the source has its edges at
     multiples of 1 / grain, 0: anywhere. Weights are (out, most pixels) int32, 1 << BITS being 1.
     """
+    # width of the filter
     width = max(scale, 1.0)
     reach = support * width
     most = math.ceil(reach) * 2 + 1
@@ -80,12 +81,14 @@ def weigh(
     weights = np.zeros((out, most), np.int32)
     exact = np.zeros(most)
     for place in range(out):
+        # the source pixels under the filter
         centre = start + (place + 0.5) * scale
         low, high = centre - reach, centre + reach
         if grain:
             low, high = int(low * grain + 0.5) / grain, int(high * grain + 0.5) / grain
         first = max(0, int(low if kind == AREA else low + 0.5))
         count = min(length, math.ceil(high) if kind == AREA else int(high + 0.5)) - first
+        # their exact weights
         total = 0.0
         for tap in range(count):
             if kind == AREA:
@@ -93,6 +96,7 @@ def weigh(
             else:
                 exact[tap] = response(kind, (tap + first - centre + 0.5) * (1.0 / width))
             total += exact[tap]
+        # weights of the same sum in whole numbers
         for tap in range(count):
             weight = exact[tap] / total if total else exact[tap]
             weights[place, tap] = int(weight * (1 << BITS) + (-0.5 if weight < 0 else 0.5))
@@ -178,6 +182,7 @@ def resample(
             down, image, taps(kind, rows, top, bottom, height, grain), height, image.shape[1]
         )
 
+    # the axis that Pillow filters first
     if kind == AREA or (height < rows and rows - height > 2 * (columns - width)):
         return narrow(lower(pixels))
     return lower(narrow(pixels))

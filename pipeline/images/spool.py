@@ -185,6 +185,7 @@ class Spool:
 
     def finish(self, stretch: Stretch, first: int) -> None:
         """Let the rows of a stretch reach the disk, then its line in the journal."""
+        # the line, with its outcome so far
         content = Line(
             stretch=stretch.name,
             first=first,
@@ -194,6 +195,7 @@ class Spool:
             traits=self._now.traits,
             sha256=self._now.digest.hexdigest(),
         ).write()
+        # rows before the line that speaks of them
         try:
             os.fsync(self._rows.fileno())  # whichever process wrote the rows
             start = self.journal_file.stat().st_size
@@ -202,6 +204,7 @@ class Spool:
             os.fsync(self._journal.fileno())
         except OSError as error:
             raise disk_error(error, self.rows_file) from error
+        # the next stretch
         self._finished[stretch.name] = (start, start + len(content))
         self.used.append(stretch.name)
         self._now = Unfinished()

@@ -112,11 +112,13 @@ def decode_all(
     Raises UserError if a worker dies or the disk is full.
     """
     prepare()
+    # no pool for one process
     if workers == 1:
         keep_memory()
         for batch in batches:
             yield batch, decode_into(rows_file, made, batch.first, batch.items)
         return
+    # batches waiting at the pool, in order
     context = multiprocessing.get_context(start_method)
     pool = ProcessPoolExecutor(workers, context, start_worker)
     pending: deque[tuple[Batch, Future[Written]]] = deque()

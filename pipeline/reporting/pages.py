@@ -61,9 +61,11 @@ def html_table(rows: Sequence[Mapping[str, Cell]], columns: Mapping[str, str]) -
 
     Columns without content are left out.
     """
+    # headings as buttons
     shown = {k: v for k, v in columns.items() if any(row.get(k) is not None for row in rows)}
     buttons = {key: f"<button>{html.escape(name)}</button>" for key, name in shown.items()}
     heads = (html_cell("th", key, button) for key, button in buttons.items())
+    # cells as people read them, with the exact value to sort by
     lines = []
     for row in rows:
         inner = {key: html.escape(cell_text(key, row.get(key))) for key in shown}
@@ -111,6 +113,7 @@ def report_page(
     notes: Sequence[str] = (),
 ) -> str:
     """The page of one run; `classes`: names in label order, `counts`: set -> images of each."""
+    # rows of the two tables
     rows = score_rows.table_rows(evaluations)
     over = score_rows.seed_rows(score_rows.frechet_rows(rows))
     heading = f"<h2>{score_rows.seeds_title(over)}</h2>\n"

@@ -75,6 +75,7 @@ def table_rows(evaluations: Sequence[Evaluation]) -> list[Row]:
         place = distinct.index(evaluation.protocol.text) + 1 if len(distinct) > 1 else None
         scores = evaluation.metrics + accuracy_scores(evaluation)
         rows += [score_row(score, evaluation, place) for score in scores]
+    # grouped by metric, in the order of the first evaluation
     order = list(dict.fromkeys(row.name for row in rows))
     return sorted(rows, key=lambda row: order.index(row.name))
 

@@ -82,8 +82,10 @@ def text_table(
 
     Columns without content are left out; the widest name is shortened if the line is too long.
     """
+    # columns with content, as text
     shown = {k: v for k, v in columns.items() if any(row.get(k) is not None for row in rows)}
     cells = [list(shown.values()), *([cell_text(k, row.get(k)) for k in shown] for row in rows)]
+    # widths, the widest name shortened until the line fits
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     words = [i for i, key in enumerate(shown) if key in names]
     while sum(widths) + 2 * len(widths) - 2 > width and any(widths[i] > 1 for i in words):
@@ -141,6 +143,7 @@ def summary(
     """The report as plain text of at most WIDTH columns, long hashes cut to 12 digits."""
     rows, samples = table_rows(evaluations), [evaluation.sample for evaluation in evaluations]
     lines = [title, *textwrap.wrap(training(curve), WIDTH), ""]
+    # three tables
     if over := seed_rows(frechet_rows(rows)):
         lines += [
             seeds_title(over),
@@ -149,6 +152,7 @@ def summary(
         ]
     lines += [*text_table(cells(rows, TEXT_COLUMNS), TEXT_COLUMNS), ""]
     lines += [*text_table(cells(samples, SAMPLE_COLUMNS), SAMPLE_COLUMNS), ""]
+    # notes and protocols
     for line in [*notes, *remarks(evaluations)]:
         lines += wrapped(line)
     return "\n".join(lines) + "\n"

@@ -98,6 +98,7 @@ def check_classes(place: Path, counts: dict[str, int]) -> list[str]:
 
     Raises UserError if there are no images at all, or none of a class.
     """
+    # classes without images: all, or some
     empty = sorted(name for name, count in counts.items() if not count)
     if len(empty) == len(counts):
         raise UserError(

@@ -61,6 +61,7 @@ def open_batches(place: Path, files: list[Path], resolution: int) -> Source:
 
 def number_files(place: Path, files: list[Path]) -> dict[int, Path]:
     """The files by their numbers 1, 2, …; raises UserError for gaps, doubles and other names."""
+    # numbers from the names
     by_number: dict[int, Path] = {}
     for file in sorted(files):
         match = NAME.fullmatch(file.name)
@@ -74,6 +75,7 @@ def number_files(place: Path, files: list[Path]) -> dict[int, Path]:
                 f"{by_number[int(match[1])]} and {file} are the same batch: move one of them away"
             )
         by_number[int(match[1])] = file
+    # gaps
     missing = sorted(set(range(1, max(by_number, default=1) + 1)) - set(by_number))
     if missing:
         names = ", ".join(f"train_data_batch_{number}" for number in missing)

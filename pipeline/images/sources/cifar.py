@@ -43,11 +43,13 @@ def open_cifar(place: Path) -> Source:
     Raises UserError if a batch is missing or damaged, or an archive holds what it should not.
     """
     members = read_folder(place) if place.is_dir() else read_tar(place)
+    # all six files
     missing = [name for name in (*BATCHES, META) if name not in members]
     if missing:
         raise UserError(
             f"{place} lacks {', '.join(missing)}: get the original cifar-10-python.tar.gz"
         )
+    # names and pixels of every batch
     classes = label_names(place, members[META])
     rows = [check_batch(place, name, members[name], classes) for name in BATCHES]
     names = distinct([name for _, part in rows for name in part])

@@ -27,16 +27,19 @@ def choose(root: Path, source: str, layout: str, resolution: int | str) -> Locat
 
     Raises UserError if there is none or more than one, listing those that are there.
     """
+    # exactly one that fits
     everything = image_sets(root, resolution)
     fitting = [f for f in everything if f.source == source and layout in ("auto", f.layout)]
     if len(fitting) == 1:
         check_complete(fitting[0].paths)
         return fitting[0]
+    # several
     if fitting:
         raise UserError(
             f"data.source={source} is in {root} more than once: {'; '.join(map(str, fitting))}: "
             "name one with data.layout, or give data.dir=FOLDER with only one"
         )
+    # none
     wanted = [p for p in PACKAGINGS if p.source == source and layout in ("auto", p.layout)]
     patterns = ", ".join(pattern for packaging in wanted for pattern in packaging.patterns)
     looked = patterns.format(resolution=resolution)

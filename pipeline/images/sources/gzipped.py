@@ -59,6 +59,7 @@ def stream_gzipped(source: Source) -> Generator[Item, None, None]:
         gzip.open(place) as unpacked,
         tarfile.open(fileobj=unpacked, mode="r|", bufsize=BUFFER) as archive,
     ):
+        # images with their bytes, hidden files and folders aside
         for member in members(archive, str(place)):
             path = PurePosixPath(member.name)
             check_size(member, place)
@@ -73,6 +74,7 @@ def stream_gzipped(source: Source) -> Generator[Item, None, None]:
                 source.ignored += 1
         while unpacked.read(BUFFER):  # gzip compares its checksum at the very end
             pass
+    # folders that lie beside those with images are classes too
     tops = {folder.parent for folder, count in counts.items() if count}
     check_classes(
         place, {folder.name: counts[folder] for folder in counts if folder.parent in tops}

@@ -119,6 +119,7 @@ def list_shard(shard: Path) -> Iterator[Stretch]:
     with open_file(shard) as file:
         start = 0  # of the group, in rows of the shard
         for group in range(file.num_row_groups):
+            # names of all rows, without the bytes of the images
             table = file.read_row_group(group, ["label", "image.path"], use_threads=False)
             labels = table.column("label").to_pylist()
             images = table.column("image").to_pylist()
@@ -129,6 +130,7 @@ def list_shard(shard: Path) -> Iterator[Stretch]:
                 )
                 for row, (label, image) in enumerate(zip(labels, images, strict=True))
             ]
+            # stretches of the group
             for row in range(0, len(items), MOST_ROWS):
                 yield Stretch(f"{shard.name} {start + row}", items[row : row + MOST_ROWS])
             start += len(items)

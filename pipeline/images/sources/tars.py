@@ -98,6 +98,7 @@ def open_tar_of_tars(place: Path) -> Source:
     Raises UserError if the tar is damaged or incomplete, holds members that do not belong in
     one, a class twice, an empty class, or images outside of class tars.
     """
+    # class tars, each listed by its headers
     tars: dict[str, tarfile.TarInfo] = {}
     counts: dict[str, int] = {}
     ignored = 0
@@ -118,6 +119,7 @@ def open_tar_of_tars(place: Path) -> Source:
             ignored += others
     classes = check_classes(place, counts)
 
+    # images of a class at a time, listed again
     def stretches() -> Iterator[Stretch]:
         with reading(str(place)), tarfile.open(place, "r:") as outer:
             for name in classes:

@@ -55,6 +55,7 @@ def list_shard(shard: Path) -> list[Item]:
     """The images of one shard, in its order; members other than images and labels do not count."""
     images: dict[str, tuple[str, Span]] = {}  # key -> extension, place
     labels: dict[str, int] = {}
+    # images and labels by their key
     with reading(str(shard)), tarfile.open(shard, "r:") as archive:
         for member in members(archive, str(shard)):
             key, extension = split_key(member.name)
