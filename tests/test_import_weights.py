@@ -111,7 +111,7 @@ def test_plain_weights_on_request(state: State, tmp_path: Path) -> None:
     assert other["config"]["imported"]["weights"] == "plain"
 
 
-def test_heads_follow_from_the_dataset_where_the_network_is_its(
+def test_heads_follow_from_the_dataset_if_the_network_is_that_of_it(
     state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "a.pth", state)
@@ -242,7 +242,7 @@ def test_averages_that_do_not_fit_are_named(state: State, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "damage", ["truncated", "one bit", "empty", "text", "list", "no model", "none"]
 )
-def test_what_is_no_checkpoint_gets_one_sentence(state: State, damage: str, tmp_path: Path) -> None:
+def test_other_files_get_one_sentence(state: State, damage: str, tmp_path: Path) -> None:
     path = write(tmp_path / "a.pth", state)
     whole = path.read_bytes()
     buffer = io.BytesIO()

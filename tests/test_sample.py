@@ -64,7 +64,7 @@ def test_evaluations_are_counted(
     assert about["nfe_mean"] == about["nfe_max"] == evaluations
 
 
-def test_solvers_agree_where_steps_are_many(weights: Path, tmp_path: Path) -> None:
+def test_solvers_agree_if_steps_are_many(weights: Path, tmp_path: Path) -> None:
     exact, about = run(weights, tmp_path / "d", "sample.solver=dopri5", "sample.num=6")
     assert about["nfe_max"] >= about["nfe_mean"] > 10
     for solver, steps in (("midpoint", 32), ("heun", 32), ("rk4", 8)):
@@ -304,7 +304,7 @@ def test_one_of_several_samplers_is_named(weights: Path, tmp_path: Path) -> None
     assert about["sampler"] == name and (images == alone).all()
 
 
-def test_out_is_no_file(weights: Path, tmp_path: Path) -> None:
+def test_out_is_not_a_file(weights: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(UserError, match="is a file: give a folder"):
         run(weights, tmp_path / "out")

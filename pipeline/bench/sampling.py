@@ -166,12 +166,12 @@ class TwoCalls(Field):
     """Guidance by one call with the class and one without: what one batched call replaces."""
 
     def branches(
-        self, x: Tensor, t: Tensor, known: Tensor, chosen: slice | Tensor
+        self, x: Tensor, t: Tensor, labels: Tensor, chosen: slice | Tensor
     ) -> tuple[Tensor, Tensor]:
         """As in Field, by two calls."""
         assert self.no_class is not None
-        none = torch.full_like(known[chosen], self.no_class)
-        strong = self.evaluate(self.net, x, t, known)
+        none = torch.full_like(labels[chosen], self.no_class)
+        strong = self.evaluate(self.net, x, t, labels)
         return strong, self.evaluate(self.net, x[chosen], t[chosen], none)
 
 

@@ -81,6 +81,7 @@ def panel_line(
     panels: Sequence[Panel], names: Sequence[str], picked: Sequence[int], columns: int, scale: int
 ) -> Image.Image:
     """Panels side by side, the class names left of the first, a title above each that has one."""
+    # Sizes
     font = ImageFont.load_default(size=FONT_SIZE)
     assert isinstance(font, ImageFont.FreeTypeFont)
     blocks = [tiles(panel, picked, columns, scale) for panel in panels]
@@ -90,6 +91,8 @@ def panel_line(
     canvas = Image.new("RGB", (right, top + blocks[0].height), "white")
     draw = ImageDraw.Draw(canvas)
     pitch = panels[0].images.shape[1] * scale + GAP
+
+    # Names at the left, then the panels with their titles
     for row, name in enumerate(names):
         middle = top + row * pitch + (pitch - GAP) / 2
         draw.text((left - MARGIN, middle), name, TEXT_COLOUR, font, anchor="rm")

@@ -124,10 +124,10 @@ def averaged(path: Path, plain: State, shadows: State) -> State:
             "use weights=plain"
         )
     values = [shadows[f"shadow_params.{n}"] for n in range(len(plain))]
-    for number, ((name, value), shadow) in enumerate(zip(plain.items(), values, strict=True)):
+    for place, ((name, value), shadow) in enumerate(zip(plain.items(), values, strict=True)):
         if value.shape != shadow.shape:
             raise UserError(
-                f"shadow_params.{number} of {path} is {tuple(shadow.shape)}, not {name}'s "
+                f"shadow_params.{place} of {path} is {tuple(shadow.shape)}, not {name}'s "
                 f"{tuple(value.shape)}: use weights=plain"
             )
     return dict(zip(plain, values, strict=True))

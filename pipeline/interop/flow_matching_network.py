@@ -76,12 +76,12 @@ def resampling(shapes: Shapes) -> tuple[int, bool, bool]:
     before a stage that is not a residual block: a convolution, or a mean without tensors.
     """
     total = shapes.stages()
-    for number in range(total):
-        if any(f"output_blocks.{number}.{k}.in_layers.0.weight" in shapes for k in (1, 2)):
-            return number + 1, True, True
-    for number in range(1, total):
-        if f"input_blocks.{number}.0.in_layers.0.weight" not in shapes:
-            return number, False, f"input_blocks.{number}.0.op.weight" in shapes
+    for stage in range(total):
+        if any(f"output_blocks.{stage}.{k}.in_layers.0.weight" in shapes for k in (1, 2)):
+            return stage + 1, True, True
+    for stage in range(1, total):
+        if f"input_blocks.{stage}.0.in_layers.0.weight" not in shapes:
+            return stage, False, f"input_blocks.{stage}.0.op.weight" in shapes
     return total, False, True
 
 

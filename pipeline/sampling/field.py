@@ -37,13 +37,17 @@ class Field:
 
     def __call__(self, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
         """Velocity (B',C,H,W) of the images `rows` (B',) of the batch, at x and times t (B',)."""
-        t, known = t.to(x.dtype), self.labels[rows]
+        t, labels = t.to(x.dtype), self.labels[rows]
         chosen = self.guided_rows(t)
         self.evaluations[rows] += 1
+
+        # No image is guided at its time
         if not len(t[chosen]):
-            return self.evaluate(self.net, x, t, known)
+            return self.evaluate(self.net, x, t, labels)
+
+        # The guided ones take a second evaluation
         self.evaluations[rows[chosen]] += 1
-        strong, weak = self.branches(x, t, known, chosen)
+        strong, weak = self.branches(x, t, labels, chosen)
         moved = probability_path.guided(strong[chosen], weak, self.sample.guidance)
         return moved if isinstance(chosen, slice) else strong.index_copy(0, chosen, moved)
 
@@ -60,22 +64,22 @@ class Field:
         return ((t >= low) & (t <= high)).nonzero()[:, 0]
 
     def branches(
-        self, x: Tensor, t: Tensor, known: Tensor, chosen: slice | Tensor
+        self, x: Tensor, t: Tensor, labels: Tensor, chosen: slice | Tensor
     ) -> tuple[Tensor, Tensor]:
         """Velocity of all rows with their class, and the weaker one of the chosen rows.
 
         The network is called once, with both; a guide is called separately.
         """
         if self.guide is not None:
-            weak = self.evaluate(self.guide, x[chosen], t[chosen], known[chosen])
-            return self.evaluate(self.net, x, t, known), weak
+            weak = self.evaluate(self.guide, x[chosen], t[chosen], labels[chosen])
+            return self.evaluate(self.net, x, t, labels), weak
         assert self.no_class is not None
-        none = torch.full_like(known[chosen], self.no_class)
+        none = torch.full_like(labels[chosen], self.no_class)
         both = self.evaluate(
             self.net,
             torch.cat([x, x[chosen]]),
             torch.cat([t, t[chosen]]),
-            torch.cat([known, none]),
+            torch.cat([labels, none]),
         )
         return both[: len(x)], both[len(x) :]
 

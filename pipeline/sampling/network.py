@@ -54,8 +54,12 @@ def start_batch(
     """The velocity field of the images with the given indices, and their first state (B,3,H,W)."""
     sample, data = job.config.sample, job.weights.data
     shape, no_class = (3, data.resolution, data.resolution), len(data.classes)
+
+    # Noise
     x0 = draws.normal(job.seed, draws.SAMPLE_NOISE, torch.from_numpy(index).to(device), shape)
     x0 = x0.contiguous(memory_format=execution.memory_format(device))
+
+    # Classes, and the field that they guide
     classes = torch.from_numpy(class_labels(job, index)).to(device)
     labels = torch.where(classes < 0, no_class, classes)
     net, guide = networks

@@ -284,7 +284,7 @@ def test_dopri5_counts_evaluations_and_stays_within_the_interval() -> None:
 
 @given(st.floats(0, 1), st.floats(0, 1))
 @settings(max_examples=50, deadline=None)
-def test_dopri5_ends_where_it_is_told(one: float, other: float) -> None:
+def test_dopri5_keeps_to_its_interval(one: float, other: float) -> None:
     start, stop = min(one, other), max(one, other) + 1e-3
     x, field = noise(1, 1, 1, 2, dtype=torch.float64), Counting(wave, 1)
     dopri5(field, x, 1e-3, 1e-3, start=start, stop=stop)
