@@ -20,6 +20,7 @@ from pipeline.data.pack import Record
 from pipeline.images.checks import existing_pack
 from pipeline.images.make import make_pack
 from pipeline.images.sources.find import resolve_image_set
+from pipeline.steps import STEPS
 
 
 def downsample(config: Config, record: Path) -> None:
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> None:
     """Entry point: `key=value` words and out=RECORD.json."""
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    config, words = load_step(argv, ["out"])
+    config, words = load_step(argv, STEPS["downsample"].words)
     config = resolve_image_set(config)
     downsample(config, Path(words.get("out") or paths.record_file(config)))
 

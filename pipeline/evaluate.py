@@ -16,6 +16,7 @@ images without any content get (ceiling). The kernel distance and precision/reca
 not moments, so they compare n samples with B.
 """
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +40,9 @@ from pipeline.scoring.image_sets import ImageSet
 from pipeline.scoring.inputs import Inputs, check_weights, read_any, read_inputs
 from pipeline.scoring.measure import Work
 from pipeline.scoring.neighbours import Neighbours
+from pipeline.steps import STEPS
 
-WORDS = ("samples", "record", "reference", "out", "images", "across")
+STEP = STEPS["evaluate"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,11 @@ class Job:
 
 def prepare(argv: list[str]) -> Job:
     """Read and check everything; paths not given follow from the config and its first seed."""
-    config, own = load_step(argv, WORDS)
+    return job_of(*load_step(argv, STEP.words))
+
+
+def job_of(config: Config, own: dict[str, str]) -> Job:
+    """What a configuration and the paths of the command line ask for: see `prepare`."""
     config = resolve_image_set(config)
     KINDS[config.evaluate.extractor].find(config.evaluate.weights)
     across, out = own.get("across"), own.get("out")
@@ -74,9 +80,9 @@ def prepare(argv: list[str]) -> Job:
     return Job(config, inputs, reference, out_file(Path(out or default_out)), True)
 
 
-def preflight(argv: list[str], world: int) -> None:
-    """What the launcher runs before any rank: all checks that need no network."""
-    prepare(argv)
+def preflight(config: Config, paths: dict[str, str], world: int) -> None:
+    """All checks that need no network."""
+    job_of(config, paths)
 
 
 # --- result --------------------------------------------------------------------------------------
@@ -106,8 +112,6 @@ def write(job: Job, result: ImagesEvaluation, neighbours: Neighbours | None) -> 
     if neighbours and job.inputs.real:
         path = job.out.with_name(f"{job.out.stem}-neighbours.png")
         save_neighbours(path, neighbours, job.inputs.images, job.inputs.real)
-    if job.run:
-        write_config(job.out.parent, job.config, "evaluate")
     result.write(job.out)
 
 
@@ -122,9 +126,11 @@ def save_neighbours(path: Path, neighbours: Neighbours, images: ImageSet, real: 
 
 def main(argv: list[str]) -> None:
     """Entry point of every rank."""
-    hand_over("pipeline.evaluate", argv, WORDS)
+    hand_over(STEP.module, argv, STEP.words)
     start = time.monotonic()
     job = prepare(argv)
+    if job.run and job.out and os.environ.get("RANK", "0") == "0":
+        write_config(job.out.parent, job.config, "evaluate")
     settings = job.config.evaluate
     with ranks(job.config.runtime.device) as group:
         extractor = load_extractor(settings.extractor, settings.weights, group.device)

@@ -19,8 +19,9 @@ from pipeline.config.load import load_step
 from pipeline.config.paths import extractor_file, out_file
 from pipeline.scoring.extractors import KINDS
 from pipeline.scoring.weights import Published, WeightsSources, read_weights
+from pipeline.steps import STEPS
 
-WORDS = ("out",)
+WORDS = STEPS["fetch"].words
 
 
 class ExtractorRecord(JsonObject):

@@ -23,20 +23,12 @@ from pathlib import Path
 from pipeline.base.errors import UserError, run_main
 from pipeline.config.load import load_step
 from pipeline.config.schema import Config, Launch
-from pipeline.config.words import parse_overrides
 from pipeline.launching import commands, gpus, slurm
 from pipeline.launching.gpus import processes
 from pipeline.launching.leases import Lease, lease
 from pipeline.launching.running import Registered
 from pipeline.launching.supervise import supervise
-
-KNOWN = (*Config.model_fields, "experiments", "config")  # words that are no path of a step
-SHARED_STEPS = (  # steps that run as several ranks
-    "pipeline.train",
-    "pipeline.sample",
-    "pipeline.reference",
-    "pipeline.evaluate",
-)
+from pipeline.steps import BY_MODULE, Step
 
 
 @dataclass(frozen=True)
@@ -58,14 +50,21 @@ class Job:
         """Whether it is a step of this project, which may also run without a GPU."""
         return self.name.startswith("pipeline.")
 
-    def config(self) -> Config:
-        """The configuration of one of our steps; of another module, what stands before it."""
+    @property
+    def step(self) -> Step | None:
+        """The step, if it is one."""
+        return BY_MODULE.get(self.name)
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it is a step that runs as several ranks."""
+        return self.step is not None and self.step.ranked
+
+    def parsed(self) -> tuple[Config, dict[str, str]]:
+        """Configuration and paths of a step; of another module, what stands before it."""
         if not self.ours:  # its data do not depend on IMAGENET_RES
-            return load_step(self.settings, (), environment={})[0]
-        words = [*self.module[2:], *self.settings]
-        parsed = parse_overrides(words).items()
-        own = [k for k, value in parsed if k not in KNOWN and not isinstance(value, dict)]
-        return load_step(words, own)[0]
+            return load_step(self.settings, (), environment={})
+        return load_step([*self.module[2:], *self.settings], self.step.words if self.step else ())
 
 
 def check_torch(visible: list[str], device: str) -> None:
@@ -79,7 +78,7 @@ def check_torch(visible: list[str], device: str) -> None:
         )
 
 
-def ranks(job: Job, config: Config, visible: list[str]) -> int:
+def ranks(job: Job, config: Config, paths: dict[str, str], visible: list[str]) -> int:
     """How many processes the job has on a machine; UserError where it cannot have its GPUs."""
     launch, device = config.launch, config.runtime.device
     if launch.launcher == "submitit_slurm":
@@ -91,13 +90,13 @@ def ranks(job: Job, config: Config, visible: list[str]) -> int:
         )
     if not job.ours:
         return max(1, job.wanted)
-    if job.name not in SHARED_STEPS:
+    if not job.ranked:
         return 1
     count = processes(job.wanted, launch.launcher, device, visible)
     if launch.launcher != "submitit_slurm":
         check_torch([] if gpus.declared() else visible, device)
     nodes = launch.nnodes if launch.launcher in ("torchrun", "submitit_slurm") else 1
-    importlib.import_module(job.name).preflight(job.module[2:], count * nodes)
+    importlib.import_module(job.name).preflight(config, paths, count * nodes)
     return count
 
 
@@ -105,24 +104,26 @@ def devices(job: Job, config: Config, count: int, visible: list[str]) -> int:
     """How many GPUs the job's lease is for: one a process, or fewer where there are no more."""
     if job.ours and config.runtime.device == "cpu":
         return 0
-    return min(job.wanted, count if job.name in SHARED_STEPS else job.wanted, len(visible))
+    return min(job.wanted, count if job.ranked else job.wanted, len(visible))
 
 
 def run(job: Job, log: Path | None) -> int:
     """Lease, start and watch; returns the exit status."""
-    config = job.config()
+    config, paths = job.parsed()
     launch = on_these_nodes(config.launch)
     config = config.model_copy(update={"launch": launch})
     if slurm.over_nodes(launch):
         return on_every_node(job, launch, log)
     with Registered(job.module, max(1, job.wanted), log) as registered:  # its checks may wait
-        return run_here(job, config, log, registered)
+        return run_here(job, config, paths, log, registered)
 
 
-def run_here(job: Job, config: Config, log: Path | None, registered: Registered) -> int:
+def run_here(
+    job: Job, config: Config, paths: dict[str, str], log: Path | None, registered: Registered
+) -> int:
     """The same on this machine, or as one job of Slurm through submitit."""
     launch, visible = config.launch, gpus.visible()
-    count = ranks(job, config, visible)
+    count = ranks(job, config, paths, visible)
     if launch.launcher == "submitit_slurm":
         registered.say(processes=count * launch.nnodes)
         return submitted(job, count, job.wanted, launch, None, registered)

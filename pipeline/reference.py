@@ -8,6 +8,7 @@ the record; under torchrun several processes share it, with the same result. The
 and sigma alone, as the evaluators of ADM, EDM and EDM2 read them.
 """
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,9 @@ from pipeline.launching.handover import hand_over
 from pipeline.scoring.extractors import KINDS, Extractor, load_extractor
 from pipeline.scoring.keepers import Moments, stream
 from pipeline.scoring.references import Reference, export_reference, load_reference, save_reference
+from pipeline.steps import STEPS
 
-WORDS = ("record", "out", "reference", "export")
+STEP = STEPS["reference"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,11 @@ class Job:
 
 def prepare(argv: list[str]) -> Job:
     """Read and check what the words name; raises UserError for the first that does not fit."""
-    config, own = load_step(argv, WORDS)
+    return job_of(*load_step(argv, STEP.words))
+
+
+def job_of(config: Config, own: dict[str, str]) -> Job:
+    """What a configuration and the paths of the command line ask for: see `prepare`."""
     config = resolve_image_set(config)
     record = Record.read(Path(own.get("record", record_file(config))))
     KINDS[config.evaluate.extractor].find(config.evaluate.weights)
@@ -52,10 +58,10 @@ def prepare(argv: list[str]) -> Job:
     return Job(config, pack, out_file(Path(own.get("out", reference_file(config)))))
 
 
-def preflight(argv: list[str], world: int) -> None:
-    """What the launcher runs before any rank: all checks that need no network."""
-    if not exported(argv):
-        prepare(argv)
+def preflight(config: Config, paths: dict[str, str], world: int) -> None:
+    """All checks that need no network."""
+    if not exported(paths):
+        job_of(config, paths)
 
 
 def measure(
@@ -92,9 +98,8 @@ def measure(
     )
 
 
-def exported(argv: list[str]) -> bool:
+def exported(own: Mapping[str, str]) -> bool:
     """Do what `export=FILE` asks for; False without it."""
-    _, own = load_step(argv, WORDS)
     if ("export" in own) != ("reference" in own):
         raise UserError("an export needs both reference=FILE and export=FILE.npz: give both")
     if "export" not in own:
@@ -106,10 +111,11 @@ def exported(argv: list[str]) -> bool:
 
 def main(argv: list[str]) -> None:
     """Make the reference of the pack that `config` names, or export one."""
-    hand_over("pipeline.reference", argv, WORDS)
-    if exported(argv):
+    hand_over(STEP.module, argv, STEP.words)
+    config, paths = load_step(argv, STEP.words)
+    if exported(paths):
         return
-    job = prepare(argv)
+    job = job_of(config, paths)
     settings, runtime = job.config.evaluate, job.config.runtime
     with ranks(runtime.device) as group:
         extractor = load_extractor(settings.extractor, settings.weights, group.device)

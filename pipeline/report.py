@@ -31,8 +31,9 @@ from pipeline.reporting.pages import report_page
 from pipeline.reporting.records import CurveRow, Evaluation, SampleAbout, read_curve
 from pipeline.reporting.score_rows import frechet_rows, protocol_texts, table_rows
 from pipeline.reporting.tables import numbered, short_hashes, summary
+from pipeline.steps import STEPS
 
-WORDS = ("curve", "record", "samples", "metrics", "out")
+WORDS = STEPS["report"].words
 
 PANELS = 4  # samplers in the picture beside real images
 

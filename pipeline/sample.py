@@ -10,18 +10,19 @@ goes on.
 
 from pipeline.base import locks
 from pipeline.base.errors import run_main
+from pipeline.config.schema import Config
 from pipeline.launching.handover import hand_over
-from pipeline.sampling.job import WORDS, prepare
+from pipeline.sampling.job import STEP, job_of, prepare
 
 
-def preflight(argv: list[str], world: int) -> None:
-    """Check what the launcher can check before any rank; wait for another sampler to end."""
-    locks.wait_until_free(prepare(argv).out)
+def preflight(config: Config, paths: dict[str, str], world: int) -> None:
+    """Check what needs no GPU, and wait for another sampler of this folder to end."""
+    locks.wait_until_free(job_of(config, paths).out)
 
 
 def main(argv: list[str]) -> None:
     """Entry point of every rank."""
-    hand_over("pipeline.sample", argv, WORDS)
+    hand_over(STEP.module, argv, STEP.words)
     job = prepare(argv)
     from pipeline.sampling.loop import work  # loads torch, which the launcher does without
 

@@ -23,6 +23,7 @@ from pipeline.config.words import merge
 from pipeline.data.pack import Pack, Record, open_pack, read_record
 from pipeline.images.sources.find import resolve_image_set
 from pipeline.launching.handover import hand_over
+from pipeline.steps import STEPS
 from pipeline.training.batch_size import images_of_a_rank
 from pipeline.training.identity import scratch_folder
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:  # torch is loaded by the ranks alone, not by the launcher, wh
     from pipeline.training.job import Job
     from pipeline.training.workload import Workload
 
-WORDS = ("record", "out", "checkpoints")  # paths on the command line
+STEP = STEPS["train"]
 
 
 def flow_matching(config: Config, pack: Pack) -> "Workload":
@@ -48,22 +49,23 @@ def prepare(argv: list[str], world: int) -> "Job":
     """The run that the words describe. Raises UserError about the first problem."""
     from pipeline.training.job import Job
 
-    config, paths, pack = read(argv, world)
+    config, paths = load_step(argv, STEP.words)
+    config, pack = read(config, paths, world)
     out, scratch = folders(config, paths, pack)
     return Job(config, WORKLOADS[config.workload](config, pack), out, scratch)
 
 
-def preflight(argv: list[str], world: int) -> None:
-    """What the launcher runs before any rank: checks, and waits for another trainer to end."""
-    locks.wait_until_free(folders(*read(argv, world))[1])
+def preflight(config: Config, paths: dict[str, str], world: int) -> None:
+    """Check what needs no GPU, and wait for another trainer of this run to end."""
+    config, pack = read(config, paths, world)
+    locks.wait_until_free(folders(config, paths, pack)[1])
 
 
-def read(argv: list[str], world: int) -> tuple[Config, dict[str, str], Pack]:
-    """Configuration, paths of the command line and pack, checked without a GPU.
+def read(config: Config, paths: dict[str, str], world: int) -> tuple[Config, Pack]:
+    """The configuration with the names that its pack has, and the pack, checked without a GPU.
 
     Raises UserError with one sentence about the first problem.
     """
-    config, paths = load_step(argv, WORDS)
     config = resolve_image_set(config)
     if config.data.path and "record" not in paths:
         config = adopt_pack(config)
@@ -71,7 +73,7 @@ def read(argv: list[str], world: int) -> tuple[Config, dict[str, str], Pack]:
     record = Record.read(Path(paths["record"])) if "record" in paths else read_record(folder)
     pack = open_pack(folder, record)
     images_of_a_rank(config, world)
-    return config, paths, pack
+    return config, pack
 
 
 def folders(config: Config, paths: dict[str, str], pack: Pack) -> tuple[Path, Path]:
@@ -90,7 +92,7 @@ def adopt_pack(config: Config) -> Config:
 
 def main(argv: list[str]) -> None:
     """Entry point of every rank."""
-    hand_over("pipeline.train", argv, WORDS)
+    hand_over(STEP.module, argv, STEP.words)
     job = prepare(argv, int(os.environ.get("WORLD_SIZE", 1)))
     if os.environ.get("RANK", "0") == "0":
         write_config(job.out, job.config, "train")

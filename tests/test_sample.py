@@ -17,6 +17,7 @@ from pipeline.base import files, locks
 from pipeline.base.errors import UserError
 from pipeline.compute.distributed import Ranks
 from pipeline.config import samplers
+from pipeline.config.load import load_step
 from pipeline.sampling import loop, shards
 from pipeline.sampling.job import prepare
 from pipeline.sampling.network import class_labels
@@ -265,7 +266,8 @@ def test_progress_counts_finished_batches(
 
 def test_missing_weights_get_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run `make train`"):
-        sample.preflight([*TINY, f"weights={tmp_path / 'none'}"], 1)
+        words = [*TINY, f"weights={tmp_path / 'none'}"]
+        sample.preflight(*load_step(words, sample.STEP.words), 1)
     with pytest.raises(UserError, match="seed=x is not a whole number"):
         sample.prepare([*TINY, "seed=x", f"weights={tmp_path / 'none'}"])
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from pipeline import train
 from pipeline.base.errors import Stopped, UserError
 from pipeline.compute.distributed import Ranks
+from pipeline.config.load import load_step
 from pipeline.flow.made_up import made_up
 from pipeline.training import batch_size, checkpoint, weights_file
 from pipeline.training.identity import identity
@@ -274,11 +275,17 @@ def test_bf16_learns_too(pack: Path, tmp_path: Path, reference: tuple) -> None:
     assert losses(rows) != losses(reference[1])
 
 
+def preflight(argv: list[str], world: int) -> None:
+    train.preflight(*load_step(argv, train.STEP.words), world)
+
+
 def test_a_batch_that_the_ranks_cannot_divide(pack: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="train.batch=12 cannot be divided over 5 processes"):
-        train.preflight(words(pack, tmp_path), 5)
+        preflight(words(pack, tmp_path), 5)
     with pytest.raises(UserError, match="runtime.micro_batch=4 does not divide the 6 images"):
-        train.preflight(words(pack, tmp_path, "runtime.micro_batch=4"), 2)
+        train.preflight(
+            *load_step(words(pack, tmp_path, "runtime.micro_batch=4"), train.STEP.words), 2
+        )
     assert not (tmp_path / "checkpoints").exists()
 
 

@@ -8,7 +8,7 @@ from importlib import import_module
 
 from pipeline.bench import record
 
-NAMES = ("downsample", "loader", "train", "sampling", "scoring")
+NAMES = ("startup", "downsample", "loader", "train", "sampling", "scoring")
 
 
 def main() -> None:

@@ -48,7 +48,7 @@ def write_pack(folder: Path, images: np.ndarray) -> pack.Pack:
     labels = np.arange(len(images), dtype=np.int64) % 2
     digests = (hashlib.sha256(array.tobytes()).hexdigest() for array in (images, labels))
     record = pack.Record(
-        source="train", resolution=SIZE, recipe="box", classes=["a", "b"],
+        source="train", resolution=images.shape[1], recipe="box", classes=["a", "b"],
         num_images=len(images), sha256=pack.Hashes(images=next(digests), labels=next(digests)),
     )  # fmt: skip
     save_npy(folder / "images.npy", images)

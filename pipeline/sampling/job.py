@@ -11,9 +11,10 @@ from pipeline.config.samplers import check_guidance, one_sampler
 from pipeline.config.schema import Config, Sample
 from pipeline.data.pack import DataAbout
 from pipeline.images.sources.find import resolve_image_set
+from pipeline.steps import STEPS
 from pipeline.training.weights_file import WeightsAbout, read_about
 
-WORDS = ("weights", "seed", "out", "sampler")
+STEP = STEPS["sample"]
 
 
 class Weights(NamedTuple):
@@ -49,7 +50,11 @@ class Job:
 
 def prepare(argv: list[str]) -> Job:
     """Read configuration and metadata of the weights; raises UserError about the first problem."""
-    config, words = load_step(argv, WORDS)
+    return job_of(*load_step(argv, STEP.words))
+
+
+def job_of(config: Config, words: dict[str, str]) -> Job:
+    """What a configuration and the paths of the command line ask for: see `prepare`."""
     config = one_sampler(resolve_image_set(config), words.get("sampler"))
     try:
         seed = int(words.get("seed", config.sample.seeds[0]))

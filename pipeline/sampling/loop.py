@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,8 +33,12 @@ class Speed(NamedTuple):
 def work(job: Job) -> None:
     """Sample on every rank; rank 0 writes the files of `job.out`."""
     start_time = time.monotonic()
-    lock = locks.locked(job.out) if os.environ.get("RANK", "0") == "0" else nullcontext()
-    with lock, ranks(job.config.runtime.device) as group:
+    first = os.environ.get("RANK", "0") == "0"
+    with ExitStack() as stack:
+        if first:
+            stack.enter_context(locks.locked(job.out))
+            write_config(job.out, job.config, "sample")
+        group = stack.enter_context(ranks(job.config.runtime.device))
         sums = checksums(job, group)
         shards = shard_folder(job, sums)
         batch = job.config.runtime.sample_batch
@@ -61,7 +65,6 @@ def finish(job: Job, networks: Networks, shards: Path, sums: Checksums, speed: S
         old.unlink(missing_ok=True)
     evaluations = collect(job, shards)
     save_strip(job, networks, speed.device)
-    write_config(job.out, job.config, "sample")
     describe(job, sums, evaluations, speed).write(job.out / "sample.json")
     shutil.rmtree(shards.parent)
     print(f"sample: {job.config.sample.num:,} images in {speed.seconds:.0f} s, {job.out}")

@@ -19,9 +19,9 @@ from pipeline.images.sources.find import resolve_image_set
 from pipeline.launching import gpus
 from pipeline.launching.gpus import processes
 from pipeline.reporting import overview
+from pipeline.steps import STEPS
 from pipeline.training.batch_size import images_of_a_rank
 
-RANKED = ("train", "sample", "reference", "evaluate")  # rules whose jobs run as several ranks
 REMEDIES = {"IMAGENET_DIR": "export IMAGENET_DIR=FOLDER, or give data.dir and data.pack_dir"}
 
 
@@ -122,7 +122,8 @@ def check_devices(jobs: Iterable[Any], config: Config) -> None:
     """Stop unless this machine has the GPUs of every job, and the batch divides over them."""
     launch, visible = config.launch, gpus.visible()
     for job in jobs:
-        if job.rule.name not in RANKED:
+        step = STEPS.get(job.rule.name)
+        if step is None or not step.ranked:
             continue
         try:
             wanted = int(job.resources.get("gpu", 0))

@@ -1,0 +1,39 @@
+"""The steps of the pipeline, one row each: its words on the command line, and how it runs.
+
+A step is a module pipeline.NAME with `main(argv)`: it takes `key=value` words, parses and checks
+them once, and writes files. One that runs as several ranks also has
+
+    preflight(config, paths, world)   all checks that need no device, before any rank starts and
+                                      before a GPU is leased; waits for another job in its folder
+
+which the launcher calls with its own parse of the same words. A step imports no other step.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: its name, and the words without dots (paths) that it takes beside the keys."""
+
+    name: str
+    words: tuple[str, ...]
+    ranked: bool = False  # runs as several ranks, on GPUs
+
+    @property
+    def module(self) -> str:
+        """What `python -m` takes."""
+        return f"pipeline.{self.name}"
+
+
+ALL = (
+    Step("downsample", ("out",)),
+    Step("fetch", ("out",)),
+    Step("reference", ("record", "out", "reference", "export"), ranked=True),
+    Step("train", ("record", "out", "checkpoints"), ranked=True),
+    Step("sample", ("weights", "seed", "out", "sampler"), ranked=True),
+    Step("evaluate", ("samples", "record", "reference", "out", "images", "across"), ranked=True),
+    Step("report", ("curve", "record", "samples", "metrics", "out")),
+)
+STEPS = {step.name: step for step in ALL}
+BY_MODULE = {step.module: step for step in ALL}
