@@ -160,6 +160,7 @@ def main(argv: list[str]) -> None:
     config, words = load_step(argv, WORDS)
     config = resolve_image_set(config)
     inputs, out = read_inputs(config, words), Path(words["out"])
+    write_config(out, config, "report")
     record, evaluations = inputs.record, inputs.evaluations
     # texts
     title = record.name
@@ -181,7 +182,6 @@ def main(argv: list[str]) -> None:
     for name, content in outputs.items():
         with atomic_stream(out / name) as stream:
             stream.write(content)
-    write_config(out, config, "report")
     # the summary on the terminal
     encoding = sys.stdout.encoding or "ascii"
     print(shown.encode(encoding, "replace").decode(encoding), end="")
