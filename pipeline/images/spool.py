@@ -104,7 +104,7 @@ def digest(row: bytes | memoryview) -> bytes:
 class Spool:
     """Rows (resolution, resolution, 3) uint8 by their place in the source, and their journal."""
 
-    def __init__(self, folder: Path, resolution: int, header: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, resolution: int, header: dict[str, object]) -> None:
         """Open `folder`/.making, emptied if its rows depend on something else than `header`.
 
         The caller holds a lock on the folder.
@@ -121,7 +121,7 @@ class Spool:
         self._now = Unfinished()
         self.used: list[str] = []  # stretches of this source, in its order
 
-    def _start_anew_if_other(self, header: dict[str, Any]) -> None:
+    def _start_anew_if_other(self, header: dict[str, object]) -> None:
         path = self.folder / "header.json"
         if path.exists() and read_json(path) == header:
             return

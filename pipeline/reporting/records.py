@@ -10,9 +10,6 @@ from pipeline.base.errors import UserError
 from pipeline.base.json_objects import JsonObject
 from pipeline.data.pack import DataAbout
 
-Entry = dict[str, Any]  # one object of a metrics file, a sample.json, a record or a curve
-
-
 # --- training ------------------------------------------------------------------------------------
 
 
