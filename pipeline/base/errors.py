@@ -11,24 +11,24 @@ EXIT_RESUMABLE = 75  # EX_TEMPFAIL: stopped by a signal after saving; the same c
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one sentence: what, where, remedy."""
+    """A problem that the user can solve. The message is one sentence: what, where, remedy."""
 
 
 class OneRankError(UserError):
-    """A UserError that one rank may meet alone, so that whichever meets it prints it."""
+    """A UserError that a single rank may meet, so that the rank that meets it prints it."""
 
 
 class Stopped(BaseException):
     """A signal asked the step to stop; its state is saved and the same command goes on.
 
-    No Exception: a signal's handler may raise it where those of a damaged file are expected.
+    Not an Exception: a signal handler may raise it inside code that expects a damaged file.
     """
 
 
 def run_main(step: Callable[[list[str]], None]) -> NoReturn:
     """Run `step(argv)` and exit: 0, 2 after a UserError, 75 after Stopped.
 
-    Under a launcher only rank 0 prints what every rank meets alike.
+    Under a launcher only rank 0 prints an error that every rank meets.
     """
     rank = os.environ.get("RANK", "0")
     try:

@@ -1,4 +1,4 @@
-"""One process at a time at work in a folder; a lock ends with its holder, however that ends."""
+"""File locks by flock(2): a lock ends with the processes that hold it, however they end."""
 
 import fcntl
 import json
@@ -8,33 +8,38 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from pipeline.base.errors import UserError
 
 
-def _holder(path: Path) -> str:
+def take_lock(file: IO[Any] | int, shared: bool = False, wait: bool = False) -> bool:
+    """Lock an open file or descriptor until it is closed; False if another process holds it.
+
+    `shared`: any number of processes may hold it so. `wait`: until it is free. Raises OSError on a
+    file system without locks.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
-        held = json.loads(path.read_text())
-        return f"process {held['pid']} on {held['host']} (since {held['since']})"
-    except (OSError, ValueError, KeyError):
-        return "another process"
+        fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the run folder's lock; the kernel frees it when the holder dies in any way.
 
-    Raises UserError naming the holder where another trainer has it.
+    Raises UserError naming the holder if another trainer has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "lock"
     with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not take_lock(file):
             raise UserError(
                 f"{folder} is in use by {_holder(path)}: wait for it or stop it with kill -TERM"
-            ) from error
+            )
         file.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
@@ -42,20 +47,29 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def _holder(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_text())
+        return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
+    except (OSError, ValueError, KeyError):
+        return "another process"
+
+
 def wait_until_free(folder: Path, every: float = 2.0, remind: float = 60.0) -> bool:
     """Wait while another process holds the folder's lock, naming the holder now and then.
 
-    Returns whether it had to wait.
+    `every`: seconds between two looks; `remind`: seconds between two messages. Returns whether it
+    had to wait.
     """
-    waited, told = False, 0.0
+    waited, last_message = False, 0.0
     while is_held(folder):
-        if not waited or time.monotonic() - told >= remind:
+        if not waited or time.monotonic() - last_message >= remind:
             print(
                 f"waiting: {folder} is in use by {_holder(folder / 'lock')}; "
-                "stop it with kill -TERM to go on from where it is",
+                "stop it with kill -TERM to go on from its last checkpoint",
                 flush=True,
             )
-            waited, told = True, time.monotonic()
+            waited, last_message = True, time.monotonic()
         time.sleep(every)
     return waited
 
@@ -66,12 +80,9 @@ def is_held(folder: Path) -> bool:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether another process holds the lock of a file."""
+    """Whether another process holds the lock of a file; False if the file does not exist."""
     try:
         with path.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return False
+            return not take_lock(file)
     except FileNotFoundError:
         return False
-    except BlockingIOError:
-        return True

@@ -1,18 +1,48 @@
-"""Ask the kernel for a signal when the parent process dies (Linux prctl(2))."""
+"""Signals, exit statuses and descendants: what a launcher owes the processes that it starts.
+
+`die_with_parent` and `become_subreaper` ask the Linux kernel, by prctl(2).
+"""
 
 import ctypes
 import os
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+# Signals that ask a job to save and leave: of people, terminals, Slurm and submitit.
+STOP_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+
+
+def handle_stop_signals(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Install `handler` for STOP_SIGNALS, except for a SIGHUP that nohup has us ignore."""
+    for number in STOP_SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def exit_status(returncode: int) -> int:
+    """Exit status, as shells report it, of a process with `subprocess`'s return code.
+
+    A process that signal n killed has return code -n and exit status 128 + n.
+    """
+    return returncode if returncode >= 0 else 128 - returncode
 
 
 def die_with_parent(number: int, parent: int | None = None) -> None:
     """Have signal `number` sent to this process when its parent dies in any way.
 
-    `parent`: its process id, for a child before its exec, which ends at once where it is gone.
+    `parent`: process id of the parent, for a child before its exec, which ends at once if the
+    parent is gone already.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
     if parent is not None and os.getppid() != parent:
@@ -20,25 +50,22 @@ def die_with_parent(number: int, parent: int | None = None) -> None:
         os.kill(os.getpid(), number)
 
 
-PR_SET_CHILD_SUBREAPER = 36  # Linux prctl(2)
-
-
 def become_subreaper() -> None:
-    """Have descendants whose parents end become our children."""
+    """Have descendants whose parents end become children of this process."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def descendants() -> list[int]:
-    """Process ids of our living children, those that came to us from ended parents included."""
-    found: list[int] = []
+    """Process ids of the living children, including those inherited from ended parents."""
+    children: list[int] = []
     for thread in Path("/proc/self/task").iterdir():
         with suppress(OSError):
-            found += map(int, (thread / "children").read_text().split())
-    return [pid for pid in found if state(pid) != "Z"]
+            children += map(int, (thread / "children").read_text().split())
+    return [pid for pid in children if state(pid) != "Z"]
 
 
 def state(pid: int) -> str:
-    """The letter of a process's state; Z of one that has ended, and of one that is no more."""
+    """The letter of a process's state; Z for one that has ended or does not exist."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -46,7 +73,7 @@ def state(pid: int) -> str:
 
 
 def end_descendants() -> None:
-    """Kill all that is left below this process, and wait for it."""
+    """Kill all processes that are left below this one, and wait for them."""
     while children := descendants():
         for child in children:
             with suppress(ProcessLookupError):

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.base.errors import UserError
-from pipeline.base.processes import die_with_parent
+from pipeline.base.processes import die_with_parent, handle_stop_signals
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def lost_rank(error: RuntimeError) -> bool:
 
 
 class StopFlag:
-    """Turns SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 into a flag that all ranks read alike.
+    """Turns a signal of STOP_SIGNALS into a flag that is the same on all ranks.
 
     The flag is reduced over the CPU group, which costs no GPU synchronisation.
     """
@@ -136,8 +136,7 @@ class StopFlag:
     def __init__(self, group: Ranks) -> None:
         self.group = group
         self.signal: int | None = None
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, self._remember)
+        handle_stop_signals(self._remember)
 
     def _remember(self, number: int, frame: object) -> None:
         self.signal = number

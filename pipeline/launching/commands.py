@@ -10,12 +10,12 @@ from contextlib import suppress
 import psutil
 
 from pipeline.base.errors import UserError
+from pipeline.base.processes import STOP_SIGNALS
 from pipeline.config.schema import Launch
 from pipeline.launching import gpus
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 LAUNCHED = "PIPELINE_LAUNCHED"  # set in the environment of what a launcher has started
-SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 # Seconds that ranks which were told to stop get before they are killed: our own save a checkpoint,
 # however long that takes; of others nobody knows.
 SHUTDOWN, OTHERS_SHUTDOWN = 3600, 25
@@ -33,7 +33,7 @@ def command(module: Sequence[str], count: int, launch: Launch, ours: bool = True
     words = [sys.executable, "-m", "pipeline.launching.torchrun"]
     words += meeting(launch) if several else ["--standalone", "--nnodes=1"]
     words += [
-        f"--signals-to-handle={SIGNALS}",
+        f"--signals-to-handle={','.join(number.name for number in STOP_SIGNALS)}",
         f"--shutdown-timeout={SHUTDOWN if ours else OTHERS_SHUTDOWN}",
     ]
     words += [f"--max-restarts={launch.max_restarts}", f"--nproc-per-node={count}"]

@@ -9,7 +9,6 @@ devices are others do not wait for each other. Ranks that do not inherit the des
 submitit, share a lock beside each (RANKS): a device is not free while they still save.
 """
 
-import fcntl
 import os
 import stat
 import time
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.base.errors import UserError
+from pipeline.base.locks import take_lock
 from pipeline.launching import gpus
 
 FOLDER = Path("/tmp/pipeline-gpu-leases")  # of the machine: a folder for each user would not do
@@ -81,7 +81,7 @@ def in_use(folder: Path) -> Iterator[int]:
     """A descriptor that keeps systemd-tmpfiles from clearing the folder: a shared lock of it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        take_lock(descriptor, shared=True)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -118,7 +118,7 @@ def held_by_rank(rank_locks: Sequence[str]) -> list[int]:
     """Descriptors that hold a lease's `rank_locks` together with its other ranks."""
     descriptors = [open_shared(Path(lock)) for lock in rank_locks]
     for descriptor in descriptors:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        take_lock(descriptor, shared=True, wait=True)
     return descriptors
 
 
@@ -131,9 +131,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[int | None]:
     descriptor = open_shared(path)
     try:
         while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
+            if not take_lock(descriptor, wait=wait):
                 yield None
                 return
             if is_still(path, descriptor):

@@ -5,7 +5,6 @@ removed when it ends; its launcher holds a lock on it, so that a file whose laun
 told from one that lives.
 """
 
-import fcntl
 import json
 import os
 import socket
@@ -15,6 +14,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from pipeline.base.locks import take_lock
 
 FOLDER = Path("results/.running")
 SILENT = 300  # seconds without a sign after which another machine's job counts as lost
@@ -55,14 +56,11 @@ class Entry:
             return self.silent_seconds() < SILENT
         try:
             with self.path.open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return not take_lock(file, shared=True)
         except FileNotFoundError:
             return False
-        except BlockingIOError:
-            return True
         except OSError:  # a file system without locks
             return self.silent_seconds() < SILENT
-        return False
 
     def is_forgotten(self) -> bool:
         """Whether it ended long ago without saying so."""
@@ -81,7 +79,7 @@ class Sign:
         hidden = self.path.with_suffix(".new")
         self.file = hidden.open("w+")
         with suppress(OSError):  # a file system without locks: then only the signs of life count
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take_lock(self.file)
         self.write(entry)
         hidden.replace(self.path)
 

@@ -25,12 +25,19 @@ import submitit
 from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
 from pipeline.base.errors import EXIT_RESUMABLE
-from pipeline.base.processes import become_subreaper, descendants, die_with_parent, end_descendants
+from pipeline.base.processes import (
+    become_subreaper,
+    descendants,
+    die_with_parent,
+    end_descendants,
+    exit_status,
+    handle_stop_signals,
+)
 from pipeline.config.schema import Launch
 from pipeline.launching import slurm
 from pipeline.launching.leases import held_by_rank
 from pipeline.launching.running import Registered
-from pipeline.launching.supervise import handle, show
+from pipeline.launching.supervise import show
 
 STOP = signal.SIGUSR1  # tells the tasks of a Slurm job to save and end
 POLL = 0.5  # seconds between two looks at a job
@@ -152,7 +159,7 @@ def submit(task: Task, made: submitit.AutoExecutor, folder: Path, registered: Re
         if job is not None:
             end(job, local, at_once=len(signals) > 1)
 
-    handle(stop)
+    handle_stop_signals(stop)
     told = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for us, who let ranks save
     job = made.submit(task)
     signal.signal(signal.SIGINT, told)
@@ -166,7 +173,7 @@ def submit(task: Task, made: submitit.AutoExecutor, folder: Path, registered: Re
     while local and descendants():  # ranks that still save, though what started them has ended
         time.sleep(POLL)
     try:
-        status = max(128 - one if one < 0 else one for one in map(int, job.results()))
+        status = max(exit_status(int(result)) for result in job.results())
     except (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError) as error:
         print(f"error: job {job.job_id} ended without a result: {str(error).splitlines()[0]}")
         status = 1

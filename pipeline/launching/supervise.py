@@ -18,9 +18,13 @@ from types import FrameType
 from typing import IO
 
 from pipeline.base.errors import EXIT_RESUMABLE
-from pipeline.base.processes import become_subreaper, die_with_parent, end_descendants
-
-HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+from pipeline.base.processes import (
+    become_subreaper,
+    die_with_parent,
+    end_descendants,
+    exit_status,
+    handle_stop_signals,
+)
 
 
 def supervise(
@@ -31,11 +35,11 @@ def supervise(
     alive: Callable[[], None] = lambda: None,
     stop_with: signal.Signals | None = None,
 ) -> int:
-    """Run a command; returns its exit status, 75 where a signal stopped it.
+    """Run a command; returns its exit status, or 75 if a signal stopped it.
 
-    A first signal of HANDLED is passed on as SIGTERM, so that the ranks save and leave; a second
-    one kills. The command inherits `descriptors`, which live as long as it does. `alive` is called
-    whenever it prints. `stop_with`: what the command itself wants to get in place of SIGTERM.
+    The first of STOP_SIGNALS is passed on as SIGTERM, so that the ranks save and leave; a second
+    one kills. The command inherits `descriptors`, which stay open as long as it lives. `alive` is
+    called whenever it prints. `stop_with`: the signal that the command wants instead of SIGTERM.
     """
     become_subreaper()
     stream = opened(log) if log else None
@@ -58,7 +62,7 @@ def supervise(
             else:
                 os.killpg(child.pid, signal.SIGTERM if len(signals) == 1 else signal.SIGKILL)
 
-    handle(forward)
+    handle_stop_signals(forward)
     assert child.stdout is not None
     copying = threading.Thread(target=relay, args=(child.stdout, stream, alive))
     copying.start()
@@ -70,14 +74,7 @@ def supervise(
     if status < 0:
         name = signal.Signals(-status).name
         print(f"error: the job was killed by {name}: the same command goes on", file=sys.stderr)
-    return status if status >= 0 else 128 - status
-
-
-def handle(handler: Callable[[int, FrameType | None], None]) -> None:
-    """Have the signals of HANDLED handled, but for a SIGHUP that nohup has us ignore."""
-    for number in HANDLED:
-        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handler)
+    return exit_status(status)
 
 
 def opened(log: Path) -> IO[bytes]:

@@ -26,9 +26,9 @@ from torch.distributed.launcher import api
 from torch.distributed.run import main
 
 from pipeline.base.errors import EXIT_RESUMABLE, EXIT_USER_ERROR
+from pipeline.base.processes import STOP_SIGNALS, exit_status
 
 FINAL = (EXIT_USER_ERROR, EXIT_RESUMABLE)
-HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 
 
 def cause(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
@@ -96,14 +96,14 @@ class Agent(LocalElasticAgent):
         """Wait for the ranks; a signal that comes twice, as a scheduler sends it to every process
         and the launcher passes it on, must not end the wait.
         """
-        for number in HANDLED:
+        for number in STOP_SIGNALS:
             signal.signal(number, lambda number, _: self.came.append(number))
         super()._shutdown(death_sig, timeout)
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
         """Before a restart: a signal that came meanwhile, or comes now, ends the job."""
         super()._stop_workers(worker_group)
-        for number in HANDLED:
+        for number in STOP_SIGNALS:
             signal.signal(number, stop)
         if self.came:
             stop(self.came[0])
@@ -119,7 +119,7 @@ def quiet_main() -> int:
         main()
     except ChildFailedError as error:
         status = int(cause(error.failures)[1].exitcode)
-        return status if status >= 0 else 128 - status
+        return exit_status(status)
     except SignalException:
         return EXIT_RESUMABLE
     return 0

@@ -1,6 +1,5 @@
 """What the Snakefile asks of the configuration: keys and settings of each stage, and hooks."""
 
-import fcntl
 import json
 import os
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.base.errors import UserError
+from pipeline.base.locks import take_lock
 from pipeline.config import paths
 from pipeline.config.load import layered, resolve_resolution, validate
 from pipeline.config.samplers import by_sampler, check_guidance
@@ -142,9 +142,7 @@ def hold_folder(path: Path) -> None:
     by hand. Prints one sentence and exits with status 2 where another engine holds it.
     """
     file = path.open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not take_lock(file):
         print("error: another snakemake is at work in this folder: wait for it", file=sys.stderr)
         sys.exit(2)
     file.truncate(0)

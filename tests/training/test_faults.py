@@ -22,6 +22,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from pipeline import train
 from pipeline.base.errors import UserError
+from pipeline.base.processes import STOP_SIGNALS
 from pipeline.data.reader import Reader, rows_at
 from pipeline.flow import probability_path, workload
 from pipeline.launching import torchrun
@@ -303,7 +304,7 @@ def test_the_rank_that_failed_first_is_the_cause(failures: dict, rank: int) -> N
 @pytest.fixture
 def agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[torchrun.Agent]:
     """An agent whose ranks take no time to stop; the signals' handlers are put back."""
-    before = {number: signal.getsignal(number) for number in torchrun.HANDLED}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     monkeypatch.setattr(LocalElasticAgent, "__init__", lambda *_, **__: None)
     monkeypatch.setattr(LocalElasticAgent, "_shutdown", lambda *_: None)
     yield torchrun.Agent()
