@@ -1,8 +1,8 @@
-"""What would run, for a person: `make plan`.
+"""The plan of an experiment, for a person: `make plan`.
 
-Jobs, GPUs and environment variables are read from the engine's own dry run, so the Snakefile is
-their only list; sizes and steps follow from the configuration. With --calibrate a few training
-steps on made-up images tell how long the training takes on this machine.
+Jobs, GPUs and environment variables are read from Snakemake's dry run, so the Snakefile is their
+only list; sizes and steps follow from the configuration. With --calibrate, a few training steps on
+made-up images tell how long the training takes on this machine.
 """
 
 import argparse
@@ -29,8 +29,9 @@ from pipeline.launching import gpus
 from pipeline.networks import families
 from pipeline.training.calibration import Calibration, calibrate
 from pipeline.workflow.dry_run import Job, dry_run
+from pipeline.workflow.variables import parse_variables
 
-IMAGENET_CLASSES = 1000  # for the size of the embedding where no record tells
+IMAGENET_CLASSES = 1000  # for the size of the embedding, as long as there is no record
 
 
 def size(count: float) -> str:
@@ -43,17 +44,14 @@ def size(count: float) -> str:
 
 
 def variables(job: Job) -> str:
-    """The job's environment variables with their values here; optional ones only where set."""
-    words = []
-    for name in job.resource("env").split():
-        value = os.environ.get(name.rstrip("?"))
-        if value is not None or not name.endswith("?"):
-            words.append(f"{name.rstrip('?')}={value if value is not None else '(NOT SET)'}")
-    return " ".join(words) or "-"
+    """The job's environment variables with their values here; those not needed only if set."""
+    wanted = parse_variables(job.resource("env"))
+    shown = [v.name for v in wanted if v.needed or v.name in os.environ]
+    return " ".join(f"{name}={os.environ.get(name, '(NOT SET)')}" for name in shown) or "-"
 
 
 def job_table(jobs: list[Job]) -> str:
-    """One row a job: rule, GPUs, threads, variables, and why it runs."""
+    """One row per job: rule, GPUs, threads, variables, and why it runs."""
     rows = [("job", "GPUs", "threads", "environment", "because")]
     for job in jobs:
         why = job.fields.get("reason", "").split(":")[0].split(";")[0]
@@ -98,7 +96,7 @@ def facts(config: Config) -> str:
     weights = 4 * sum(p.numel() for p in net.parameters())
     pack = num * (res * res * 3 + 8) if num else 0
     samplers = config.sample.samplers
-    samples = sum(one.num * len(one.seeds) for one in samplers) * (res * res * 3 + 8)
+    samples = sum(s.num * len(s.seeds) for s in samplers) * (res * res * 3 + 8)
     averages = len(train.ema_halflife_images)
     saved = (3 + averages) * weights  # the weights, the averages and two moments of AdamW
     every, steps = config.runtime.milestone_images, math.ceil(train.images / train.batch)
@@ -114,21 +112,21 @@ def facts(config: Config) -> str:
         "sample files": size(samples),
         "disk": f"{size(total)} in all{'' if num else ', and the pack'}",
     }
-    made = [("sampler", sampler_line(one)) for one in samplers]
+    made = [("sampler", sampler_line(sampler)) for sampler in samplers]
     return "\n".join(f"  {name:<13} {text}" for name, text in [*lines.items(), *made])
 
 
 def sampler_line(sample: Sample) -> str:
-    """What one sampler makes: its name, images, seeds."""
+    """One sampler in a line: its name, images and seeds."""
     seeds = ", ".join(map(str, sample.seeds))
     word = "seed" if len(sample.seeds) == 1 else "each of the seeds"
     return f"{sampler_name(sample)}: {sample.num:,} images with {word} {seeds}"
 
 
 def ranks(config: Config, most: int) -> int:
-    """Processes that train, where `most` GPUs may be taken; 1 on a CPU, which all ranks share.
+    """Processes that train on at most `most` GPUs; 1 on a CPU, whose cores all ranks share.
 
-    Raises UserError where more GPUs are wanted than visible.
+    Raises UserError if more GPUs are wanted than visible.
     """
     if not gpus.visible() or config.runtime.device == "cpu":
         return 1
@@ -136,18 +134,18 @@ def ranks(config: Config, most: int) -> int:
     return gpus.processes(wanted, config.launch.launcher, config.runtime.device, gpus.visible())
 
 
-def expectation(config: Config, found: Calibration, world: int) -> str:
+def expectation(config: Config, measured: Calibration, world: int) -> str:
     """How long the training takes by a calibration, if `world` ranks are `world` times as fast."""
-    hours = config.train.images / (found.images_per_s * world) / 3600
-    use = f", MFU {found.mfu:.0%}" if found.mfu is not None else ""
-    cpu = found.device == "CPU"
-    number = "the CPU, whose cores all ranks share" if cpu else f"{world} GPU(s)"
+    hours = config.train.images / (measured.images_per_s * world) / 3600
+    use = f", MFU {measured.mfu:.0%}" if measured.mfu is not None else ""
+    cpu = measured.device == "CPU"
+    devices = "the CPU, whose cores all ranks share" if cpu else f"{world} GPU(s)"
     lines = {
-        "calibration": f"{found.steps} steps of {found.batch} made-up images, one process on "
-        f"{found.device}: {found.images_per_s:,.3g} images/s{use}",
-        "training": f"{hours:,.3g} hours on {number}{'' if cpu else ', if speed grows with them'}",
+        "calibration": f"{measured.steps} steps of {measured.batch} made-up images, one process on "
+        f"{measured.device}: {measured.images_per_s:,.3g} images/s{use}",
+        "training": f"{hours:,.3g} hours on {devices}{'' if cpu else ', if speed grows with them'}",
         "GPU-hours": "none" if cpu else f"{hours * world:,.3g}",
-        "peak memory": f"{size(found.peak_bytes)} of {'the process' if cpu else 'each GPU'}",
+        "peak memory": f"{size(measured.peak_bytes)} of {'the process' if cpu else 'each GPU'}",
     }
     return "\n".join(f"  {name:<13} {text}" for name, text in lines.items())
 
@@ -155,21 +153,21 @@ def expectation(config: Config, found: Calibration, world: int) -> str:
 def describe(config: Config, jobs: list[Job]) -> str:
     """The whole plan as text."""
     devices = gpus.visible()
-    where = (
+    machine = (
         f"GPUs {','.join(devices)}" if devices else f"no GPU: {gpus.cpu_cores()} CPU cores, gloo"
     )
     try:
         pack = str(paths.pack_folder(config))
     except UserError as error:
         pack = f"({error})"
-    head = f"experiment {config.experiment}   data {paths.data_name(config)}   {where}"
+    head = f"experiment {config.experiment}   data {paths.data_name(config)}   {machine}"
     places = f"pack    {pack}\nresults {paths.run_folder(config)}"
     table = job_table(jobs) if jobs else "nothing to do: every result is up to date"
     return f"{head}\n{places}\n\n{table}\n\n{facts(config)}"
 
 
 def configuration(configfiles: list[str], overrides: list[str]) -> Config:
-    """The configuration that the engine would see with these --configfile and --config words."""
+    """The configuration that Snakemake would see with these --configfile and --config words."""
     base: dict[str, Any] = load_yaml(DEFAULT_FILE)
     for path in configfiles:
         base = merge(base, load_yaml(Path(path)))

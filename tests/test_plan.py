@@ -1,4 +1,4 @@
-"""The plan: what the engine's dry run says, as a person reads it."""
+"""The plan: what Snakemake's dry run says, as a person reads it."""
 
 import pytest
 

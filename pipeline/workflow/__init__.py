@@ -1,0 +1,3 @@
+"""What the Snakefile asks: files, keys and threads of an experiment, checks before the first job,
+the report after the last one, and what a dry run says.
+"""

@@ -1,4 +1,4 @@
-"""What the Snakefile asks of the configuration: keys and settings of each stage, and hooks."""
+"""An experiment as the Snakefile sees it: keys and settings of each stage, and hooks."""
 
 import json
 import os
@@ -21,6 +21,7 @@ from pipeline.launching.gpus import processes
 from pipeline.reporting import overview
 from pipeline.steps import STEPS
 from pipeline.training.batch_size import images_of_a_rank
+from pipeline.workflow.variables import parse_variables
 
 REMEDIES = {"IMAGENET_DIR": "export IMAGENET_DIR=FOLDER, or give data.dir and data.pack_dir"}
 
@@ -48,10 +49,10 @@ class Experiment:
         self.samplers = by_sampler(self.config)  # the configuration of each, by the sampler's name
         self.sampled_weights = {k: str(paths.weights_file(c)) for k, c in self.samplers.items()}
         self.guides = {name: self.guide(name) for name in self.samplers}
-        sets = [(one, seed) for one in self.samplers.values() for seed in one.sample.seeds]
-        self.samples = [str(paths.samples_folder(one, seed)) for one, seed in sets]
-        self.metrics = [str(paths.metrics_file(one, seed)) for one, seed in sets]
-        # IMAGENET_DIR where the rules that read images, or the pack, need it
+        sets = [(config, s) for config in self.samplers.values() for s in config.sample.seeds]
+        self.samples = [str(paths.samples_folder(config, seed)) for config, seed in sets]
+        self.metrics = [str(paths.metrics_file(config, seed)) for config, seed in sets]
+        # IMAGENET_DIR if the rules that read images, or the pack, need it
         self.images_env = "IMAGENET_DIR" if paths.images_need_imagenet_dir(self.config) else ""
         self.pack_env = "IMAGENET_DIR" if paths.pack_needs_imagenet_dir(self.config) else ""
         self.resolution_source = resolve_resolution(tree, os.environ)[1]
@@ -65,9 +66,9 @@ class Experiment:
         return json.dumps(stage_keys(config, stage), sort_keys=True)
 
     def guide(self, sampler: str) -> list[str]:
-        """The file of the guiding weights, where this sampler has one.
+        """The file of the guiding weights, if this sampler has one.
 
-        Raises UserError where the network is to guide itself and cannot.
+        Raises UserError if the network is to guide itself and cannot.
         """
         sample, config = self.samplers[sampler].sample, self.config
         check_guidance(sample, config.model.class_conditional, config.train.label_dropout)
@@ -78,9 +79,9 @@ class Experiment:
         return existing("sample.guide", sample.guide)
 
     def threads(self, stage: str, workflow: Any) -> int:
-        """CPU threads of a stage's job: four a GPU, fewer where cores are scarce.
+        """CPU threads of a stage's job: four per GPU, fewer if cores are scarce.
 
-        Jobs that the GPUs of the run allow side by side share the cores of the run.
+        Jobs that can run side by side on the GPUs of the run share its cores.
         """
         machine = dict(workflow.global_resources.unwrapped_items())
         wanted = getattr(self.runtime.gpus, stage)
@@ -91,7 +92,7 @@ class Experiment:
         return max(1, min(4 * wanted, cores // abreast))
 
     def banner(self) -> str:
-        """One line: experiment, data and where the resolution comes from."""
+        """One line: experiment, data, and the origin of the resolution."""
         return (
             f"experiment {self.config.experiment}, data {self.data} "
             f"(resolution {self.config.data.resolution} from {self.resolution_source})"
@@ -99,9 +100,9 @@ class Experiment:
 
 
 def existing(key: str, file: str | None) -> list[str]:
-    """The file of weights that a key names, as an input of a rule; none where it is null.
+    """The file of weights that a key names, as an input of a rule; none if it is null.
 
-    Raises UserError where there is no such file: the engine would take old results for new.
+    Raises UserError if there is no such file: Snakemake would take old results for new.
     """
     if file is not None and not Path(file).is_file():
         raise UserError(f"{key}={file} is not a file: give a file of weights, or null")
@@ -109,7 +110,7 @@ def existing(key: str, file: str | None) -> list[str]:
 
 
 def start(workflow: Any, experiment: Experiment) -> None:
-    """Before the first job of a run: one engine a folder, and all that its jobs need is there."""
+    """Checks before the first job: no other Snakemake is here, and all that the jobs need is."""
     hold_folder(Path(".snakemake") / "pipeline.lock")
     jobs = list(workflow.dag.needrun_jobs())
     check_environment(jobs)
@@ -136,10 +137,10 @@ def check_devices(jobs: Iterable[Any], config: Config) -> None:
 
 
 def hold_folder(path: Path) -> None:
-    """Lock this folder for the engine's life; the kernel frees it however the engine ends.
+    """Lock this folder until Snakemake ends; the kernel frees it, however that happens.
 
-    It takes the place of the engine's own lock, which outlives a kill and then has to be removed
-    by hand. Prints one sentence and exits with status 2 where another engine holds it.
+    This replaces Snakemake's own lock, which outlives a kill and then has to be removed by hand.
+    Prints one sentence and exits with status 2 if another Snakemake holds it.
     """
     file = path.open("a")
     if not take_lock(file):
@@ -152,16 +153,15 @@ def hold_folder(path: Path) -> None:
 
 
 def check_environment(jobs: Iterable[Any], environment: Mapping[str, str] = os.environ) -> None:
-    """Stop unless every variable that a job's rule declares in resources.env is set.
+    """Stop unless every variable that a job needs by its rule's resources.env is set.
 
-    A name that ends in `?` is read where it is set and not needed. Prints one sentence naming
-    rules, variable and remedy, and exits with status 2.
+    Prints one sentence naming rules, variable and remedy, and exits with status 2.
     """
     missing: dict[str, set[str]] = {}
     for job in jobs:
-        for name in str(job.resources.get("env", "")).split():
-            if not name.endswith("?") and not environment.get(name):
-                missing.setdefault(name, set()).add(job.rule.name)
+        for variable in parse_variables(str(job.resources.get("env", ""))):
+            if variable.needed and not environment.get(variable.name):
+                missing.setdefault(variable.name, set()).add(job.rule.name)
     for name, rules in missing.items():
         who = f"rule {', '.join(sorted(rules))} needs {name}, which is not set"
         print(f"error: {who}: {REMEDIES.get(name, f'set {name}')}", file=sys.stderr)
@@ -172,26 +172,26 @@ def check_environment(jobs: Iterable[Any], environment: Mapping[str, str] = os.e
 def config_words(given: Mapping[str, Any]) -> list[str]:
     """The words of `--config` that give these values again.
 
-    The engine strips quotes from both ends of a word, so that `set` can only be a list.
+    Snakemake strips quotes from both ends of a word, so that `set` can only be a list.
     """
     whole = {k: [v] if k == "set" and isinstance(v, str) else v for k, v in given.items()}
     return [f"{key}={json.dumps(value)}" for key, value in whole.items()]
 
 
 def finish(workflow: Any, summary: str) -> None:
-    """After a run that made the report's figures: the engine's own report and the tables."""
+    """After a run that made the report's figures: Snakemake's report and the tables."""
     if not any(job.rule.name == "report" for job in workflow.dag.jobs):
         return
     print(f"\n{Path(summary).read_text()}", flush=True)
     target = str(paths.RESULTS / "report.html")
-    if engine_report(workflow.config_settings, target):
+    if snakemake_report(workflow.config_settings, target):
         print(f"report: {target}", flush=True)
-    found = overview.write(paths.RESULTS)
-    print(f"all experiments ({len(found.rows)} scores): {found.page}", flush=True)
+    table = overview.write(paths.RESULTS)
+    print(f"all experiments ({len(table.rows)} scores): {table.page}", flush=True)
 
 
-def engine_report(settings: Any, target: str) -> bool:
-    """Let the engine write its report of the run with these configuration settings."""
+def snakemake_report(settings: Any, target: str) -> bool:
+    """Let Snakemake write its report of the run with these settings; returns whether it did."""
     words = [sys.executable, "-m", "snakemake", "--nolock", "--report", target]
     if settings.configfiles:
         words += ["--configfile", *map(str, settings.configfiles)]
