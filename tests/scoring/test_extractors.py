@@ -14,7 +14,6 @@ import torch
 from pipeline.base.errors import UserError
 from pipeline.scoring import weights
 from pipeline.scoring.extractors import KINDS, load_extractor
-from pipeline.scoring.fidelity import load_torch_fidelity
 from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
@@ -26,31 +25,6 @@ def published_path(name: str) -> Path:
     published = KINDS[name].published
     assert published
     return published.path
-
-
-class Unloaded(load_torch_fidelity().FeatureExtractorInceptionV3):
-    """The Inception network with the weights that PyTorch starts with."""
-
-    def load_state_dict(self, *_: Any, **__: Any) -> None:
-        """Keep them."""
-
-
-def save_random_inception(path: Path) -> Path:
-    """Save Inception weights that are random but keep the size of activations."""
-    torch.save({}, path)
-    torch.manual_seed(0)
-    net = Unloaded("random", ["2048"], feature_extractor_weights_path=str(path))
-    for layer in net.modules():
-        if isinstance(layer, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(layer.weight)
-    torch.save(net.state_dict(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def random_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of random Inception weights."""
-    return save_random_inception(tmp_path_factory.mktemp("weights") / "inception.pth")
 
 
 @pytest.fixture

