@@ -1,4 +1,4 @@
-# The experiment of config.yaml, one rule a stage:
+# The experiment of config.yaml, one rule per stage:
 #
 #   downsample -> train -> sample -> evaluate -> report
 #            \-> reference ----------/
@@ -13,7 +13,7 @@
 #
 # `params.config` holds the keys that a stage reads: a change re-runs it. `resources` never do:
 #   gpu       GPUs the job may take, capped by --resources gpu=N
-#   env       environment variables it needs; `?` marks those it reads where they are set
+#   env       environment variables it needs; `?` marks those it reads only if they are set
 #   settings  places, runtime and launch keys
 import json
 import re
@@ -37,7 +37,7 @@ SAMPLE = f"{RUN}/sample/{{sampler}}/seed{{seed}}"
 SCORES = f"{RUN}/metrics/{{sampler}}-seed{{seed}}"
 
 
-# what runs where the steps do, and not on a node of a cluster: it needs the network
+# needs the network, so it runs on this machine and not on a node of a cluster
 localrules:
     extractor,
 
@@ -177,7 +177,7 @@ rule sample:
             labels={
                 "sampler": "{sampler}",
                 "seed": "{seed}",
-                "figure": "one row a class",
+                "figure": "one row per class",
             },
         ),
         strip=report(

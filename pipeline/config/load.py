@@ -30,13 +30,15 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, if there: t
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; raises UserError where it is missing or no mapping."""
+    """The mapping in a YAML file; raises UserError if it is missing or not a mapping."""
     try:
         loaded = yaml.load(path.read_text(), Loader=LOADER)
     except FileNotFoundError as error:
         raise UserError(f"config file {path} does not exist") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config file {path} is no YAML: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"config file {path} is not YAML: {' '.join(str(error).split())}"
+        ) from error
     if not isinstance(loaded, dict):
         raise UserError(f"config file {path} must hold a mapping of keys")
     return loaded
@@ -67,12 +69,12 @@ def layered(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
 def set_words(given: Any) -> list[str]:
     """The `key=value` words of a string, or of a list of strings; spaces in a value are part of it.
 
-    Raises UserError where it is neither: the engine reads a bare `a: b` on its command line as a
+    Raises UserError if it is neither: Snakemake reads a bare `a: b` on its command line as a
     mapping, and strips quotes, so only a list brings every character through.
     """
     texts = given if isinstance(given, list) else [given]
     if not all(isinstance(text, str) for text in texts):
-        raise UserError(f"set={given!r} is no text: write it as a list of one text, set=['...']")
+        raise UserError(f"set={given!r} is not text: write it as a list of one text, set=['...']")
     words = [re.split(r"\s+(?=[+]{0,2}[A-Za-z_][\w.]*=)", text.strip()) for text in texts]
     return [word for group in words for word in group if word]
 
@@ -91,7 +93,7 @@ def experiment_delta(
 ) -> dict[str, Any]:
     """The keys of experiments.NAME, laid over those of the experiment it is `like`.
 
-    Raises UserError where the name is unknown or `like` goes in a circle.
+    Raises UserError if the name is unknown or `like` goes in a circle.
     """
     if name not in deltas:
         raise UserError(
@@ -106,7 +108,7 @@ def experiment_delta(
 
 
 def resolve_resolution(tree: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[Any, str]:
-    """The resolution and where it comes from: the config, else IMAGENET_RES, else 64."""
+    """The resolution and its origin: the configuration, else IMAGENET_RES, else 64."""
     section = tree.get("data")
     value = section.get("resolution") if isinstance(section, Mapping) else None
     if value not in ("auto", None):
@@ -119,7 +121,7 @@ def resolve_resolution(tree: Mapping[str, Any], environment: Mapping[str, str]) 
 def validate(tree: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Config:
     """`tree` as a Config whose sections fit each other; raises UserError about the first problem.
 
-    That is one sentence, here and wherever a configuration is read.
+    The message is one sentence, here and in all functions that read a configuration.
     """
     config = parsed(tree, environment)
     check_runs(config.sample)
@@ -143,15 +145,15 @@ def overlaid(config: Config, keys: Mapping[str, Any]) -> Config:
 
 
 def check_runs(sample: Sample) -> None:
-    """Raise UserError where a run is no valid sampler, or two runs have one name."""
+    """Raise UserError if a run is not a valid sampler, or two runs have the same name."""
     for place, run in enumerate(sample.runs):
-        where = f"sample.runs[{place}]"
+        key = f"sample.runs[{place}]"
         if "runs" in run:
-            raise UserError(f"{where}: runs within a run are not known: put all into one list")
+            raise UserError(f"{key}: runs within a run are not known: put all into one list")
         try:
             sample.with_run(run)
         except ValidationError as error:
-            raise UserError(f"{where}: {explain(error, Sample)}") from error
+            raise UserError(f"{key}: {explain(error, Sample)}") from error
     check_names(sample)
 
 

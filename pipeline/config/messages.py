@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in one sentence that names the key and the remedy."""
+"""Messages about a configuration: one sentence that names the key and the remedy."""
 
 import difflib
 import types

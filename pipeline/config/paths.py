@@ -1,4 +1,4 @@
-"""Where everything lies on disk: the one place that knows the names of files and folders."""
+"""Names of files and folders: the only module that knows the layout of results/ and packs."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ def data_name(config: Config) -> str:
 def image_root(config: Config, environment: Mapping[str, str] = os.environ) -> Path:
     """The folder that holds the image set: data.dir, else IMAGENET_DIR.
 
-    Raises UserError where neither is given or the folder does not exist.
+    Raises UserError if neither is given or the folder does not exist.
     """
     place = config.data.dir or environment.get("IMAGENET_DIR")
     if not place:
@@ -40,7 +40,7 @@ def image_root(config: Config, environment: Mapping[str, str] = os.environ) -> P
 def pack_folder(config: Config, environment: Mapping[str, str] = os.environ) -> Path:
     """data.path, else `<data.pack_dir or IMAGENET_DIR>/<source>_<res>/<recipe>`.
 
-    Raises UserError where none of the three is given.
+    Raises UserError if none of the three is given.
     """
     data = config.data
     if data.path:
@@ -55,7 +55,7 @@ def pack_folder(config: Config, environment: Mapping[str, str] = os.environ) -> 
 
 
 def pack_needs_imagenet_dir(config: Config) -> bool:
-    """Whether the pack lies below IMAGENET_DIR: no key says where it lies."""
+    """Whether the pack lies below IMAGENET_DIR, since no key names another place."""
     return not (config.data.pack_dir or config.data.path)
 
 
@@ -81,7 +81,7 @@ def extractor_file(config: Config) -> Path:
 
 
 def run_folder(config: Config) -> Path:
-    """`results/<experiment>/<data>`: one folder a stage inside."""
+    """`results/<experiment>/<data>`, with one folder per stage."""
     return RESULTS / config.experiment / data_name(config)
 
 
@@ -102,7 +102,7 @@ def weights_files(train: Train) -> dict[int, str]:
 def weights_file(config: Config) -> Path:
     """The weights that are sampled: those of sample.ema_halflife_images, else the first.
 
-    Raises UserError where no weights are averaged with that half-life.
+    Raises UserError if no weights are averaged with that half-life.
     """
     names, wanted = weights_files(config.train), config.sample.ema_halflife_images
     wanted = config.train.ema_halflife_images[0] if wanted is None else wanted
@@ -125,14 +125,14 @@ def metrics_file(config: Config, seed: int) -> Path:
 
 
 def out_folder(path: Path) -> Path:
-    """`path`, where a step writes files; raises UserError where it is a file."""
+    """`path`, the folder that a step writes into; raises UserError if it is a file."""
     if path.exists() and not path.is_dir():
         raise UserError(f"out={path} is a file: give a folder")
     return path
 
 
 def out_file(path: Path) -> Path:
-    """`path`, which a step writes; makes its folder. Raises UserError where that cannot be."""
+    """`path`, the file that a step writes; makes its folder, or raises UserError if it cannot."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the name of a file")
     try:

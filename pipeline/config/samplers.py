@@ -24,7 +24,7 @@ def sampler_name(sample: Sample) -> str:
 
 
 def rounding_note(sample: Sample) -> str:
-    """What to say of a tolerance that bf16 cannot keep; else empty.
+    """A sentence about a tolerance that bf16 cannot keep; empty if it can.
 
     bf16 rounds to 2^-9: dopri5 takes that for its own error and shortens its steps, to three times
     the evaluations at 1e-5 for images that are no better (results/benchmarks/sampling.json).
@@ -40,15 +40,15 @@ def rounding_note(sample: Sample) -> str:
 
 
 def by_sampler(config: Config) -> dict[str, Config]:
-    """One configuration a sampler, without `runs`, by the sampler's name."""
+    """One configuration per sampler, without `runs`, by the sampler's name."""
     samplers = config.sample.samplers
-    return {sampler_name(one): config.model_copy(update={"sample": one}) for one in samplers}
+    return {sampler_name(s): config.model_copy(update={"sample": s}) for s in samplers}
 
 
 def one_sampler(config: Config, name: str | None) -> Config:
     """The configuration of one sampler of sample.runs: `name`, or the only one.
 
-    Raises UserError where there are several and none of them is named.
+    Raises UserError if there are several and none of them is named.
     """
     every = by_sampler(config)
     if name is None and len(every) == 1:
@@ -56,7 +56,7 @@ def one_sampler(config: Config, name: str | None) -> Config:
     if name not in every:
         raise UserError(
             f"{'several samplers' if name is None else f'no sampler {name}'} in this experiment: "
-            f"choose one of its own by sampler=NAME, {' or '.join(every)}"
+            f"choose one of them by sampler=NAME, {' or '.join(every)}"
         )
     return every[name]
 
@@ -64,7 +64,7 @@ def one_sampler(config: Config, name: str | None) -> Config:
 def family(about: Mapping[str, Any]) -> str:
     """The sampler's name without its steps or tolerances: those that a curve over NFE joins.
 
-    `about`: a sample.json; one without our keys (another program's) is a family of its own.
+    `about`: a sample.json; one without our keys (another program's) is a separate family.
     """
     try:
         sample = Sample.model_validate({"seeds": [0], "runs": []} | about["config"]["sample"])
@@ -98,17 +98,17 @@ def _kind(sample: Sample) -> list[str]:
 
 
 def _grid(sample: Sample) -> list[str]:
-    """Which grid of times it is; the uniform one needs no part."""
+    """The grid of times as a part of the name; none for the uniform one."""
     if isinstance(sample.grid, tuple):
         return [f"grid{sha256_json(sample.grid)[:6]}"]
     return [] if sample.grid == "uniform" else [sample.grid]
 
 
 def check_guidance(sample: Sample, class_conditional: bool, label_dropout: float | None) -> None:
-    """Raise UserError where a network is to guide itself and has no velocity without a class.
+    """Raise UserError if a network is to guide itself and has no velocity without a class.
 
     It knows no classes, or was trained with every image's class: `label_dropout` is that of its
-    training, None where that is not known.
+    training, None if that is not known.
     """
     if sample.guidance == 1 or sample.guide is not None:
         return
@@ -123,24 +123,24 @@ def check_guidance(sample: Sample, class_conditional: bool, label_dropout: float
 
 
 def check_names(sample: Sample) -> None:
-    """Raise UserError where two samplers have one name: they would write the same files."""
-    named = [(place, one, sampler_name(one)) for place, one in enumerate(sample.samplers)]
-    for (a, one, name), (b, other, again) in combinations(named, 2):
+    """Raise UserError if two samplers have the same name: they would write the same files."""
+    named = [(place, run, sampler_name(run)) for place, run in enumerate(sample.samplers)]
+    for (a, first, name), (b, second, again) in combinations(named, 2):
         if name == again:
             raise UserError(
                 f"sample.runs[{a}] and sample.runs[{b}] have one name, {name}, and so one folder: "
-                + _remedy(one, other)
+                + _remedy(first, second)
             )
 
 
-def _remedy(one: Sample, other: Sample) -> str:
-    """What to do about two samplers of one name."""
-    keys = [k for k in Sample.model_fields if getattr(one, k) != getattr(other, k)]
+def _remedy(first: Sample, second: Sample) -> str:
+    """The remedy for two samplers of the same name."""
+    keys = [k for k in Sample.model_fields if getattr(first, k) != getattr(second, k)]
     if not keys:
         return "they are equal, so leave one out"
     if keys == ["seeds"]:
         return "they differ in their seeds alone, so put all seeds into one of them"
     return (
         f"no name shows {', '.join(f'sample.{key}' for key in keys)}, in which they differ, "
-        "so make an experiment of its own for one (under `experiments:` in config.yaml)"
+        "so make a separate experiment for one of them (under `experiments:` in config.yaml)"
     )

@@ -33,9 +33,9 @@ class Data(Section):
     recipe: Recipe
     expected_images: PositiveInt | None
     expected_classes: PositiveInt | None
-    dir: str | None  # where the image set lies; None: IMAGENET_DIR
-    pack_dir: str | None  # where packs lie; None: IMAGENET_DIR
-    path: str | None  # one pack folder, in place of the one named by the keys above
+    dir: str | None  # folder of the image set; None: IMAGENET_DIR
+    pack_dir: str | None  # folder of the packs; None: IMAGENET_DIR
+    path: str | None  # one pack folder, instead of the one named by the keys above
 
 
 class Downsample(Section):
@@ -53,7 +53,7 @@ class Train(Section):
     lr: Positive
     lr_schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"]
     lr_final: Fraction  # share of lr left at `images`: linear, cosine
-    lr_decay_images: PositiveInt  # where inverse_sqrt begins to fall
+    lr_decay_images: PositiveInt  # images after which inverse_sqrt falls
     warmup_images: NotNegative
     betas: tuple[Beta, Beta]
     weight_decay: Annotated[float, Field(ge=0)]
@@ -139,7 +139,7 @@ class Sample(Section):
     def samplers(self) -> tuple["Sample", ...]:
         """The samplers of an experiment: these keys, or each of `runs` laid over them.
 
-        Raises pydantic's ValidationError where a run is not valid; a Config that was resolved
+        Raises pydantic's ValidationError if a run is not valid; a Config that was resolved
         by pipeline/config/load.py has none such.
         """
         return tuple(self.with_run(run) for run in self.runs) or (self,)

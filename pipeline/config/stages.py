@@ -40,7 +40,7 @@ def settings_words(config: Config) -> str:
 
 
 def yaml_word(value: Any) -> str:
-    """A scalar as one YAML word, quoted where it must be."""
+    """A scalar as one YAML word, quoted if it must be."""
     text = yaml.safe_dump(value, default_flow_style=True, width=10**9).strip()
     return text.removesuffix("...").strip()
 
@@ -52,7 +52,7 @@ DATA_KEYS = ("data.source", "data.resolution", "data.recipe", "downsample.fast")
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "downsample": (*DATA_KEYS, "data.expected_images", "data.expected_classes", "downsample"),
     "train": (*DATA_KEYS, "model", "train"),
-    # which seeds and other samplers there are is no key of one set of samples
+    # the keys of one set of samples: not the list of seeds, nor the other samplers
     "sample": (
         *DATA_KEYS,
         *(f"sample.{k}" for k in Sample.model_fields if k not in ("seeds", "runs")),

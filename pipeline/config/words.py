@@ -44,8 +44,8 @@ def lookup(tree: Any, dotted: str) -> Any:
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     """Nested values of `key=value`, `+key=value` or `++key=value` arguments; values are YAML.
 
-    Keys of ALIASES are replaced by what they mean. Raises UserError where an argument has no `=`
-    or its value is no YAML.
+    Keys of ALIASES are replaced by what they mean. Raises UserError if an argument has no `=`
+    or its value is not YAML.
     """
     result: dict[str, Any] = {}
     for argument in arguments:
@@ -56,7 +56,7 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise UserError(f"the value in {argument!r} is no YAML") from error
+            raise UserError(f"the value in {argument!r} is not YAML") from error
         if key == "trainer.use_submitit":
             value = USE_SUBMITIT.get(value, value)
         result = merge(result, nested(ALIASES.get(key, key), value))

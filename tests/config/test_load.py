@@ -78,7 +78,7 @@ def test_every_key_has_a_comment() -> None:
         ("sample.runs=[{runs: []}]", "sample.runs[0]: runs within a run are not known"),
         ("sample.runs=[{steps:9}]", "sample.runs[0]: unknown key steps:9; did you mean steps?"),
         ("sample.runs=[{},{}]", "sample.runs[0] and sample.runs[1] have one name"),
-        ("train.lr=[1", "is no YAML"),
+        ("train.lr=[1", "is not YAML"),
     ],
 )
 def test_bad_words_get_one_sentence(word: str, sentence: str) -> None:
@@ -114,7 +114,7 @@ def test_words_of_set_may_hold_spaces(runs: str) -> None:
 
 
 def test_a_set_that_is_no_text_is_refused() -> None:
-    with pytest.raises(UserError, match="is no text: write it as a list of one text"):
+    with pytest.raises(UserError, match="is not text: write it as a list of one text"):
         load.resolve(BASE, {"set": {"sample.runs=[{solver": "heun}]"}}, {})
 
 
