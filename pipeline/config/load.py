@@ -54,6 +54,7 @@ def layered(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     overrides = {k: v for k, v in overrides.items() if k != "set"}
     overrides = merge(overrides, parse_overrides(words))
     tree = merge({k: v for k, v in base.items() if k not in ("experiments", "set")}, overrides)
+    # The named experiments, which the command line may add to.
     deltas = merge(base, overrides).get("experiments") or {}
     if not isinstance(deltas, Mapping):
         raise UserError(f"experiments={deltas!r} is not a mapping of named experiments")
@@ -167,24 +168,26 @@ def load_step(
     are laid over config.yaml and the experiment in whose folder FILE lies; so are those of
     `config={...}`. Sections that the stage does not read need not fit them.
     """
-    # torch.distributed.launch adds --local-rank; the environment says the same
+    # The step's own words, and those of the configuration.
+    # torch.distributed.launch adds --local-rank; the environment says the same.
     words = parse_overrides(a for a in argv if not re.match(r"--local[-_]rank=\d+$", a))
-    own = {k: str(words.pop(k)) for k in list(words) if k in extra and words[k] is not None}
+    step_words = {k: str(words.pop(k)) for k in list(words) if k in extra and words[k] is not None}
     given = words.pop("config", None)
     if isinstance(given, dict):
-        return of_stage(given, words, None, environment), own
+        return of_stage(given, words, None, environment), step_words
     check_words(words, extra)
+    # A whole configuration, or the keys of one stage.
     file = Path(given) if given else DEFAULT_FILE
     tree = load_yaml(file)
     if "experiments" in tree or "experiments" in words:
-        return resolve(tree, words, environment), own
+        return resolve(tree, words, environment), step_words
     experiment = words.get("experiment") or tree.get("experiment") or experiment_of(file)
-    if experiment is None and "out" not in own:
+    if experiment is None and "out" not in step_words:
         raise UserError(
             f"{file} holds the keys of a stage but not the name of an experiment, and does not lie "
             "in the folder of one: give experiment=NAME or out=PATH"
         )
-    return of_stage(tree, words, experiment, environment), own
+    return of_stage(tree, words, experiment, environment), step_words
 
 
 def of_stage(
@@ -196,7 +199,7 @@ def of_stage(
     """config.yaml < the experiment, if config.yaml has it < the keys of a stage < words."""
     base = load_yaml(DEFAULT_FILE)
     named = {} if experiment is None else {"experiment": experiment}
-    if experiment in base["experiments"]:
+    if str(experiment) in base["experiments"]:
         base = layered(base, named)
     tree = merge({k: v for k, v in base.items() if k != "experiments"}, named)
     config = parsed(merge(merge(tree, keys), words), environment)

@@ -94,8 +94,8 @@ def experiment_of(file: Path) -> str | None:
 
 def weights_files(train: Train) -> dict[int, str]:
     """File name of the weights averaged with each half-life, in the key's order."""
-    first, *others = train.ema_halflife_images
-    further = {halflife: f"weights-ema{halflife}.safetensors" for halflife in others}
+    first, *rest = train.ema_halflife_images
+    further = {halflife: f"weights-ema{halflife}.safetensors" for halflife in rest}
     return {first: "weights.safetensors", **further}
 
 

@@ -1,3 +1,3 @@
-"""What the Snakefile asks: files, keys and threads of an experiment, checks before the first job,
+"""For the Snakefile: files, keys and threads of an experiment, checks before the first job,
 the report after the last one, and what a dry run says.
 """

@@ -35,9 +35,11 @@ class Experiment:
     def __init__(self, files: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         """`files`: config.yaml, --configfile and --config; `given`: --config alone."""
         tree = layered(files, given)
+        # The configuration, and what steps get of it that re-runs nothing.
         self.config: Config = resolve_image_set(validate(tree))
         self.runtime = self.config.runtime
         self.settings = settings_words(self.config)
+        # Files that all samplers share.
         self.data = paths.data_name(self.config)
         self.record = str(paths.record_file(self.config))
         self.reference = str(paths.reference_file(self.config))
@@ -46,6 +48,7 @@ class Experiment:
         self.weights = [f"{self.run}/train/{name}" for name in names]
         self.extractor = str(paths.extractor_file(self.config))
         self.given_extractor = existing("evaluate.weights", self.config.evaluate.weights)
+        # Samplers, and the files of each set of samples.
         self.samplers = by_sampler(self.config)  # the configuration of each, by the sampler's name
         self.sampled_weights = {k: str(paths.weights_file(c)) for k, c in self.samplers.items()}
         self.guides = {name: self.guide(name) for name in self.samplers}

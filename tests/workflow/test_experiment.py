@@ -95,14 +95,14 @@ def test_each_sampler_names_its_average() -> None:
     st.dictionaries(st.sampled_from(["experiment", "set"]), st.text("ab '\"\\:={}[],", min_size=1))
 )
 def test_words_bring_every_value_back(given: dict[str, str]) -> None:
-    """Through the engine's own reading of its command line."""
+    """Through Snakemake's own reading of its command line."""
     given = {k: "tiny" if k == "experiment" else v for k, v in given.items()}
     again = parse_config(experiment.config_words(given))
     assert again == {k: [v] if k == "set" else v for k, v in given.items()}
 
 
 def machine(gpus: int | None, cores: int | None) -> Any:
-    """An engine's workflow, as far as its caps go."""
+    """A workflow of Snakemake, with nothing but its caps."""
     caps = Resources.from_mapping({"gpu": gpus, "_cores": cores})
     return SimpleNamespace(global_resources=caps)
 

@@ -198,7 +198,7 @@ def test_new_samplers_and_seeds_run_beside_the_old(
     assert finished.jobs(set=change) == expected
 
 
-def test_samplers_by_the_engines_own_config(finished: Project) -> None:
+def test_samplers_by_snakemakes_own_config(finished: Project) -> None:
     runs = "sample={runs: [{}, {solver: heun, steps: 2}]}"
     done = finished.snakemake(runs, "--dry-run")
     assert rules(done.stdout + done.stderr) == ["evaluate", "report", "sample"], done.stderr
@@ -235,7 +235,7 @@ def test_a_file_of_the_extractors_weights_is_an_input(finished: Project) -> None
     assert_stopped(done, "evaluate.weights=mine.pth is not a file")
 
 
-def test_unknown_keys_of_a_run_stop_the_engine(finished: Project) -> None:
+def test_unknown_keys_of_a_run_stop_snakemake(finished: Project) -> None:
     done = finished.snakemake("--dry-run", set="sample.runs=[{}, {stpes: 9}]")
     assert_stopped(done, "sample.runs[1]: unknown key stpes; did you mean steps?")
     done = finished.snakemake("--dry-run", set="sample.runs=[{}, {num: 9}]")
@@ -296,7 +296,7 @@ def test_another_rate_starts_anew_and_the_old_one_is_kept(copied: Callable[[], P
     assert (project.folder / RUN / "train/weights.safetensors").read_bytes() == first
 
 
-def test_a_killed_engine_goes_on_and_never_trains_twice(
+def test_a_killed_snakemake_goes_on_and_never_trains_twice(
     copied: Callable[[], Project], tmp_path: Path
 ) -> None:
     """SIGKILL of snakemake alone: its trainer lives on and the same command waits for it."""
