@@ -61,21 +61,23 @@ def prepare(argv: list[str]) -> Job:
     return job_of(*load_step(argv, STEP.words))
 
 
-def job_of(config: Config, own: dict[str, str]) -> Job:
-    """What a configuration and the paths of the command line ask for: see `prepare`."""
+def job_of(config: Config, path_words: dict[str, str]) -> Job:
+    """The job that a configuration and the paths of the command line ask for."""
     config = resolve_image_set(config)
     KINDS[config.evaluate.extractor].find(config.evaluate.weights)
-    across, out = own.get("across"), own.get("out")
-    if "images" in own:
-        if "reference" not in own:
+    across, out = path_words.get("across"), path_words.get("out")
+    if "images" in path_words:
+        if "reference" not in path_words:
             raise UserError("images=PATH needs reference=PATH: give what they are compared with")
-        reference = Path(own["reference"])
-        inputs = read_any(config, Path(own["images"]), reference, across)
+        # Any images
+        reference = Path(path_words["reference"])
+        inputs = read_any(config, Path(path_words["images"]), reference, across)
         return Job(config, inputs, reference, out_file(Path(out)) if out else None, False)
-    samples = Path(own.get("samples", samples_folder(config, config.sample.seeds[0])))
+    # Samples of a run
+    samples = Path(path_words.get("samples", samples_folder(config, config.sample.seeds[0])))
     default_out = run_folder(config) / "metrics" / f"{samples.parent.name}-{samples.name}.json"
-    record = Path(own.get("record", record_file(config)))
-    reference = Path(own.get("reference", reference_file(config)))
+    record = Path(path_words.get("record", record_file(config)))
+    reference = Path(path_words.get("reference", reference_file(config)))
     inputs = read_inputs(config, samples, record, reference, across)
     return Job(config, inputs, reference, out_file(Path(out or default_out)), True)
 

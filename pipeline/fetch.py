@@ -72,11 +72,13 @@ def download(source: Published) -> None:
 
 def main(argv: list[str]) -> None:
     """Fetch the weights of evaluate.extractor, check them and record which they are."""
-    config, own = load_step(argv, WORDS)
+    config, path_words = load_step(argv, WORDS)
     sources, given = KINDS[config.evaluate.extractor], config.evaluate.weights
-    out = out_file(Path(own.get("out", extractor_file(config))))
+    out = out_file(Path(path_words.get("out", extractor_file(config))))
+    # Download
     if given is None:
         fetch(sources)
+    # Record
     file = sources.find(given)
     _, sha256 = read_weights(file)
     ExtractorRecord(extractor=sources.name, sha256=sha256, known=sources.knows(sha256)).write(out)

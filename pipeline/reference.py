@@ -47,15 +47,15 @@ def prepare(argv: list[str]) -> Job:
     return job_of(*load_step(argv, STEP.words))
 
 
-def job_of(config: Config, own: dict[str, str]) -> Job:
-    """What a configuration and the paths of the command line ask for: see `prepare`."""
+def job_of(config: Config, path_words: dict[str, str]) -> Job:
+    """The job that a configuration and the paths of the command line ask for."""
     config = resolve_image_set(config)
-    record = Record.read(Path(own.get("record", record_file(config))))
+    record = Record.read(Path(path_words.get("record", record_file(config))))
     KINDS[config.evaluate.extractor].find(config.evaluate.weights)
     pack = open_pack(pack_folder(config), record)
     if len(pack) < 2:
         raise UserError("the pack holds one image, and a covariance needs two: use a larger pack")
-    return Job(config, pack, out_file(Path(own.get("out", reference_file(config)))))
+    return Job(config, pack, out_file(Path(path_words.get("out", reference_file(config)))))
 
 
 def preflight(config: Config, paths: dict[str, str], world: int) -> None:
@@ -72,6 +72,7 @@ def measure(
     Raises UserError if the file `images` of the pack is not that of its record: rank 0 hashes
     it while the features are made.
     """
+    # Features and, beside them, the hash
     moments = Moments(extractor.width, extractor.device)
     rows = np.arange(len(pack))
     with ThreadPoolExecutor(1) as thread:
@@ -80,6 +81,7 @@ def measure(
             extractor, runtime, group, "reference", rows, lambda part: pack.images[part], [moments]
         )
         sha256 = hashing.result() if hashing else ""
+    # All ranks stop if the hash is another one
     record, expected = pack.record, pack.record.sha256.images
     if not int(group.sum(torch.tensor(int(sha256 == expected)))):
         raise UserError(
@@ -98,14 +100,16 @@ def measure(
     )
 
 
-def exported(own: Mapping[str, str]) -> bool:
+def exported(path_words: Mapping[str, str]) -> bool:
     """Do what `export=FILE` asks for; False without it."""
-    if ("export" in own) != ("reference" in own):
+    if ("export" in path_words) != ("reference" in path_words):
         raise UserError("an export needs both reference=FILE and export=FILE.npz: give both")
-    if "export" not in own:
+    if "export" not in path_words:
         return False
-    export_reference(out_file(Path(own["export"])), load_reference(Path(own["reference"])))
-    print(f"mu and sigma of {own['reference']}: {own['export']}", flush=True)
+    export_reference(
+        out_file(Path(path_words["export"])), load_reference(Path(path_words["reference"]))
+    )
+    print(f"mu and sigma of {path_words['reference']}: {path_words['export']}", flush=True)
     return True
 
 

@@ -23,8 +23,8 @@ SIZE = 16  # px
 
 def small(*_: Any) -> Extractor:
     """A stand-in for load_extractor: a small network in the place of EfficientNet-Lite0."""
-    found = vars(small_extractor(SIZE)) | {"name": "efficientnet-lite0"}
-    return Extractor(**found | {"label": "efflite0_96", "title": "EfficientNet-Lite0 at 96 px"})
+    actual = vars(small_extractor(SIZE)) | {"name": "efficientnet-lite0"}
+    return Extractor(**actual | {"label": "efflite0_96", "title": "EfficientNet-Lite0 at 96 px"})
 
 
 def use_small(patch: pytest.MonkeyPatch) -> None:

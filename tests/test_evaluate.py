@@ -95,8 +95,8 @@ def test_values_and_protocol(world: World, capsys: pytest.CaptureFixture[str]) -
     assert kid["value"] == kid["bracket"]["value"]
     parts = measure.split(21, 60, 2020)
     a, b = (extractor.features(sides[1][np.sort(rows)])[0] for rows in (parts.a, parts.b))
-    found = [score["real"] for score in result["metrics"][2:]]
-    assert found == pytest.approx(scores.precision_recall(a, b, 3))
+    actual = [score["real"] for score in result["metrics"][2:]]
+    assert actual == pytest.approx(scores.precision_recall(a, b, 3))
     assert result["sample"] == {"seed": 3, "nfe_mean": 8}
     protocol = result["protocol"]
     assert protocol["weights_sha256"] == extractor.weights_sha256
@@ -128,9 +128,9 @@ def test_moments_and_distance_equal_numpy_in_float64(world: World) -> None:
         return features.mean(0), np.cov(features.T)
 
     (mu1, sigma1), (mu2, sigma2) = (moments(world.images(name)) for name in ("pack", "samples"))
-    found = load_reference(world.root / "reference")
-    np.testing.assert_allclose(found.mu, mu1, rtol=1e-10)
-    np.testing.assert_allclose(found.sigma, sigma1, rtol=1e-10, atol=1e-12)
+    actual = load_reference(world.root / "reference")
+    np.testing.assert_allclose(actual.mu, mu1, rtol=1e-10)
+    np.testing.assert_allclose(actual.sigma, sigma1, rtol=1e-10, atol=1e-12)
     world.run(evaluate, "evaluate.metrics=[fid]")
     root = sqrtm(sigma1 @ sigma2).real
     wanted = ((mu1 - mu2) ** 2).sum() + np.trace(sigma1 + sigma2 - 2 * root)
@@ -149,11 +149,11 @@ def test_more_samples_than_half_the_pack(world: World) -> None:
 
 
 def test_the_result_does_not_depend_on_the_batch_size(world: World) -> None:
-    found = []
+    actual = []
     for size in (7, 64):
         world.run(evaluate, f"runtime.feature_batch={size}", "evaluate.metrics=[kid, prc]")
-        found.append([m["value"] for m in world.result()["metrics"]])
-    assert found[0] == pytest.approx(found[1], rel=1e-3)
+        actual.append([m["value"] for m in world.result()["metrics"]])
+    assert actual[0] == pytest.approx(actual[1], rel=1e-3)
 
 
 def test_what_cannot_be_scored_is_said(world: World) -> None:
@@ -212,15 +212,15 @@ def test_copies_of_real_images_are_found_among_the_neighbours(world: World) -> N
     images[0] = world.images("pack")[0]
     np.save(world.root / "samples" / "images.npy", images)
     world.run(evaluate, "evaluate.metrics=[fid]", "out=" + str(world.root / "scores.json"))
-    found = json.loads((world.root / "scores.json").read_text())["neighbours"]
-    assert found["searched"] == 42 and found["real_searched"] == 21
-    distances = np.array(found["distances"])
+    actual = json.loads((world.root / "scores.json").read_text())["neighbours"]
+    assert actual["searched"] == 42 and actual["real_searched"] == 21
+    distances = np.array(actual["distances"])
     assert distances.shape == (8, 5) and (np.diff(distances) >= 0).all()
     searched = np.sort(np.concatenate(measure.split(21, 60, 2020)[1:]))
     features = [small().features(x)[0].double().numpy() for x in (images, world.images("pack"))]
-    sides = features[0][found["samples"]][:, None], features[1][searched]
+    sides = features[0][actual["samples"]][:, None], features[1][searched]
     wanted = np.sort(np.sqrt(((sides[0] - sides[1]) ** 2).sum(2)))[:, :5]
     np.testing.assert_allclose(distances, wanted, atol=1e-5)
     if 0 in searched:
-        assert found["rows"][0][0] == 0 and distances[0, 0] < 1e-5 < found["real"]
+        assert actual["rows"][0][0] == 0 and distances[0, 0] < 1e-5 < actual["real"]
     assert Image.open(world.root / "scores-neighbours.png").width > 400

@@ -87,8 +87,8 @@ def test_a_given_file_is_recorded_and_nothing_fetched(
     cache: Path, downloads: list[Any], tmp_path: Path
 ) -> None:
     (tmp_path / "mine.pth").write_bytes(b"other")
-    found = run(tmp_path, f"evaluate.weights={tmp_path / 'mine.pth'}")
-    assert (found["known"], downloads) == (False, []) and not cache.parent.exists()
+    actual = run(tmp_path, f"evaluate.weights={tmp_path / 'mine.pth'}")
+    assert (actual["known"], downloads) == (False, []) and not cache.parent.exists()
 
 
 def test_without_a_network_the_way_out_is_named(

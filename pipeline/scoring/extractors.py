@@ -79,7 +79,7 @@ class Kind(WeightsSources):
 
 
 def build_by_torch_fidelity(kind: Kind, state: State) -> nn.Module:
-    """torch-fidelity's own extractor, given the tensors of `state` as a file."""
+    """The extractor of torch-fidelity, given the tensors of `state` as a file."""
     copy = io.BytesIO()
     torch.save(state, copy)
     copy.seek(0)
@@ -191,10 +191,13 @@ def load_extractor(name: str, weights: str | None, device: torch.device) -> Extr
     """
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+    # Weights
     kind = KINDS[name]
     file = kind.find(weights)
     content, sha256 = read_weights(file)
     state = kind.load_state(content, sha256, file.path)
+
+    # Network
     network = place(kind, state, file, device)
     return Extractor(
         name=name,

@@ -46,9 +46,11 @@ def read_inputs(
 
     `across` names the pack if it is not the one that the samples' model was trained on.
     """
+    # The pack's record and its statistics
     known = Record.read(record)
     statistics = load_reference(reference)
     check_reference(statistics, known, config.evaluate.extractor, reference)
+    # Samples
     images = of_array(f"samples {samples}", load_npy(samples / "images.npy"))
     check_sizes(images, (known.resolution,) * 2)
     how, data = read_about(samples)
@@ -56,6 +58,7 @@ def read_inputs(
     labels = None
     if not notes or (data and data.classes == known.classes):
         labels = labels_beside(samples, len(images), len(known.classes))
+    # Real images
     pack = open_pack(pack_folder(config), known)
     check_numbers(config.evaluate, len(images), len(pack))
     data_keys = {key: getattr(known, key) for key in ("source", "resolution", "recipe")}
@@ -231,6 +234,7 @@ def read_any(config: Config, path: Path, reference: Path, across: str | None) ->
 
     The reference is a file of statistics, images, or both (ADM's .npz with `arr_0`).
     """
+    # Images and reference, of one size
     images = open_images(path)
     statistics, real = open_reference(reference)
     if statistics:
@@ -245,6 +249,7 @@ def read_any(config: Config, path: Path, reference: Path, across: str | None) ->
     data = None
     if (home(path) / "sample.json").is_file():
         how, data = read_about(home(path))
+    # Origin of both sides
     record, other = pack_record(home(reference)), pack_record(home(path))
     sha256 = record.sha256.images if record else statistics and statistics.pack_sha256
     name = record.name if record else (statistics and statistics.data) or reference.name
@@ -252,6 +257,7 @@ def read_any(config: Config, path: Path, reference: Path, across: str | None) ->
     notes += check_same_recipe(other, name, path, across) if other and sha256 else []
     notes += notes_on_origin(statistics, reference, config.evaluate.extractor) if statistics else []
     check_numbers(config.evaluate, len(images), len(real) if real else None)
+    # The reference's part of the protocol
     counts: dict[str, Any] = {}
     if statistics:
         counts = counts_of(statistics)

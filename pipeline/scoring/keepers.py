@@ -168,6 +168,7 @@ class Held:
         self.parts = self.parts[:1]
         if not group.first:
             return
+        # Each row at its place among the wanted ones
         place = torch.from_numpy(np.cumsum(self.wanted) - 1)
         features = torch.empty(int(self.wanted.sum()), parts[0].shape[1])
         for rows_of_rank, part in zip(rows, parts, strict=True):
@@ -242,10 +243,12 @@ class InceptionScore:
         self, num: int, width: int, splits: int, seed: int, device: torch.device | str
     ) -> None:
         """`num` images in all, at least `splits`; `width` logits each."""
+        # The split of each row
         bounds = np.arange(1, splits) * num // splits
         split = np.searchsorted(bounds, np.arange(num), side="right")
         self.split = np.empty(num, np.int64)
         self.split[np.random.RandomState(seed).permutation(num)] = split
+        # Sums of each split
         self.counts = torch.from_numpy(np.bincount(split, minlength=splits)).double()
         self.total = torch.zeros(splits, width, dtype=torch.float64, device=device)  # sum of p
         self.negative = torch.zeros(splits, dtype=torch.float64, device=device)  # sum of p ln p

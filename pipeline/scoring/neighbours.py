@@ -64,8 +64,8 @@ class Nearest:
         """On rank 0, keep the nearest of the images that all ranks have seen."""
         distances = group.gather(torch.from_numpy(self.distances.T.copy()))
         rows = group.gather(torch.from_numpy(self.rows.T.copy()))
-        for theirs, their_rows in list(zip(distances, rows, strict=True))[1:]:
-            self.merge(theirs.numpy().T, their_rows.numpy().T)
+        for further, further_rows in list(zip(distances, rows, strict=True))[1:]:
+            self.merge(further.numpy().T, further_rows.numpy().T)
 
 
 class Neighbours(NamedTuple):

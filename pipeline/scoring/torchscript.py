@@ -124,10 +124,10 @@ def _tensor(
 
 def _named(module: _Module, prefix: str) -> dict[str, Tensor]:
     """All tensors below `module` with their dotted names."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, value in module.attributes.items():
         if isinstance(value, Tensor):
-            found[prefix + name] = value
+            tensors[prefix + name] = value
         elif isinstance(value, _Module):
-            found |= _named(value, f"{prefix}{name}.")
-    return found
+            tensors |= _named(value, f"{prefix}{name}.")
+    return tensors

@@ -146,6 +146,7 @@ def read_weights(file: WeightsFile) -> tuple[bytes, str]:
             f"weights {file.path} cannot be read ({error.strerror}): "
             "point evaluate.weights at a file"
         ) from error
+    # The hash comes before anything is opened
     sha256 = hashlib.sha256(content).hexdigest()
     if not sha256.startswith(file.sha256):
         raise UserError(
@@ -186,10 +187,12 @@ def convert_fid_helper(content: bytes) -> State:
     convolutions = [k.removesuffix("conv.weight") for k in state if k.endswith(".conv.weight")]
     parts = ("conv.weight", "bn.bias", "bn.running_mean", "bn.running_var")
     names = [layer + part for layer in convolutions for part in parts]
+    # Records of the archive
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         for index, name in enumerate(names):
             floats = np.frombuffer(archive.read(f"out_jit_module/data/{index}"), "<f4")
             state[name] = torch.from_numpy(floats.copy()).reshape(state[name].shape)
+    # Scales that are not in it
     for layer in convolutions:
         state[layer + "bn.weight"] = torch.ones_like(state[layer + "bn.weight"])
     return state

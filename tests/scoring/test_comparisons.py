@@ -55,12 +55,12 @@ def test_a_pack_folder_gives_the_same_scores_as_its_reference_file(world: World)
         folder = root / "files" / ("deep" if number % 2 else "")
         Image.fromarray(image).save(folder / f"{number:03d}.png")
     for name in ("pack", "real.npy", "real.npz", "adm.npz"):
-        found = world.compare(root / "samples", root / name)
-        for one, other in zip(found["metrics"], metrics, strict=True):
+        actual = world.compare(root / "samples", root / name)
+        for one, other in zip(actual["metrics"], metrics, strict=True):
             assert one["value"] == pytest.approx(other["value"], rel=1e-6), name
             assert one.get("bracket", {}) == pytest.approx(other.get("bracket", {}), rel=1e-6)
-    found = world.compare(root / "files", root / "real.npy", "evaluate.metrics=[fid]")
-    assert found["metrics"][0]["value"] == pytest.approx(0, abs=1e-6)
+    actual = world.compare(root / "files", root / "real.npy", "evaluate.metrics=[fid]")
+    assert actual["metrics"][0]["value"] == pytest.approx(0, abs=1e-6)
     opened = image_sets.open_images(root / "files")
     by_path = [*range(0, 60, 2), *range(1, 60, 2)]  # deep/001.png comes after 058.png
     np.testing.assert_array_equal(opened.read(np.arange(60)), images[by_path])
@@ -73,8 +73,8 @@ def test_statistics_alone_give_the_distance_and_say_what_is_left_out(world: Worl
     reference.main([*world.words, f"reference={world.root / 'reference'}", f"export={plain}"])
     assert sorted(np.load(plain)) == ["mu", "sigma"]
     result = world.compare(world.root / "samples" / "images.npy", plain)
-    (found,) = result["metrics"]
-    assert found["value"] == pytest.approx(wanted, rel=1e-10) and "bracket" not in found
+    (actual,) = result["metrics"]
+    assert actual["value"] == pytest.approx(wanted, rel=1e-10) and "bracket" not in actual
     assert any("statistics and no images" in note for note in result["notes"])
     assert any("does not say of which images" in note for note in result["notes"])
     assert result["neighbours"] is None and not list(world.root.glob("*any*.png"))
@@ -113,8 +113,8 @@ def test_comparisons_that_do_not_fit_are_refused(
 @pytest.mark.parametrize("about", [{"data": "photos"}, {"data": {}}, {"data": None}, {}])
 def test_descriptions_by_other_programs_do_not_matter(world: World, about: dict) -> None:
     (world.root / "samples" / "sample.json").write_text(json.dumps(about))
-    found = world.compare(world.root / "samples", world.root / "pack")
-    assert found["sample"] == about
+    actual = world.compare(world.root / "samples", world.root / "pack")
+    assert actual["sample"] == about
     (world.root / "samples" / "sample.json").write_text("[]")
     with pytest.raises(UserError, match=r"sample.json is not a mapping"):
         world.compare(world.root / "samples", world.root / "pack")

@@ -136,8 +136,8 @@ def test_any_reference_that_names_its_pack_is_checked(world: World) -> None:
         for samples in (world.root / "samples", world.root / "samples/images.npy"):
             with pytest.raises(UserError, match="trained on shapes_16-adm"):
                 world.compare(samples, world.root / name)
-        found = world.compare(world.root / "samples", world.root / name, "across=shapes_16-box")
-        assert any("shapes_16-adm (ffffffff" in note for note in found["notes"])
+        actual = world.compare(world.root / "samples", world.root / name, "across=shapes_16-box")
+        assert any("shapes_16-adm (ffffffff" in note for note in actual["notes"])
 
 
 def test_a_pack_of_another_recipe_is_refused(world: World) -> None:
@@ -150,5 +150,5 @@ def test_a_pack_of_another_recipe_is_refused(world: World) -> None:
     for images in (other, other / "images.npy"):
         with pytest.raises(UserError, match="are shapes_16-adm, the reference is of shapes_16-box"):
             world.compare(images, world.root / "pack")
-    found = world.compare(other, world.root / "pack", "across=shapes_16-box")
-    assert any("difference of these recipes" in note for note in found["notes"])
+    actual = world.compare(other, world.root / "pack", "across=shapes_16-box")
+    assert any("difference of these recipes" in note for note in actual["notes"])

@@ -22,10 +22,10 @@ def test_files_of_all_kinds_are_read_as_pillow_reads_them(tmp_path: Path) -> Non
     picture.convert("L").save(tmp_path / names[4])
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / ".hidden.png").write_text("no image")
-    found = open_images(tmp_path)
-    assert (len(found), found.size) == (5, (6, 8))
+    actual = open_images(tmp_path)
+    assert (len(actual), actual.size) == (5, (6, 8))
     wanted = [np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in names]
-    np.testing.assert_array_equal(found.read(ROWS), np.stack(wanted)[ROWS])
+    np.testing.assert_array_equal(actual.read(ROWS), np.stack(wanted)[ROWS])
 
 
 @pytest.mark.parametrize("key", ["arr_0", "images"])

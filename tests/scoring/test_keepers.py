@@ -42,8 +42,8 @@ class Small(torch.nn.Module):
         self.weight /= 100 * (3 * pixels) ** 0.5  # most pixels are below 256: tanh bends, a bit
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        found = torch.tanh(images.flatten(1).float() @ self.weight)
-        return found[:, :WIDTH] * 5, found[:, WIDTH:] * 3
+        actual = torch.tanh(images.flatten(1).float() @ self.weight)
+        return actual[:, :WIDTH] * 5, actual[:, WIDTH:] * 3
 
 
 def small_extractor(size: int) -> Extractor:

@@ -91,8 +91,8 @@ def test_inception_equals_torch_fidelity(random_inception: Path) -> None:
         expected = network(torch.from_numpy(images).permute(0, 3, 1, 2))
     extractor = load_extractor("inception-v3-compat", str(random_inception), CPU)
     assert extractor.has_logits and not extractor.known_weights
-    for found, wanted in zip(extractor.features(images), expected, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    for actual, wanted in zip(extractor.features(images), expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
 
 
 # --- the other networks ------------------------------------------------------------------------
@@ -122,21 +122,21 @@ def test_dinov2_equals_torchvisions_transformer(monkeypatch: pytest.MonkeyPatch)
     ours.blocks[3].ls2.gamma.data = scale
     names = {"norm1": "ln_1", "norm2": "ln_2", "attn.proj": "self_attention.out_proj"}
     names |= {"mlp.fc1": "mlp.0", "mlp.fc2": "mlp.3"}
-    found = {"class_token": state["cls_token"], "encoder.pos_embedding": ours.positions(16)}
+    actual = {"class_token": state["cls_token"], "encoder.pos_embedding": ours.positions(16)}
     for part in ("weight", "bias"):
-        found[f"conv_proj.{part}"] = state[f"patch_embed.proj.{part}"]
-        found[f"encoder.ln.{part}"] = state[f"norm.{part}"]
+        actual[f"conv_proj.{part}"] = state[f"patch_embed.proj.{part}"]
+        actual[f"encoder.ln.{part}"] = state[f"norm.{part}"]
         for k in range(4):
             here = f"encoder.layers.encoder_layer_{k}."
             qkv = state[f"blocks.{k}.attn.qkv.{part}"]
-            found[f"{here}self_attention.in_proj_{part}"] = qkv
+            actual[f"{here}self_attention.in_proj_{part}"] = qkv
             for name, other in names.items():
-                found[f"{here}{other}.{part}"] = state[f"blocks.{k}.{name}.{part}"]
+                actual[f"{here}{other}.{part}"] = state[f"blocks.{k}.{name}.{part}"]
     for layer, name in (("0", "self_attention.out_proj"), ("3", "mlp.3")):
         weight = f"encoder.layers.encoder_layer_{layer}.{name}"
-        found[f"{weight}.weight"] = found[f"{weight}.weight"] * scale[:, None]
-        found[f"{weight}.bias"] = found[f"{weight}.bias"] * scale
-    theirs.load_state_dict(found)
+        actual[f"{weight}.weight"] = actual[f"{weight}.weight"] * scale[:, None]
+        actual[f"{weight}.bias"] = actual[f"{weight}.bias"] * scale
+    theirs.load_state_dict(actual)
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images), rtol=1e-3, atol=1e-4)

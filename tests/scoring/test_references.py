@@ -19,9 +19,9 @@ def test_ours_comes_back_as_it_was(tmp_path: Path) -> None:
     whole = Reference(MU, SIGMA, 7, *texts, resolution=64)
     for number, reference in enumerate((whole, Reference(MU, SIGMA))):
         save_reference(tmp_path / f"{number}.npz", reference)
-        found = vars(load_reference(tmp_path / f"{number}.npz"))
+        actual = vars(load_reference(tmp_path / f"{number}.npz"))
         for key, value in vars(reference).items():
-            np.testing.assert_array_equal(found[key], value)
+            np.testing.assert_array_equal(actual[key], value)
 
 
 def test_adm_and_edm_files_are_read(tmp_path: Path) -> None:
@@ -29,9 +29,9 @@ def test_adm_and_edm_files_are_read(tmp_path: Path) -> None:
     np.savez(tmp_path / "adm.npz", mu=MU.astype(np.float32), sigma=SIGMA, **more)
     np.savez(tmp_path / "edm.npz", mu=MU, sigma=SIGMA)
     for name in ("adm", "edm"):
-        found = load_reference(tmp_path / f"{name}.npz")
-        assert found.mu.dtype == np.float64 and found.extractor is None
-        np.testing.assert_array_equal(found.sigma, SIGMA)
+        actual = load_reference(tmp_path / f"{name}.npz")
+        assert actual.mu.dtype == np.float64 and actual.extractor is None
+        np.testing.assert_array_equal(actual.sigma, SIGMA)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -39,10 +39,10 @@ def test_edm2_files_are_read(tmp_path: Path, protocol: int) -> None:
     other = {"mu": np.zeros(5), "sigma": np.eye(5)}
     value = {"num_images": 9, "fid": {"mu": MU, "sigma": SIGMA}, "fd_dinov2": other}
     (tmp_path / "edm2.pkl").write_bytes(pickle.dumps(value, protocol))
-    found = load_reference(tmp_path / "edm2.pkl")
-    np.testing.assert_array_equal(found.mu, MU)
-    np.testing.assert_array_equal(found.sigma, SIGMA)
-    assert found.num_images == 9
+    actual = load_reference(tmp_path / "edm2.pkl")
+    np.testing.assert_array_equal(actual.mu, MU)
+    np.testing.assert_array_equal(actual.sigma, SIGMA)
+    assert actual.num_images == 9
 
 
 class Bomb:

@@ -114,7 +114,7 @@ def test_scores_equal_torch_fidelity(
     one, two = moments_of(features), moments_of(other)
     inception = InceptionScore(len(made), LOGITS, 3, 7, CPU)
     inception.add(Batch(np.arange(len(made)), features, logits))
-    found = [
+    actual = [
         frechet(one.mu, one.sigma, two.mu, two.sigma),
         *scores.kernel_distance(features, other, 4, 5, 7),
         *inception.score(),
@@ -129,7 +129,7 @@ def test_scores_equal_torch_fidelity(
         "precision",
         "recall",
     )
-    for key, value in zip(keys, found, strict=True):  # a spread has the error of its mean
+    for key, value in zip(keys, actual, strict=True):  # a spread has the error of its mean
         error = 1e-5 * wanted[key.replace("std", "mean")]
         assert value == pytest.approx(wanted[key], abs=error), key
 
@@ -183,7 +183,7 @@ def test_distances_order_as_the_eye_does() -> None:
 def test_names_and_labels(num: int, label: str) -> None:
     inception = SimpleNamespace(label="", title="Inception-v3")
     other = SimpleNamespace(label="efflite0_96", title="EfficientNet-Lite0 at 96 px")
-    found = scores.named("fid", inception, 1.0, num, "lower")  # type: ignore[arg-type]
-    assert (found.name, found.label) == ("fid", f"{label} (Inception-v3)")
-    found = scores.named("fid", other, 1.0, num, "lower")  # type: ignore[arg-type]
-    assert found.name == "frechet_efflite0_96" and "FID" not in found.label
+    actual = scores.named("fid", inception, 1.0, num, "lower")  # type: ignore[arg-type]
+    assert (actual.name, actual.label) == ("fid", f"{label} (Inception-v3)")
+    actual = scores.named("fid", other, 1.0, num, "lower")  # type: ignore[arg-type]
+    assert actual.name == "frechet_efflite0_96" and "FID" not in actual.label

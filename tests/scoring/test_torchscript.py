@@ -42,12 +42,12 @@ def archive(module: nn.Module) -> bytes:
 def test_tensors_equal_those_of_torch() -> None:
     content = archive(Net())
     assert torchscript.is_archive(content)
-    found = torchscript.load_tensors(content, Path("x"))
+    actual = torchscript.load_tensors(content, Path("x"))
     wanted = torch.jit.load(io.BytesIO(content)).state_dict()
-    assert found.keys() == wanted.keys()
+    assert actual.keys() == wanted.keys()
     for name, value in wanted.items():
-        assert found[name].dtype == value.dtype
-        torch.testing.assert_close(found[name], value.detach(), rtol=0, atol=0)
+        assert actual[name].dtype == value.dtype
+        torch.testing.assert_close(actual[name], value.detach(), rtol=0, atol=0)
 
 
 def test_other_files_are_no_archives(tmp_path: Path) -> None:
