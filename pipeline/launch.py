@@ -6,7 +6,7 @@
 With several processes the command that runs is `torchrun --standalone --nproc-per-node=N …`, and
 for another project's module it is torchrun with one process too, its arguments handed on untouched.
 The job's GPUs are leased (launching/leases.py). What it prints goes to the terminal and to the log.
-Exit status: the job's own, or 75 where a signal stopped it after it had saved its state.
+Exit status: the job's own, or 75 if a signal stopped it after it had saved its state.
 """
 
 import argparse
@@ -15,17 +15,15 @@ import os
 import shlex
 import signal
 import sys
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.base.errors import UserError, run_main
 from pipeline.config.load import load_step
 from pipeline.config.schema import Config, Launch
-from pipeline.launching import commands, gpus, slurm
-from pipeline.launching.gpus import processes
-from pipeline.launching.leases import Lease, lease
+from pipeline.launching import gpus, slurm
+from pipeline.launching.launchers import Start, launcher
+from pipeline.launching.leases import lease
 from pipeline.launching.running import Registered
 from pipeline.launching.supervise import supervise
 from pipeline.steps import BY_MODULE, Step
@@ -68,97 +66,85 @@ class Job:
 
 
 def check_torch(visible: list[str], device: str) -> None:
-    """Raise UserError where GPUs are visible but this build of torch cannot use them."""
-    import torch
+    """Raise UserError if GPUs are visible but this build of torch cannot use them."""
+    if not visible or device != "auto":
+        return
+    import torch  # takes seconds, and is needed on machines with GPUs only
 
-    if visible and device == "auto" and torch.cuda.device_count() == 0:
+    if torch.cuda.device_count() == 0:
         raise UserError(
             f"GPUs {','.join(visible)} are visible but torch {torch.__version__} cannot use them: "
             "install its CUDA build, or give runtime.device=cpu"
         )
 
 
-def ranks(job: Job, config: Config, paths: dict[str, str], visible: list[str]) -> int:
-    """How many processes the job has on a machine; UserError where it cannot have its GPUs."""
-    launch, device = config.launch, config.runtime.device
-    if launch.launcher == "submitit_slurm":
-        visible = [str(i) for i in range(job.wanted)]  # the scheduler finds them
-    elif not job.ours and job.wanted > len(visible):
+def run(job: Job, log: Path | None) -> int:
+    """Check, lease, start and watch a job; returns the exit status."""
+    config, paths = job.parsed()
+    launch = launcher(config.launch).settled(config.launch)
+    config = config.model_copy(update={"launch": launch})
+    if launcher(launch).is_started_by_srun(launch):
+        return on_every_node(job, launch, log)
+    with Registered(job.module, max(1, job.wanted), log) as registered:  # its checks may wait
+        num_ranks = checked_ranks(job, config, paths)
+        start = Start(
+            job.module, job.ours, num_ranks, job.wanted, job.threads, launch, log, registered
+        )
+        return run_here(job, config, start)
+
+
+def checked_ranks(job: Job, config: Config, paths: dict[str, str]) -> int:
+    """The number of the job's ranks per machine, after all checks that come before a start.
+
+    Raises UserError if the job cannot have its GPUs, or its preflight finds a problem.
+    """
+    launch, visible = config.launch, gpus.visible()
+    chosen = launcher(launch)
+    if not job.ours:
+        check_gpus(job, visible if chosen.leases_gpus else None)
+        return max(1, job.wanted)
+    if not job.ranked:
+        return 1
+    num_ranks = chosen.num_ranks(job.wanted, config.runtime.device, visible)
+    if chosen.leases_gpus:
+        check_torch([] if gpus.declared() else visible, config.runtime.device)
+    importlib.import_module(job.name).preflight(config, paths, num_ranks * launch.nnodes)
+    return num_ranks
+
+
+def check_gpus(job: Job, visible: list[str] | None) -> None:
+    """Raise UserError if another project's module asks for more GPUs than are visible."""
+    if visible is not None and job.wanted > len(visible):
         raise UserError(
             f"{job.wanted} GPUs are asked for but {len(visible)} visible "
             f"({gpus.said_by()}): pass --gpus {len(visible)} or make more visible"
         )
-    if not job.ours:
-        return max(1, job.wanted)
-    if not job.ranked:
-        return 1
-    count = processes(job.wanted, launch.launcher, device, visible)
-    if launch.launcher != "submitit_slurm":
-        check_torch([] if gpus.declared() else visible, device)
-    nodes = launch.nnodes if launch.launcher in ("torchrun", "submitit_slurm") else 1
-    importlib.import_module(job.name).preflight(config, paths, count * nodes)
-    return count
 
 
-def devices(job: Job, config: Config, count: int, visible: list[str]) -> int:
-    """How many GPUs the job's lease is for: one a process, or fewer where there are no more."""
+def run_here(job: Job, config: Config, start: Start) -> int:
+    """Lease this machine's GPUs, unless a scheduler finds the job's, and start the ranks."""
+    chosen, registered = launcher(config.launch), start.registered
+    if not chosen.leases_gpus:
+        registered.say(processes=start.num_ranks * config.launch.nnodes)
+        return chosen.start(start, None)
+    visible = gpus.visible()
+    registered.say(processes=start.num_ranks)
+    announce(job, start.num_ranks, visible)
+    with lease(num_leased(job, config, start.num_ranks, visible)) as leased:
+        registered.say(gpus=leased.ids)
+        with slurm.warned(config.launch):
+            return chosen.start(start, leased if visible else None)
+
+
+def num_leased(job: Job, config: Config, num_ranks: int, visible: list[str]) -> int:
+    """GPUs that the job leases: one per rank, or fewer if there are not that many."""
     if job.ours and config.runtime.device == "cpu":
         return 0
-    return min(job.wanted, count if job.ranked else job.wanted, len(visible))
-
-
-def run(job: Job, log: Path | None) -> int:
-    """Lease, start and watch; returns the exit status."""
-    config, paths = job.parsed()
-    launch = on_these_nodes(config.launch)
-    config = config.model_copy(update={"launch": launch})
-    if slurm.over_nodes(launch):
-        return on_every_node(job, launch, log)
-    with Registered(job.module, max(1, job.wanted), log) as registered:  # its checks may wait
-        return run_here(job, config, paths, log, registered)
-
-
-def run_here(
-    job: Job, config: Config, paths: dict[str, str], log: Path | None, registered: Registered
-) -> int:
-    """The same on this machine, or as one job of Slurm through submitit."""
-    launch, visible = config.launch, gpus.visible()
-    count = ranks(job, config, paths, visible)
-    if launch.launcher == "submitit_slurm":
-        registered.say(processes=count * launch.nnodes)
-        return submitted(job, count, job.wanted, launch, None, registered)
-    registered.say(processes=count)
-    announce(job, count, visible)
-    with lease(devices(job, config, count, visible)) as mine:
-        leased = mine.ids if visible else None
-        registered.say(gpus=mine.ids)
-        with slurm.warned(launch):
-            if launch.launcher == "submitit_local":
-                return submitted(job, count, len(mine.ids), launch, mine, registered)
-            more = commands.environment(leased, job.threads, count, launch)
-            words = commands.command(job.module, count, launch, job.ours)
-            show(words[: -len(job.module)] + job.module[:2], more)
-            return supervise(words, os.environ | more, log, mine.descriptors, registered.touch)
-
-
-def on_these_nodes(launch: Launch) -> Launch:
-    """`launch` as it is meant inside a Slurm allocation, where no meeting place is named.
-
-    A job of one node, as other stages have, stands alone; one task a node meets at the first.
-    """
-    named = launch.launcher != "torchrun" or launch.rdzv_endpoint is not None
-    if named or launch.nnodes == 1 or not slurm.in_allocation():
-        return launch
-    if slurm.num_nodes() == 1:
-        return launch.model_copy(update={"launcher": "standalone", "nnodes": 1})
-    if not slurm.one_task_a_node(launch.nnodes):
-        return launch
-    found = {"rdzv_endpoint": slurm.meeting_place(), "rdzv_id": os.environ["SLURM_JOB_ID"]}
-    return launch.model_copy(update=found)
+    return min(job.wanted, num_ranks if job.ranked else job.wanted, len(visible))
 
 
 def on_every_node(job: Job, launch: Launch, log: Path | None) -> int:
-    """Start this launcher once on each node of the allocation; --gpus counts those of all."""
+    """Start this command once on each node of the allocation; --gpus counts those of all nodes."""
     if job.wanted % launch.nnodes:
         raise UserError(
             f"{job.wanted} GPUs cannot be divided over launch.nnodes={launch.nnodes}: "
@@ -173,46 +159,12 @@ def on_every_node(job: Job, launch: Launch, log: Path | None) -> int:
 
 
 def announce(job: Job, count: int, visible: list[str]) -> None:
-    """Say in one line where there are no GPUs, or only pretended ones."""
+    """Say in one line if there are no GPUs, or only declared ones."""
     if gpus.declared():
         print(f"REHEARSAL: {gpus.said_by()} declares GPUs that are not there; all computes on CPU")
     elif job.wanted and not visible:
         how = f"{count} processes (gloo)" if count > 1 else "one process"
         print(f"no GPU is visible: {job.name} runs on the CPU in {how}", flush=True)
-
-
-def submitted(
-    job: Job, count: int, devices: int, launch: Launch, mine: Lease | None, registered: Registered
-) -> int:
-    """Run the job through submitit in a new folder of its own; returns the exit status.
-
-    `mine`: the GPUs here; None where Slurm finds them.
-    """
-    from pipeline.launching import submit  # needed by these launchers only
-
-    name = f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    folder = Path(launch.folder).absolute() / name
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(
-            f"launch.folder={launch.folder} cannot be written to ({error.strerror}): name another"
-        ) from error
-    leased = mine.ids if mine and mine.ids else None
-    more = commands.environment(leased, job.threads, count, launch)
-    show(["submitit", launch.launcher, *job.module[:2]], more)
-    made = submit.executor(folder, count, max(1, job.threads // count), devices, launch)
-    task = submit.Task(job.module, more)
-    if mine is not None:
-        task = submit.Task(job.module, more, os.getpid(), mine.rank_locks)
-    return submit.submit(task, made, folder, registered)
-
-
-def show(words: Sequence[str], environment: dict[str, str]) -> None:
-    """Print what is started, and the variables that decide how, in one line."""
-    names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-    said = " ".join(f"{name}={environment[name]}" for name in names if name in environment)
-    print(f"$ {shlex.join(words)} …  ({said})", flush=True)
 
 
 def main(argv: list[str]) -> None:

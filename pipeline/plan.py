@@ -26,6 +26,7 @@ from pipeline.flow.made_up import made_up
 from pipeline.images.shapes import CLASSES
 from pipeline.images.sources.find import resolve_image_set
 from pipeline.launching import gpus
+from pipeline.launching.launchers import launcher
 from pipeline.networks import families
 from pipeline.training.calibration import Calibration, calibrate
 from pipeline.workflow.dry_run import Job, dry_run
@@ -131,7 +132,7 @@ def ranks(config: Config, most: int) -> int:
     if not gpus.visible() or config.runtime.device == "cpu":
         return 1
     wanted = min(config.runtime.gpus.train, most)
-    return gpus.processes(wanted, config.launch.launcher, config.runtime.device, gpus.visible())
+    return launcher(config.launch).num_ranks(wanted, config.runtime.device, gpus.visible())
 
 
 def expectation(config: Config, measured: Calibration, world: int) -> str:

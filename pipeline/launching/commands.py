@@ -25,13 +25,12 @@ def command(module: Sequence[str], count: int, launch: Launch, ours: bool = True
     """Python itself for one process; torchrun (torchrun.py) for several, or for restarts.
 
     `module` is -m MODULE and its arguments; one of another project gets torchrun for one process
-    too. Raises UserError where nodes cannot meet.
+    too. Raises UserError if nodes cannot meet.
     """
-    several = launch.launcher == "torchrun" and launch.nnodes > 1
-    if count == 1 and launch.max_restarts == 0 and ours and not several:
+    if count == 1 and launch.max_restarts == 0 and ours and launch.nnodes == 1:
         return [sys.executable, *module]
     words = [sys.executable, "-m", "pipeline.launching.torchrun"]
-    words += meeting(launch) if several else ["--standalone", "--nnodes=1"]
+    words += meeting(launch) if launch.nnodes > 1 else ["--standalone", "--nnodes=1"]
     words += [
         f"--signals-to-handle={','.join(number.name for number in STOP_SIGNALS)}",
         f"--shutdown-timeout={SHUTDOWN if ours else OTHERS_SHUTDOWN}",
@@ -59,7 +58,7 @@ def meeting(launch: Launch) -> list[str]:
 
 
 def endpoint(launch: Launch) -> tuple[str, int]:
-    """Host and port of launch.rdzv_endpoint; raises UserError where there is none."""
+    """Host and port of launch.rdzv_endpoint; raises UserError if there is none."""
     host, _, port = (launch.rdzv_endpoint or "").rpartition(":")
     if not host or not port.isdigit():
         raise UserError(
@@ -72,7 +71,7 @@ def endpoint(launch: Launch) -> tuple[str, int]:
 def local_address(host: str, port: int) -> tuple[str, bool]:
     """The address of this machine on the way to `host`, and whether `host` is this machine.
 
-    Raises UserError where `host` has no address, or none by which others could reach it.
+    Raises UserError if `host` has no address, or none by which others could reach it.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
@@ -118,7 +117,7 @@ def interface(launch: Launch) -> str:
     """
     if launch.interface:
         return launch.interface
-    if launch.launcher != "torchrun" or launch.nnodes == 1:
+    if launch.nnodes == 1:
         return next(name for address, name in addresses().items() if is_loopback(address))
     return addresses()[local_address(*endpoint(launch))[0]]
 
@@ -126,11 +125,18 @@ def interface(launch: Launch) -> str:
 def environment(
     ids: Sequence[str] | None, threads: int, count: int, launch: Launch
 ) -> dict[str, str]:
-    """The variables that a job gets beside those of this process.
+    """The variables that a job on known nodes gets beside those of this process."""
+    return rank_environment(ids, threads, count, launch) | network(launch)
 
-    `ids`: devices of this job alone, None to leave them as they are. The engine exports every
-    THREADS variable with the threads of the whole job; ranks that each take that many for one
-    library alone (MKL) ran ten times slower on two cores. `threads` are divided by `count` ranks.
+
+def rank_environment(
+    ids: Sequence[str] | None, threads: int, count: int, launch: Launch
+) -> dict[str, str]:
+    """The variables of `environment` that do not depend on the network.
+
+    `ids`: GPUs of this job alone; None to leave them as they are. `threads` are divided by `count`
+    ranks: Snakemake exports every THREADS variable with the threads of the whole job, and ranks
+    that each took that many for one library alone (MKL) ran ten times slower on two cores.
     """
     share = max(1, min(threads, gpus.cpu_cores()) // count)
     chosen = str(share if launch.threads == "auto" else launch.threads)
@@ -141,14 +147,12 @@ def environment(
     if ids is not None:
         result |= {"CUDA_VISIBLE_DEVICES": ",".join(ids), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     result[LAUNCHED] = "1"
-    return result | network(launch)
+    return result
 
 
 def network(launch: Launch, given: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Interfaces for gloo and, between nodes, for nccl, where the user has not set them."""
-    if launch.launcher == "submitit_slurm" and not launch.interface:
-        return {}  # the nodes are not known here
+    """Interfaces for gloo and, between nodes, for nccl, if the user has not set them."""
     names = ["GLOO_SOCKET_IFNAME"]
-    if launch.interface or (launch.launcher == "torchrun" and launch.nnodes > 1):
+    if launch.interface or launch.nnodes > 1:
         names.append("NCCL_SOCKET_IFNAME")
     return {name: interface(launch) for name in names if name not in given}

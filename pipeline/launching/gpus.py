@@ -116,14 +116,12 @@ if __name__ == "__main__":
     print(default_processes())
 
 
-def processes(wanted: int, launcher: str, device: str, visible: list[str]) -> int:
+def processes(wanted: int, device: str, visible: list[str]) -> int:
     """How many ranks to start for a job that may take `wanted` GPUs.
 
-    Without a GPU the ranks share the CPU cores: at most one a core, and where that is fewer than
-    wanted a power of two. Raises UserError where some GPUs are visible but fewer than wanted.
+    Without a GPU the ranks share the CPU cores: at most one per core, and a power of two if that
+    is fewer than wanted. Raises UserError if some GPUs are visible but fewer than wanted.
     """
-    if launcher == "none":
-        return 1
     if visible and device != "cpu":
         if wanted > len(visible):
             raise UserError(

@@ -21,12 +21,6 @@ def in_allocation(environment: Mapping[str, str] = os.environ) -> bool:
     return "SLURM_JOB_ID" in environment
 
 
-def over_nodes(launch: Launch) -> bool:
-    """Whether this process has a Slurm allocation of several nodes to start the job on."""
-    several = launch.launcher == "torchrun" and launch.nnodes > 1
-    return several and launch.rdzv_endpoint is None and in_allocation()
-
-
 def one_task_a_node(nodes: int, environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this process is one of `nodes` tasks of a step, each on a node of its own."""
     counts = [environment.get(f"SLURM_STEP_NUM_{what}") for what in ("NODES", "TASKS")]

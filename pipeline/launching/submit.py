@@ -110,16 +110,17 @@ class Task:
 
 
 def executor(
-    folder: Path, count: int, threads: int, gpus: int, launch: Launch
+    cluster: str, folder: Path, count: int, threads: int, gpus: int, launch: Launch
 ) -> submitit.AutoExecutor:
-    """submitit's executor for `count` ranks a node with `threads` CPU threads each."""
-    slurm = launch.launcher == "submitit_slurm"
-    made = submitit.AutoExecutor(
-        folder=folder, cluster="slurm" if slurm else "local", slurm_max_num_timeout=10**6
-    )
+    """submitit's executor for `count` ranks per node with `threads` CPU threads each.
+
+    `cluster`: local or slurm. `gpus`: per node. launch.nnodes is 1 for local.
+    """
+    slurm = cluster == "slurm"
+    made = submitit.AutoExecutor(folder=folder, cluster=cluster, slurm_max_num_timeout=10**6)
     made.update_parameters(
         name="flow-pipeline",
-        nodes=launch.nnodes if slurm else 1,
+        nodes=launch.nnodes,
         tasks_per_node=count,
         gpus_per_node=gpus,
         cpus_per_task=threads,
@@ -147,7 +148,7 @@ def slurm_parameters(launch: Launch) -> dict[str, Any]:
 def submit(task: Task, made: submitit.AutoExecutor, folder: Path, registered: Registered) -> int:
     """Submit, show rank 0's output until the job ends; returns the worst exit status of its ranks.
 
-    75 where a signal stopped it.
+    75 if a signal stopped it.
     """
     local = made.cluster == "local"
     become_subreaper()

@@ -17,7 +17,7 @@ from pipeline.config.schema import Config
 from pipeline.config.stages import settings_words, stage_keys
 from pipeline.images.sources.find import resolve_image_set
 from pipeline.launching import gpus
-from pipeline.launching.gpus import processes
+from pipeline.launching.launchers import launcher
 from pipeline.reporting import overview
 from pipeline.steps import STEPS
 from pipeline.training.batch_size import images_of_a_rank
@@ -131,7 +131,7 @@ def check_devices(jobs: Iterable[Any], config: Config) -> None:
             continue
         try:
             wanted = int(job.resources.get("gpu", 0))
-            count = processes(wanted, launch.launcher, config.runtime.device, visible)
+            count = launcher(launch).num_ranks(wanted, config.runtime.device, visible)
             if job.rule.name == "train":
                 images_of_a_rank(config, count)
         except UserError as error:

@@ -15,29 +15,30 @@ from pipeline.base.errors import UserError
 from pipeline.compute import execution
 from pipeline.config.words import parse_overrides
 from pipeline.launching import commands, gpus, handover
+from pipeline.launching.launchers import LAUNCHERS
 from pipeline.workflow import experiment
 from tests.conftest import ROOT, resolved
 
 
 def test_as_many_processes_as_gpus() -> None:
-    assert gpus.processes(4, "standalone", "auto", ["0", "1", "2", "3"]) == 4
-    assert gpus.processes(2, "standalone", "auto", ["0", "1", "2", "3"]) == 2
-    assert gpus.processes(4, "none", "auto", ["0", "1", "2", "3"]) == 1
+    assert LAUNCHERS["standalone"].num_ranks(4, "auto", ["0", "1", "2", "3"]) == 4
+    assert LAUNCHERS["standalone"].num_ranks(2, "auto", ["0", "1", "2", "3"]) == 2
+    assert LAUNCHERS["none"].num_ranks(4, "auto", ["0", "1", "2", "3"]) == 1
 
 
 def test_fewer_devices_than_ranks_is_an_error() -> None:
     with pytest.raises(UserError, match=r"4 GPUs are asked for but 2 visible .* gpu=2"):
-        gpus.processes(4, "standalone", "auto", ["0", "1"])
+        LAUNCHERS["standalone"].num_ranks(4, "auto", ["0", "1"])
 
 
 def test_no_device_falls_back_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "cpu_cores", lambda: 6)
-    assert gpus.processes(4, "standalone", "auto", []) == 4
-    assert gpus.processes(8, "standalone", "auto", []) == 4  # six cores: a power of two
-    assert gpus.processes(0, "standalone", "auto", []) == 1
-    assert gpus.processes(3, "standalone", "cpu", ["0"]) == 3
+    assert LAUNCHERS["standalone"].num_ranks(4, "auto", []) == 4
+    assert LAUNCHERS["standalone"].num_ranks(8, "auto", []) == 4  # six cores: a power of two
+    assert LAUNCHERS["standalone"].num_ranks(0, "auto", []) == 1
+    assert LAUNCHERS["standalone"].num_ranks(3, "cpu", ["0"]) == 3
     with pytest.raises(UserError, match="no GPU is visible"):
-        gpus.processes(1, "standalone", "cuda", [])
+        LAUNCHERS["standalone"].num_ranks(1, "cuda", [])
 
 
 @pytest.mark.parametrize(

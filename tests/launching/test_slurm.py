@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import launch
 from pipeline.base.errors import UserError
 from pipeline.launching import slurm
+from pipeline.launching.launchers import Torchrun
 from tests.conftest import resolved
 
 
@@ -83,21 +83,21 @@ def test_one_task_a_node_is_told_from_others() -> None:
 
 
 def test_a_job_of_one_node_stands_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    meant = resolved("launcher=torchrun", "launch.nnodes=2").launch
-    assert launch.on_these_nodes(meant) == meant  # no Slurm: an error that asks for the endpoint
+    meant, torchrun = resolved("launcher=torchrun", "launch.nnodes=2").launch, Torchrun()
+    assert torchrun.settled(meant) == meant  # no Slurm: an error that asks for the endpoint
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.delenv("SLURM_JOB_NUM_NODES", raising=False)
     stand_in(tmp_path, "squeue", "echo 1", monkeypatch)
-    alone = launch.on_these_nodes(meant)
+    alone = torchrun.settled(meant)
     assert (alone.launcher, alone.nnodes) == ("standalone", 1)
     stand_in(tmp_path, "squeue", "echo 2", monkeypatch)
-    assert launch.on_these_nodes(meant) == meant and slurm.over_nodes(meant)
+    assert torchrun.settled(meant) == meant and torchrun.is_started_by_srun(meant)
     stand_in(tmp_path, "scontrol", "echo n3; echo n4", monkeypatch)
     for name, value in {"NODES": "2", "TASKS": "2"}.items():
         monkeypatch.setenv(f"SLURM_STEP_NUM_{name}", value)
     monkeypatch.setenv("SLURM_STEP_NODELIST", "n[3-4]")
-    joined = launch.on_these_nodes(meant)
-    assert joined.rdzv_endpoint == "n3:12112" and not slurm.over_nodes(joined)
+    joined = torchrun.settled(meant)
+    assert joined.rdzv_endpoint == "n3:12112" and not torchrun.is_started_by_srun(joined)
 
 
 def test_tasks_of_srun_are_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
