@@ -1,4 +1,4 @@
-"""What runs where, from the files in results/ alone: `python -m pipeline.status` or `make status`.
+"""The jobs that run, by the files in results/: `python -m pipeline.status` or `make status`.
 
 It needs no GPU and no process of the job, so it works over ssh and on a login node that sees the
 same folder.
@@ -31,22 +31,22 @@ COLUMNS = {
     "memory": "memory",
 }
 
-WORDS = {"host", "step", "out", "gpus", "progress"}  # columns of words, which may be shortened
+TEXT_COLUMNS = {"host", "step", "out", "gpus", "progress"}  # may be shortened
 
 
 def progress(log: Path | None) -> str:
-    """The last progress line of a log, without the step's name; empty where there is none."""
+    """The last progress line of a log, without the step's name; empty if there is none."""
     if log is None or not log.is_file():
         return ""
     with log.open("rb") as stream:
         stream.seek(max(0, log.stat().st_size - TAIL))
         lines = stream.read().decode(errors="replace").splitlines()
-    found = [line.partition(": ")[2] for line in lines if PROGRESS.match(line)]
-    return " ".join(found[-1].split()) if found else ""
+    progress_lines = [line.partition(": ")[2] for line in lines if PROGRESS.match(line)]
+    return " ".join(progress_lines[-1].split()) if progress_lines else ""
 
 
 def measured(entry: running.Entry) -> dict[str, str]:
-    """Progress, GPU utilisation and peak memory of a training, from metrics that it has written."""
+    """Progress, GPU utilisation and peak memory of a training, from its metrics."""
     files: list[Path] = []
     with suppress(OSError):  # what a job makes is not always a path
         files = [*Path(entry.out).glob("checkpoints/*/metrics.jsonl")] if entry.out else []
@@ -57,10 +57,10 @@ def measured(entry: running.Entry) -> dict[str, str]:
     rows: list[dict[str, Any]] = read_rows(newest)
     use = [r["gpu_utilisation"] for r in rows if r.get("gpu_utilisation") is not None]
     peak = [r["peak_memory_gb"] for r in rows if r.get("peak_memory_gb") is not None]
-    found = {"use": f"{use[-1]:.0%}"} if use else {}
-    found |= {"memory": f"{peak[-1]:.1f} GB"} if peak else {}
+    columns = {"use": f"{use[-1]:.0%}"} if use else {}
+    columns |= {"memory": f"{peak[-1]:.1f} GB"} if peak else {}
     last = rows[-1] if rows else {}
-    return found | (
+    return columns | (
         {"progress": f"step {last['step']} {last['images_per_s']:.0f} images/s"} if last else {}
     )
 
@@ -84,10 +84,10 @@ def row(entry: running.Entry) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> None:
-    """Print one line a job."""
+    """Print one line per job."""
     rows = [row(entry) for entry in running.entries()]
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
-    lines = text_table(rows, COLUMNS, WORDS, width)
+    lines = text_table(rows, COLUMNS, TEXT_COLUMNS, width)
     print("\n".join(lines) if rows else "nothing runs in this folder")
 
 

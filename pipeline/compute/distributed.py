@@ -1,4 +1,4 @@
-"""This process among the ranks: rank, world size, device, and what ranks say to each other."""
+"""This process among the ranks: rank, world size, device, and what ranks exchange."""
 
 import os
 import signal
@@ -68,7 +68,7 @@ class Ranks:
 def pick_device(wanted: str, local_rank: int) -> torch.device:
     """The device of a local rank: `wanted` is auto, cpu or cuda.
 
-    Raises UserError where CUDA is wanted and absent, or devices are fewer than local ranks.
+    Raises UserError if CUDA is wanted and absent, or devices are fewer than local ranks.
     """
     count = torch.cuda.device_count()
     if wanted == "cpu" or (wanted == "auto" and count == 0):
@@ -87,27 +87,27 @@ def ranks(device: str) -> Iterator[Ranks]:
     """The ranks of this job, from torchrun's environment; one process without it.
 
     nccl on GPUs, gloo on CPUs. A rank dies with its launcher, so that none is orphaned on a GPU.
-    Where another rank is gone, this one exits with a sentence and status 1. It meets that at the
+    If another rank is gone, this one exits with a sentence and status 1. It meets that at the
     latest in the next exchange over gloo; one that waits on its GPU is killed by torchrun.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    mine = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
-    if mine.type == "cuda":
-        torch.cuda.set_device(mine)
+    rank_device = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    if rank_device.type == "cuda":
+        torch.cuda.set_device(rank_device)
     if "RANK" in os.environ:
         die_with_parent(signal.SIGKILL)
     if world == 1:
-        yield Ranks(rank, world, mine)
+        yield Ranks(rank, world, rank_device)
         return
     dist.init_process_group(
         # gloo beside nccl carries what lives on the CPU, such as the stop flag
-        backend="cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo",
+        backend="cpu:gloo,cuda:nccl" if rank_device.type == "cuda" else "gloo",
         timeout=timedelta(hours=1),
-        device_id=mine if mine.type == "cuda" else None,
+        device_id=rank_device if rank_device.type == "cuda" else None,
     )
     lost = False
     try:
-        yield Ranks(rank, world, mine)
+        yield Ranks(rank, world, rank_device)
     except RuntimeError as error:
         lost = lost_rank(error)
         if not lost:

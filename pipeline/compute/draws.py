@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Streams: what a number is used for.
+# Streams: the uses of random numbers.
 ORDER, FLIP, TIME, TRAIN_NOISE, LABEL_DROPOUT, SAMPLE_NOISE, SAMPLE_CLASS = range(7)
 
 _MASK = 0xFFFFFFFF

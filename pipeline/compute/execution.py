@@ -1,4 +1,4 @@
-"""How the network is run on a device: precision, memory format, compilation."""
+"""Running a network on a device: precision, memory format, compilation."""
 
 import os
 import shutil
@@ -16,12 +16,12 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # fp32 and tf32: see set
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast to bf16 or fp16 where `precision` says so, else nothing; weights stay float32."""
+    """Autocast to bf16 or fp16 if `precision` says so, else nothing; weights stay float32."""
     return torch.autocast(device.type, HALF.get(precision), enabled=precision in HALF)
 
 
 def set_float32(precision: str, device: torch.device) -> None:
-    """Let float32 products on CUDA round their inputs to TF32 where `precision` is tf32, else not.
+    """Let float32 products on CUDA round their inputs to TF32 if `precision` is tf32, else not.
 
     torch lets convolutions do so unless told. A CPU has no TF32: there tf32 is fp32.
     """
@@ -75,7 +75,7 @@ def compiles(device: torch.device, setting: str | bool, loud: bool) -> bool:
 
 
 def prepare(net: nn.Module, device: torch.device, setting: str | bool, loud: bool) -> nn.Module:
-    """`net` on `device` in its memory format; compiled where `compiles` says so."""
+    """`net` on `device` in its memory format; compiled if `compiles` says so."""
     net = place(net, device)
     if not compiles(device, setting, loud):
         return net

@@ -16,8 +16,8 @@ from pipeline.launching import gpus
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 LAUNCHED = "PIPELINE_LAUNCHED"  # set in the environment of what a launcher has started
-# Seconds that ranks which were told to stop get before they are killed: our own save a checkpoint,
-# however long that takes; of others nobody knows.
+# Seconds between a signal to stop and a kill: steps save a checkpoint, however long that takes;
+# what others do is unknown.
 SHUTDOWN, OTHERS_SHUTDOWN = 3600, 25
 
 
@@ -74,23 +74,26 @@ def local_address(host: str, port: int) -> tuple[str, bool]:
     Raises UserError if `host` has no address, or none by which others could reach it.
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        candidates = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     except socket.gaierror as error:
         raise UserError(
             f"launch.rdzv_endpoint names the host {host}, which has no address here "
             f"({error.strerror}): give the first node's address"
         ) from error
-    for family, kind, _, _, target in found:
+    for family, kind, _, _, target in candidates:
         if is_loopback(str(target[0])):  # as distributions name the machine itself in /etc/hosts
             continue
         if str(target[0]) in addresses():
             return str(target[0]), True
-        with suppress(OSError), socket.socket(family, kind) as probe:  # no way there: the next one
+        with (
+            suppress(OSError),
+            socket.socket(family, kind) as probe,
+        ):  # else the next
             probe.connect(target)  # sends nothing
             return str(probe.getsockname()[0]), False
     raise UserError(
-        f"launch.rdzv_endpoint names the host {host}, which means {found[0][4][0]} here, where "
-        "other nodes cannot meet: give the first node's address on their network"
+        f"launch.rdzv_endpoint names the host {host}, which means {candidates[0][4][0]} here, "
+        "where other nodes cannot meet: give the first node's address on their network"
     )
 
 
@@ -98,10 +101,10 @@ def addresses() -> dict[str, str]:
     """{IP address: interface} of this machine."""
     kinds = (socket.AF_INET, socket.AF_INET6)
     return {
-        found.address.partition("%")[0]: name
-        for name, every in psutil.net_if_addrs().items()
-        for found in every
-        if found.family in kinds
+        entry.address.partition("%")[0]: name
+        for name, entries in psutil.net_if_addrs().items()
+        for entry in entries
+        if entry.family in kinds
     }
 
 

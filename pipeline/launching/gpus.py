@@ -18,7 +18,7 @@ DECLARED = "PIPELINE_GPU_IDS"
 def device_ids() -> list[str]:
     """UUIDs of the NVIDIA GPUs of this machine in the order of their PCI bus ids, by NVML.
 
-    An empty list where there is no driver. Does not touch CUDA.
+    An empty list if there is no driver. Does not touch CUDA.
     """
     import pynvml
 
@@ -34,14 +34,14 @@ def device_ids() -> list[str]:
 
 
 def device_count() -> int:
-    """NVIDIA GPUs of this machine."""
+    """Number of NVIDIA GPUs of this machine."""
     return len(device_ids())
 
 
 def declared(environment: Mapping[str, str] = os.environ) -> list[str]:
     """The ids of PIPELINE_GPU_IDS.
 
-    Raises UserError where this machine has real GPUs, or where an id is none or comes twice.
+    Raises UserError if this machine has real GPUs, or if an id is malformed or comes twice.
     """
     ids = [word.strip() for word in environment.get(DECLARED, "").split(",") if word.strip()]
     if ids and device_count():
@@ -49,8 +49,8 @@ def declared(environment: Mapping[str, str] = os.environ) -> list[str]:
             f"{DECLARED} declares devices for a machine without GPUs, and this one has "
             f"{device_count()}: unset it, and choose among them by CUDA_VISIBLE_DEVICES"
         )
-    if len(set(ids)) < len(ids) or not all(re.fullmatch(r"[\w.-]+", one) for one in ids):
-        raise UserError(f"{DECLARED}={environment[DECLARED]} is no list of different ids")
+    if len(set(ids)) < len(ids) or not all(re.fullmatch(r"[\w.-]+", device) for device in ids):
+        raise UserError(f"{DECLARED}={environment[DECLARED]} is not a list of different ids")
     return ids
 
 
@@ -95,10 +95,11 @@ def lock_names(ids: Sequence[str]) -> dict[str, str]:
     """
     uuids = device_ids()
     names = {}
-    for one in ids:
-        whole = uuids[int(one)] if one.isdigit() and int(one) < len(uuids) else one
+    for device in ids:
+        is_index = device.isdigit() and int(device) < len(uuids)
+        whole = uuids[int(device)] if is_index else device
         whole = next((uuid for uuid in uuids if uuid.startswith(whole)), whole)
-        names[one] = re.sub(r"[^\w.-]", "_", whole)
+        names[device] = re.sub(r"[^\w.-]", "_", whole)
     return names
 
 
@@ -108,16 +109,12 @@ def cpu_cores() -> int:
 
 
 def default_processes(environment: Mapping[str, str] = os.environ) -> int:
-    """What `--resources gpu=` is by default: the visible GPUs; without any, the CPU cores."""
+    """Default of `--resources gpu=`: the number of visible GPUs; without any, of CPU cores."""
     return len(visible(environment)) or cpu_cores()
 
 
-if __name__ == "__main__":
-    print(default_processes())
-
-
 def processes(wanted: int, device: str, visible: list[str]) -> int:
-    """How many ranks to start for a job that may take `wanted` GPUs.
+    """Number of ranks of a job that may take `wanted` GPUs.
 
     Without a GPU the ranks share the CPU cores: at most one per core, and a power of two if that
     is fewer than wanted. Raises UserError if some GPUs are visible but fewer than wanted.
@@ -134,3 +131,7 @@ def processes(wanted: int, device: str, visible: list[str]) -> int:
         raise UserError("runtime.device=cuda but no GPU is visible: use runtime.device=auto")
     cores = cpu_cores()
     return max(1, wanted if wanted <= cores else 1 << (cores.bit_length() - 1))
+
+
+if __name__ == "__main__":
+    print(default_processes())

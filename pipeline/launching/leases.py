@@ -1,6 +1,6 @@
 """Leases of GPUs: jobs that run beside each other on one machine never share a device.
 
-The engine counts GPUs and hands out no ids; this does, by one file lock a device. A lease ends
+Snakemake counts GPUs and hands out no ids; leases do, by one file lock per device. A lease ends
 with the last process that holds its descriptors, however that ends, and it holds between any
 workflows of any users, who all lock the same files in FOLDER (PIPELINE_LEASE_DIR names another).
 A waiter first takes the queue locks of all devices that it could use, in a fixed order, so that
@@ -21,7 +21,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.locks import take_lock
 from pipeline.launching import gpus
 
-FOLDER = Path("/tmp/pipeline-gpu-leases")  # of the machine: a folder for each user would not do
+FOLDER = Path("/tmp/pipeline-gpu-leases")  # shared by all users of the machine
 POLL = 0.1  # seconds between two looks at busy devices
 RANKS = ".ranks"  # ends the name of the lock that ranks share
 
@@ -32,7 +32,7 @@ class Lease:
 
     ids: list[str]  # as CUDA_VISIBLE_DEVICES takes them
     descriptors: tuple[int, ...]
-    rank_locks: tuple[str, ...] = ()  # for `held_by_rank`, one a device
+    rank_locks: tuple[str, ...] = ()  # for `held_by_rank`, one per device
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def lease(count: int, environment: Mapping[str, str] = os.environ) -> Iterator[L
     """`count` of the devices that this run may use, as soon as they are free.
 
     Inside a Slurm allocation they are the scheduler's, leased among the jobs of that allocation
-    alone. Raises UserError where the run may use fewer than `count`, or names one twice.
+    alone. Raises UserError if the run may use fewer than `count`, or names one twice.
     """
     ids = gpus.visible(environment)
     if count > len(ids):
@@ -51,7 +51,8 @@ def lease(count: int, environment: Mapping[str, str] = os.environ) -> Iterator[L
     if not count:
         yield Lease([], ())
         return
-    names = {one: f"{allocation(environment)}{name}" for one, name in gpus.lock_names(ids).items()}
+    prefix = allocation(environment)
+    names = {device: f"{prefix}{name}" for device, name in gpus.lock_names(ids).items()}
     if len(set(names.values())) < len(ids):
         raise UserError(f"{gpus.said_by(environment)} names a GPU twice: name each once")
     folder = shared_folder(Path(environment.get("PIPELINE_LEASE_DIR", FOLDER)))
@@ -60,13 +61,13 @@ def lease(count: int, environment: Mapping[str, str] = os.environ) -> Iterator[L
         with ExitStack() as queue:
             for name in sorted(set(names.values())):
                 queue.enter_context(locked(folder / f"{name}.queue", wait=True))
-            mine = collect(count, names, folder, held)
-        of_ranks = tuple(f"{folder / names[device]}{RANKS}" for device in mine)
-        yield Lease(sorted(mine, key=ids.index), (*mine.values(), kept), of_ranks)
+            descriptors = collect(count, names, folder, held)
+        of_ranks = tuple(f"{folder / names[device]}{RANKS}" for device in descriptors)
+        yield Lease(sorted(descriptors, key=ids.index), (*descriptors.values(), kept), of_ranks)
 
 
 def allocation(environment: Mapping[str, str]) -> str:
-    """What the names of locks begin with in a Slurm job or step, whose ids are its own; else "".
+    """Prefix of the names of locks in a Slurm job or step, which numbers its GPUs itself; else "".
 
     Two steps may each call another device 0, and so may two nodes that share a folder.
     """
@@ -89,22 +90,22 @@ def in_use(folder: Path) -> Iterator[int]:
 
 def collect(count: int, names: Mapping[str, str], folder: Path, held: ExitStack) -> dict[str, int]:
     """{device: descriptor} of `count` locked devices, waiting for those that are busy."""
-    mine: dict[str, int] = {}
-    told = False
+    leased: dict[str, int] = {}
+    has_warned = False
     while True:
         for device, name in names.items():
-            if device not in mine and len(mine) < count:
+            if device not in leased and len(leased) < count:
                 with ExitStack() as taken:
                     descriptor = taken.enter_context(locked(folder / name))
                     if descriptor is not None and not ranks_are_left(folder / name):
-                        mine[device] = descriptor
+                        leased[device] = descriptor
                         held.push(taken.pop_all())
-        if len(mine) == count:
-            return mine
-        if not told:
-            busy = ",".join(device for device in names if device not in mine)
-            print(f"waiting for {count - len(mine)} more GPUs: {busy} are in use", flush=True)
-            told = True
+        if len(leased) == count:
+            return leased
+        if not has_warned:
+            busy = ",".join(device for device in names if device not in leased)
+            print(f"waiting for {count - len(leased)} more GPUs: {busy} are in use", flush=True)
+            has_warned = True
         time.sleep(POLL)
 
 
@@ -136,7 +137,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[int | None]:
                 return
             if is_still(path, descriptor):
                 break
-            os.close(descriptor)  # somebody has cleared the folder meanwhile
+            os.close(descriptor)  # the folder was cleared meanwhile
             descriptor = open_shared(path)
         yield descriptor
     finally:
@@ -146,15 +147,15 @@ def locked(path: Path, wait: bool = False) -> Iterator[int | None]:
 def is_still(path: Path, descriptor: int) -> bool:
     """Whether an opened file is the one that others find under its name."""
     try:
-        found = path.stat()
+        current = path.stat()
     except FileNotFoundError:
         return False
-    mine = os.fstat(descriptor)
-    return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)
+    opened = os.fstat(descriptor)
+    return (current.st_dev, current.st_ino) == (opened.st_dev, opened.st_ino)
 
 
 def open_shared(path: Path) -> int:
-    """A descriptor of a file that is there, or made now and readable for everybody."""
+    """A descriptor of a file, which is made readable for everybody if it is absent."""
     while True:
         try:
             return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -171,9 +172,9 @@ def open_shared(path: Path) -> int:
 
 
 def shared_folder(folder: Path) -> Path:
-    """`folder`, made where it is absent, in which every user of the machine may make files.
+    """`folder`, made if it is absent, in which every user of the machine may make files.
 
-    Raises UserError where it is none.
+    Raises UserError if it is not such a folder.
     """
     try:
         folder.mkdir()
@@ -184,7 +185,7 @@ def shared_folder(folder: Path) -> Path:
     writable = os.access(folder, os.W_OK | os.X_OK)
     if not stat.S_ISDIR(kind.st_mode) or not writable:
         raise UserError(
-            f"{folder} is no folder that this user may write to, and GPUs are leased there: "
+            f"{folder} is not a folder that this user may write to, and GPUs are leased there: "
             "have it deleted or given mode 1777, or name another in PIPELINE_LEASE_DIR"
         )
     return folder

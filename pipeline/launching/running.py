@@ -1,4 +1,4 @@
-"""What runs now: one small file for each launched job, in the results folder that machines share.
+"""The jobs that run now: one small file for each, in the results folder that machines share.
 
 `results/.running/<host>-<pid>.json` is written when a job starts, touched while it prints, and
 removed when it ends; its launcher holds a lock on it, so that a file whose launcher was killed is
@@ -29,7 +29,7 @@ class Entry:
     host: str
     pid: int  # of its launcher
     module: str
-    out: str  # what it makes, for people: its out= word, else its arguments
+    out: str  # for people: its out= word, else its arguments
     gpus: list[str]  # ids that it holds, or the Slurm job that does
     processes: int
     log: str | None
@@ -45,7 +45,7 @@ class Entry:
         return self.host == socket.gethostname()
 
     def silent_seconds(self) -> float:
-        """Seconds since the job last gave a sign; 0 where its file is gone."""
+        """Seconds since the job last gave a sign; 0 if its file is gone."""
         with suppress(FileNotFoundError):
             return max(0.0, time.time() - self.path.stat().st_mtime)
         return 0.0
@@ -105,7 +105,7 @@ class Registered:
     """A job that stands in FOLDER as long as it is launched, waiting for its GPUs included."""
 
     def __init__(self, module: Sequence[str], processes: int, log: Path | None) -> None:
-        """Nothing is written where there is no results folder here: nobody would look."""
+        """Nothing is written if there is no results folder here: nobody would look."""
         out = (w.partition("=")[2] for w in module if w.startswith("out="))
         host, place = socket.gethostname(), str(log) if log else None
         made = next(out, " ".join(module[2:]))
@@ -136,7 +136,7 @@ class Registered:
 
 def entries() -> list[Entry]:
     """The jobs that run, the oldest first; files that were left behind go."""
-    found = []
+    running = []
     for path in FOLDER.glob("*.json"):
         try:
             entry = Entry(**json.loads(path.read_text()))
@@ -145,5 +145,5 @@ def entries() -> list[Entry]:
         if entry.is_forgotten():
             path.unlink(missing_ok=True)
         else:
-            found.append(entry)
-    return sorted(found, key=lambda entry: entry.started)
+            running.append(entry)
+    return sorted(running, key=lambda entry: entry.started)

@@ -1,4 +1,4 @@
-"""What a job inside a Slurm allocation knows: its nodes, where they meet, the time it has left."""
+"""Facts of a job inside a Slurm allocation: its nodes, their meeting place, the time left."""
 
 import os
 import re
@@ -22,7 +22,7 @@ def in_allocation(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def one_task_a_node(nodes: int, environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process is one of `nodes` tasks of a step, each on a node of its own."""
+    """Whether this process is one of `nodes` tasks of a step, each on a separate node."""
     counts = [environment.get(f"SLURM_STEP_NUM_{what}") for what in ("NODES", "TASKS")]
     return counts == [str(nodes)] * 2
 
@@ -30,7 +30,7 @@ def one_task_a_node(nodes: int, environment: Mapping[str, str] = os.environ) -> 
 def ranks_of_step(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables that torchrun would set, for a task of a step of several: srun by hand.
 
-    Empty outside such a step, and where something has set them already. The ranks of one node meet
+    Empty outside such a step, and if they are set already. The ranks of one node meet
     at the loopback.
     """
     if "RANK" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", 1)) < 2:
@@ -53,9 +53,9 @@ def srun(nodes: int, threads: int) -> list[str]:
 
 
 def meeting_place(environment: Mapping[str, str] = os.environ) -> str:
-    """host:port of this step's first node, with a port of its own.
+    """host:port of this step's first node, with a port that other steps do not use.
 
-    Raises UserError where Slurm cannot say the nodes' names.
+    Raises UserError if Slurm cannot say the nodes' names.
     """
     nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]
     try:
@@ -73,7 +73,7 @@ def meeting_place(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def asked(what: str, environment: Mapping[str, str] = os.environ) -> str:
-    """What squeue says of this job in one of its formats; empty where it does not answer."""
+    """The answer of squeue for this job in one of its formats; empty if it does not answer."""
     words = ["squeue", "-h", "-j", environment["SLURM_JOB_ID"], "-o", what]
     try:
         return subprocess.run(words, capture_output=True, text=True, timeout=30).stdout.strip()
@@ -82,13 +82,13 @@ def asked(what: str, environment: Mapping[str, str] = os.environ) -> str:
 
 
 def num_nodes(environment: Mapping[str, str] = os.environ) -> int:
-    """Nodes of this job; the engine takes the variable from jobs of several."""
+    """Number of nodes of this job; Snakemake unsets the variable in jobs of several."""
     said = environment.get("SLURM_JOB_NUM_NODES") or asked("%D", environment)
     return int(said) if said.isdigit() else 1
 
 
 def seconds_left(environment: Mapping[str, str] = os.environ) -> float | None:
-    """Seconds until the job's time limit; None where there is none, or none that is known."""
+    """Seconds until the job's time limit; None if there is none, or it is unknown."""
     if end := environment.get("SLURM_JOB_END_TIME"):
         return float(end) - time.time()
     return in_seconds(asked("%L", environment))
@@ -107,9 +107,9 @@ def in_seconds(said: str) -> float | None:
 def warned(launch: Launch) -> Iterator[None]:
     """Send this process SIGUSR1 some time before the limit of its Slurm job.
 
-    The warning that Slurm itself can send does not reach a job through the engine: `--signal`
-    goes to the processes of the step, of which the engine's own ends at it and takes the ranks
-    along. launch.slurm.signal_seconds before the end, or half of the time where it is short.
+    The warning that Slurm itself can send does not reach a job through Snakemake: `--signal`
+    goes to the processes of the step, of which Snakemake itself ends at it and takes the ranks
+    along. launch.slurm.signal_seconds before the end, or half of the time if that is short.
     """
     left = seconds_left() if in_allocation() else None
     if left is None:

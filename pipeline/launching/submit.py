@@ -1,7 +1,7 @@
 """Ranks through submitit: on this machine (its local executor) or as one Slurm job.
 
-submitit starts one task a rank and tells it rank and addresses; each task runs the step as a
-process of its own, so that it is the same command as under torchrun. Before a time limit or a
+submitit starts one task per rank and tells it rank and addresses; each task runs the step as a
+separate process, so that it is the same command as under torchrun. Before a time limit or a
 preemption submitit warns the tasks: the ranks save, and the job is queued again. SIGTERM and Ctrl-C
 to the launcher let the ranks save and end the job.
 """
@@ -133,7 +133,7 @@ def executor(
 
 
 def slurm_parameters(launch: Launch) -> dict[str, Any]:
-    """What only Slurm knows, as submitit names it; keys that are null are left to the cluster."""
+    """Settings of Slurm alone, by submitit's names; keys that are null are left to the cluster."""
     given = launch.slurm
     wanted = {
         "slurm_partition": given.partition,
@@ -161,9 +161,9 @@ def submit(task: Task, made: submitit.AutoExecutor, folder: Path, registered: Re
             end(job, local, at_once=len(signals) > 1)
 
     handle_stop_signals(stop)
-    told = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for us, who let ranks save
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for us, who let ranks save
     job = made.submit(task)
-    signal.signal(signal.SIGINT, told)
+    signal.signal(signal.SIGINT, handler)
     if signals:  # one that came while the job was on its way
         end(job, local, at_once=False)
     print(f"job {job.job_id} by submitit, logs in {folder}", flush=True)
@@ -201,7 +201,7 @@ def follow(job: Any, alive: Callable[[], None], signals: Sequence[int]) -> None:
     """Copy the output of rank 0 to ours until the job is done; `alive` is called now and then.
 
     A job that leaves no result, as one that is cancelled, is known to be done once Slurm is asked;
-    submitit by itself asks ever more rarely. `signals`: those that have told us to stop.
+    submitit by itself asks ever more rarely. `signals`: those that asked this process to stop.
     """
     seen = 0
     done = False

@@ -1,7 +1,7 @@
 """Run a job's processes and answer for them: signals passed on, output copied, nobody left behind.
 
-The job runs in a session of its own. This process is the subreaper of all its descendants, so that
-ranks whose torchrun was killed come to it and are ended; where this process is killed itself, the
+The job runs in a separate session. This process is the subreaper of all its descendants, so that
+ranks whose torchrun was killed come to it and are ended; if this process is killed itself, the
 kernel sends the job SIGTERM.
 """
 
@@ -78,7 +78,7 @@ def supervise(
 
 
 def opened(log: Path) -> IO[bytes]:
-    """A new log; its folder is made where it is absent."""
+    """A new log; its folder is made if it is absent."""
     log.parent.mkdir(parents=True, exist_ok=True)
     return log.open("wb")
 
@@ -86,7 +86,7 @@ def opened(log: Path) -> IO[bytes]:
 def relay(source: IO[bytes], log: IO[bytes] | None, alive: Callable[[], None]) -> None:
     """Copy what the job prints to our stdout and the log until all of it has closed its end.
 
-    Whatever becomes of the two, all of it is read: ranks would else wait for ever in a print.
+    All of it is read even if neither can be written: ranks would else wait for ever in a print.
     """
     while chunk := os.read(source.fileno(), 65536):
         try:
@@ -101,11 +101,11 @@ def relay(source: IO[bytes], log: IO[bytes] | None, alive: Callable[[], None]) -
 
 
 def show(chunk: bytes) -> None:
-    """Write to stdout; where that no longer goes, what is left of the output goes nowhere."""
+    """Write to stdout; if that fails, the rest of the output is dropped."""
     try:
         sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

@@ -1,9 +1,12 @@
-"""torchrun itself, in the project's words: what ended a rank, and no traceback of the agent.
+"""torchrun with this project's messages: what ended a rank, and no traceback of the agent.
 
 python -m pipeline.launching.torchrun --standalone --nproc-per-node=4 -m pipeline.train …
 
 A rank that was killed or failed ends all of them, and with --max-restarts they start again; a
-rank that left with a sentence of its own, or after it saved on a signal, is not started again.
+rank that left with a message, or after it saved on a signal, is not started again. torch has no
+public hook for that, so Agent overrides three methods of its agent: `_monitor_workers` (the only
+place that sees a failure before the restart), `_shutdown` and `_stop_workers` (which wait for the
+ranks, under handlers that a second signal would end); and `launcher.api` is told to use Agent.
 """
 
 import logging
@@ -39,8 +42,7 @@ def cause(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
 
     def order(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, bool, int]:
         status = item[1].exitcode
-        mine = status == -signal.SIGTERM
-        return mine, status >= 0, status not in FINAL, item[1].timestamp
+        return status == -signal.SIGTERM, status >= 0, status not in FINAL, item[1].timestamp
 
     return min(failures.items(), key=order)
 
@@ -54,40 +56,44 @@ class Agent(LocalElasticAgent):
     """torchrun's agent, which also says what ended a rank and knows when to give up."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """As torchrun makes it."""
+        """Takes the arguments of torch's agent."""
         super().__init__(*args, **kwargs)
-        self.came: list[int] = []  # signals while the ranks were being stopped
+        self.signals: list[int] = []  # that came while the ranks were being stopped
+        self.num_failures = 0  # of the ranks, each of which costs a restart
+        self.has_started = False
 
     def run(self, role: str = DEFAULT_ROLE) -> RunResult:
-        """As torchrun does; but a signal to ranks at their very end leaves them their success."""
+        """Run the ranks; a signal to ranks at their very end leaves them their success."""
         try:
             return super().run(role)
         except SignalException:
-            ended = self._pcontext.wait(0) if self._pcontext else None
-            if ended is None or ended.is_failed():
+            if not self.has_started:
                 raise
-            return RunResult(state=WorkerState.SUCCEEDED)
+            result = super()._monitor_workers(self.get_worker_group(role))
+            if result.state != WorkerState.SUCCEEDED:
+                raise
+            return result
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        self.has_started = True
         result = super()._monitor_workers(worker_group)
         if result.is_failed() and result.failures:
             rank, failure = cause(result.failures)
             if failure.exitcode in FINAL:
-                self._remaining_restarts = 0
-            else:
-                self._tell(rank, failure)
+                raise ChildFailedError(worker_group.spec.get_entrypoint_name(), result.failures)
+            self._report(rank, failure, worker_group.spec.max_restarts)
+            self.num_failures += 1
         return result
 
-    def _tell(self, rank: int, failure: ProcessFailure) -> None:
+    def _report(self, rank: int, failure: ProcessFailure, max_restarts: int) -> None:
         code = failure.exitcode
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed ({code})"
-        allowed = self._worker_group.spec.max_restarts
-        number = allowed - self._remaining_restarts + 1
-        more = self._remaining_restarts > 0
-        then = f"all start again ({number} of {allowed})" if more else "all have ended"
+        restarts = self.num_failures < max_restarts
+        number = f"{self.num_failures + 1} of {max_restarts}"
+        then = f"all start again ({number})" if restarts else "all have ended"
         print(
             f"error: rank {rank} (process {failure.pid}) {how}: {then}; "
-            f"{'they go' if more else 'the same command goes'} on from the last checkpoint",
+            f"{'they go' if restarts else 'the same command goes'} on from the last checkpoint",
             file=sys.stderr,
             flush=True,
         )
@@ -97,7 +103,7 @@ class Agent(LocalElasticAgent):
         and the launcher passes it on, must not end the wait.
         """
         for number in STOP_SIGNALS:
-            signal.signal(number, lambda number, _: self.came.append(number))
+            signal.signal(number, lambda number, _: self.signals.append(number))
         super()._shutdown(death_sig, timeout)
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
@@ -105,8 +111,8 @@ class Agent(LocalElasticAgent):
         super()._stop_workers(worker_group)
         for number in STOP_SIGNALS:
             signal.signal(number, stop)
-        if self.came:
-            stop(self.came[0])
+        if self.signals:
+            stop(self.signals[0])
 
 
 def quiet_main() -> int:
@@ -118,8 +124,7 @@ def quiet_main() -> int:
     try:
         main()
     except ChildFailedError as error:
-        status = int(cause(error.failures)[1].exitcode)
-        return exit_status(status)
+        return exit_status(int(cause(error.failures)[1].exitcode))
     except SignalException:
         return EXIT_RESUMABLE
     return 0

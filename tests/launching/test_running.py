@@ -174,7 +174,7 @@ def test_a_job_without_a_log_shows_its_metrics(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [1000, 110, 40, 9])
 def test_long_lines_fit_the_terminal_as_far_as_they_can(width: int) -> None:
     row = {"host": "node" * 20, "progress": "x" * 200, "gpus": "0,1", "running": "1:00:00"}
-    lines = tables.text_table([row], status.COLUMNS, status.WORDS, width)
+    lines = tables.text_table([row], status.COLUMNS, status.TEXT_COLUMNS, width)
     assert "1:00:00" in lines[1] and len(lines[1]) <= max(width, 16)
     assert ("x" * 200 in lines[1]) == (width == 1000)
 
