@@ -141,7 +141,7 @@ def test_a_launcher_that_comes_while_others_end_is_stopped(
     seen = iter([[one], [one, two], [two], []])
     told: list[int] = []
     monkeypatch.setattr(running, "entries", lambda: next(seen))
-    monkeypatch.setattr(stop, "tell", lambda pid: told.append(pid) is None)
+    monkeypatch.setattr(stop, "terminate", lambda pid: told.append(pid) is None)
     assert stop.stop_launchers(60) == {one.path: True, two.path: True} and told == [101, 102]
 
 
