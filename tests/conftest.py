@@ -1,13 +1,15 @@
 """Shared by all tests: small configurations, the repository's folder, peer weights by name."""
 
+import fcntl
 import hashlib
 import json
 import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -54,6 +56,31 @@ def resolved(*overrides: str, environment: dict[str, str] | None = None) -> Conf
 def tiny() -> Config:
     """The `tiny` experiment."""
     return resolved("experiment=tiny")
+
+
+@pytest.fixture(scope="session")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IO[str]]:
+    """A file of all workers, which every test locks shared and `alone` locks exclusively."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with (folder / "machine").open("a") as file:
+        yield file
+
+
+@pytest.fixture(autouse=True)
+def _beside_others(machine: IO[str]) -> Iterator[None]:
+    """No test runs while another one has the machine to itself."""
+    fcntl.flock(machine, fcntl.LOCK_SH)
+    yield
+    fcntl.flock(machine, fcntl.LOCK_UN)
+
+
+@contextmanager
+def alone(machine: IO[str]) -> Iterator[None]:
+    """Waits until the tests of other workers have ended, and lets none begin meanwhile."""
+    fcntl.flock(machine, fcntl.LOCK_EX)
+    yield
+    fcntl.flock(machine, fcntl.LOCK_UN)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,7 @@
-"""The promise, at length: 60 steps give the same model on any number of ranks, killed or not."""
+"""The promise, at length: 60 steps give the same model on any number of ranks, killed or not.
+
+Started by torchrun, this module is a rank that trains with all numbers of passes.
+"""
 
 import json
 import os
@@ -6,12 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 from torch import Tensor
 
+from pipeline import train as step
+from pipeline.compute.distributed import ranks
+from pipeline.training import loop
 from tests.conftest import ROOT, write_pack
 from tests.test_train import difference, losses, outcome
 
@@ -65,14 +72,27 @@ def alone(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return train(1, pack, tmp_path_factory.mktemp("alone"), f"runtime.micro_batch={BATCH}")
 
 
+PASSES = (1, 2, 4)
+
+
+@pytest.fixture(scope="module")
+def accumulated(
+    request: pytest.FixtureRequest, pack: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[int, Path]:
+    """Trainings by one number of ranks, which make them one after the other: out/<passes>."""
+    world, out = request.param, tmp_path_factory.mktemp("accumulated")
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    run += [f"--nproc-per-node={world}", "-m", "tests.training.test_same_model", str(pack)]
+    done = subprocess.run([*run, str(out)], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return world, out
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
-@pytest.mark.parametrize("passes", [1, 2, 4])
-def test_ranks_and_accumulation(
-    alone: Outcome, pack: Path, tmp_path: Path, world: int, passes: int
-) -> None:
-    micro = f"runtime.micro_batch={BATCH // world // passes}"
-    same(alone, train(world, pack, tmp_path, micro))
+@pytest.mark.parametrize("accumulated", [1, 2, 3, 4], indirect=True)
+@pytest.mark.parametrize("passes", PASSES)
+def test_ranks_and_accumulation(alone: Outcome, accumulated: tuple[int, Path], passes: int) -> None:
+    same(alone, outcome(accumulated[1] / str(passes)))
 
 
 @pytest.mark.slow
@@ -94,3 +114,12 @@ def test_killed_at_step_23_and_resumed_on_other_ranks(
     (state,) = {p.parent for p in tmp_path.glob("checkpoints/*/metrics.jsonl")}
     rows = [json.loads(line) for line in (state / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+
+
+if __name__ == "__main__":
+    with ranks("cpu") as group:  # once: a store keeps the addresses of a first group
+        loop.ranks = lambda device: nullcontext(group)
+        for passes in PASSES:
+            micro = f"runtime.micro_batch={BATCH // group.world // passes}"
+            out = Path(sys.argv[2], str(passes))
+            step.main([*WORDS, f"data.path={sys.argv[1]}", f"out={out}", micro])

@@ -13,12 +13,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
 
 from pipeline.bench.photos import write_photos
-from tests.conftest import ROOT
+from tests.conftest import ROOT, alone
 
 CODE = ("Snakefile", "Makefile", "config.yaml", "pipeline", "envs", "profiles")
 SET = "data.source=train data.pack_dir=null"
@@ -150,11 +151,13 @@ def test_the_run_says_what_it_does(finished: Project) -> None:
 # --- re-runs ------------------------------------------------------------------------------------
 
 
-def test_nothing_changed_nothing_runs_quickly(finished: Project) -> None:
-    began = time.monotonic()
-    done = finished.snakemake()
+def test_nothing_changed_nothing_runs_quickly(finished: Project, machine: IO[str]) -> None:
+    with alone(machine):
+        began = time.monotonic()
+        done = finished.snakemake()
+        seconds = time.monotonic() - began
     assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
-    assert time.monotonic() - began < 6
+    assert seconds < 6
 
 
 @pytest.mark.parametrize(
