@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from pipeline.base.errors import UserError
 from pipeline.config.words import merge, nested
 
@@ -26,9 +28,11 @@ def read_older(tree: Mapping[str, Any]) -> dict[str, Any]:
     downsample, recipe = tree.get("downsample"), _recipe(tree)
     if not isinstance(downsample, Mapping) or "fast" not in downsample:
         return dict(tree)
-    fast = downsample["fast"]
-    if not isinstance(fast, bool):
-        raise UserError(f"downsample.fast={fast!r} is not valid: use true|false")
+    try:  # Snakemake's --config gives words as text
+        fast = TypeAdapter(bool).validate_python(downsample["fast"])
+    except ValidationError as error:
+        given = downsample["fast"]
+        raise UserError(f"downsample.fast={given!r} is not valid: use true|false") from error
     if recipe.endswith(FAST) and not fast:
         raise UserError(
             f"data.recipe={recipe} and downsample.fast=false contradict each other: "

@@ -76,4 +76,5 @@ def test_slow_and_fast_at_once_are_refused() -> None:
         resolved("data.recipe=box-fast", "downsample.fast=false")
     with pytest.raises(UserError, match=r"downsample.fast='x' is not valid: use true\|false"):
         resolved("downsample.fast=x")
+    assert resolved("downsample.fast='true'").data.recipe == "box-fast"  # as Snakemake gives it
     assert resolved("data.recipe=box-fast", "downsample.fast=true").data.recipe == "box-fast"
