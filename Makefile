@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup inception smoke data weights train sample evaluate report all plan status stop bench test test-slow test-all lint format clean
+.PHONY: help setup inception smoke data weights train sample evaluate report all plan status stop bench test test-slow lint format clean
 
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
@@ -80,14 +80,11 @@ bench: setup  ## measure against baselines, into results/benchmarks/ (BENCH=name
 # one process per core, 8 at most; tests that share what is slow to make run in one of them
 PYTEST = OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --maxprocesses=8 --dist=loadgroup
 
-test: setup  ## the test suite, in one process per core (WORKERS=0: in this process)
-	$(PYTEST)
+test: setup  ## the test suite, in one process per core (WORKERS=0: in this one; SLOW=1: all of it)
+	$(PYTEST) $(if $(SLOW),-m "")
 
-test-slow: setup  ## the slow part of the tests: whole chains, faults, several nodes, a real Slurm
+test-slow: setup  ## the slow part alone: whole chains, faults, several nodes, a real Slurm
 	$(PYTEST) -m slow
-
-test-all: setup  ## both, together
-	$(PYTEST) -m ""
 
 lint: setup  ## ruff, mypy, import rules, snakefmt, snakemake --lint
 	ruff check .

@@ -8,9 +8,9 @@ those above it in this list:
 base        files, locks, processes, messages: knows nothing of learning
 config      keys and their ranges, how they are laid over each other, names on disk
 compute     ranks, devices, random numbers by position        drawing     image tiles and charts
-images      an image set -> a pack                            data        a pack -> batches
-networks    families of networks                              interop     other projects' files
-launching   launchers, GPUs and their leases, Slurm           reporting   records, tables, pages
+data        a pack -> batches                                 networks    families of networks
+launching   launchers, GPUs and their leases, Slurm           interop     other projects' files
+images      an image set -> a pack                            reporting   records, tables, pages
 flow        the path, its times and noise: the workload of images
 training    any workload -> files of weights: steps, ranks, checkpoints, averages
 scoring     features, distances, references                   sampling    weights -> images
