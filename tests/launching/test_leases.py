@@ -218,7 +218,7 @@ def test_declared_devices_are_refused_beside_real_ones(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("ids", ["0,0", "0,../1"])
 def test_declared_ids_must_be_ids(ids: str) -> None:
-    with pytest.raises(UserError, match="no list of different ids"):
+    with pytest.raises(UserError, match="is not a list of different ids"):
         gpus.visible({"PIPELINE_GPU_IDS": ids})
 
 
