@@ -59,7 +59,7 @@ def tiny() -> Config:
 
 
 @pytest.fixture(scope="session")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IO[str]]:
+def shared_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IO[str]]:
     """A file of all workers, which every test locks shared and `alone` locks exclusively."""
     folder = tmp_path_factory.getbasetemp()
     folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
@@ -68,19 +68,19 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IO[str]]:
 
 
 @pytest.fixture(autouse=True)
-def _beside_others(machine: IO[str]) -> Iterator[None]:
+def _beside_others(shared_machine: IO[str]) -> Iterator[None]:
     """No test runs while another one has the machine to itself."""
-    fcntl.flock(machine, fcntl.LOCK_SH)
+    fcntl.flock(shared_machine, fcntl.LOCK_SH)
     yield
-    fcntl.flock(machine, fcntl.LOCK_UN)
+    fcntl.flock(shared_machine, fcntl.LOCK_UN)
 
 
 @contextmanager
-def alone(machine: IO[str]) -> Iterator[None]:
+def alone(shared_machine: IO[str]) -> Iterator[None]:
     """Waits until the tests of other workers have ended, and lets none begin meanwhile."""
-    fcntl.flock(machine, fcntl.LOCK_EX)
+    fcntl.flock(shared_machine, fcntl.LOCK_EX)
     yield
-    fcntl.flock(machine, fcntl.LOCK_UN)
+    fcntl.flock(shared_machine, fcntl.LOCK_UN)
 
 
 @pytest.fixture(autouse=True)

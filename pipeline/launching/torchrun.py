@@ -60,22 +60,21 @@ class Agent(LocalElasticAgent):
         super().__init__(*args, **kwargs)
         self.signals: list[int] = []  # that came while the ranks were being stopped
         self.num_failures = 0  # of the ranks, each of which costs a restart
-        self.has_started = False
 
     def run(self, role: str = DEFAULT_ROLE) -> RunResult:
         """Run the ranks; a signal to ranks at their very end leaves them their success."""
         try:
             return super().run(role)
         except SignalException:
-            if not self.has_started:
+            group = self.get_worker_group(role)
+            if group.state != WorkerState.HEALTHY:  # no ranks were started
                 raise
-            result = super()._monitor_workers(self.get_worker_group(role))
+            result = super()._monitor_workers(group)
             if result.state != WorkerState.SUCCEEDED:
                 raise
             return result
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        self.has_started = True
         result = super()._monitor_workers(worker_group)
         if result.is_failed() and result.failures:
             rank, failure = cause(result.failures)

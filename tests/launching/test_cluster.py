@@ -166,12 +166,14 @@ def copied(finished: Path, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rate(finished: Path, tmp_path_factory: pytest.TempPathFactory, machine: IO[str]) -> float:
+def rate(
+    finished: Path, tmp_path_factory: pytest.TempPathFactory, shared_machine: IO[str]
+) -> float:
     """Images per second of a training by two ranks, when it is under way."""
     project = copied(finished, tmp_path_factory.mktemp("rate") / "project")
     more = ["launcher=standalone", "runtime.gpus.train=2", "train.images=3200"]
     more.append("runtime.log_images=64")
-    with alone(machine):  # the most that it can be: jobs are to be at their limits
+    with alone(shared_machine):  # the most that it can be: jobs are to be at their limits
         printed_by([*by_hand(project), *more], project, os.environ | {"OMP_NUM_THREADS": "1"})
     rows = outcome(project / "out")[1]
     return sorted(row["images_per_s"] for row in rows)[-len(rows) // 4]

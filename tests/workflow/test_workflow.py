@@ -151,8 +151,8 @@ def test_the_run_says_what_it_does(finished: Project) -> None:
 # --- re-runs ------------------------------------------------------------------------------------
 
 
-def test_nothing_changed_nothing_runs_quickly(finished: Project, machine: IO[str]) -> None:
-    with alone(machine):
+def test_nothing_changed_nothing_runs_quickly(finished: Project, shared_machine: IO[str]) -> None:
+    with alone(shared_machine):
         began = time.monotonic()
         done = finished.snakemake()
         seconds = time.monotonic() - began
