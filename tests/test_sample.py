@@ -275,7 +275,8 @@ def test_missing_weights_get_one_sentence(tmp_path: Path) -> None:
 def test_preflight_neither_loads_torch_nor_hashes(weights: Path, tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None; from pipeline import sample; from pipeline.base "
-        "import files; files.sha256_file = None; sample.preflight(sys.argv[1:], 2)"
+        "import files; from pipeline.config.load import load_step; files.sha256_file = None; "
+        "sample.preflight(*load_step(sys.argv[1:], sample.STEP.words), 2)"
     )
     words = [*TINY, f"weights={weights}", f"out={tmp_path}"]
     subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, check=True)
