@@ -78,7 +78,7 @@ bench: setup  ## measure against baselines, into results/benchmarks/ (BENCH=name
 	python -m pipeline.bench $(BENCH)
 
 # one process per core, 8 at most; tests that share what is slow to make run in one of them
-PYTEST = OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --maxprocesses=8 --dist=loadgroup
+PYTEST = OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --maxprocesses=8 --dist=loadgroup --no-loadscope-reorder
 
 test: setup  ## the test suite, in one process per core (WORKERS=0: in this one; SLOW=1: all of it)
 	$(PYTEST) $(if $(SLOW),-m "")

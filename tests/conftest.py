@@ -30,9 +30,26 @@ settings.register_profile("shared machines", deadline=None)  # no test of second
 settings.load_profile("shared machines")
 
 
+LONGEST = tuple(
+    f"tests/{name}.py"
+    for name in (
+        "launching/test_cluster",
+        "launching/test_nodes",
+        "launching/test_submit",
+        "reporting/test_pages",
+        "training/test_same_model",
+        "workflow/test_workflow",
+    )
+)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a fixture of their module run in one worker, which makes it once."""
+    """Tests that share a fixture of their module run in one worker, which makes it once.
+
+    The longest of these groups come first, so that no worker is left with one at the end.
+    """
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
     for item in items:
         if item.get_closest_marker("xdist_group") is None and shares_a_fixture(item):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
