@@ -78,13 +78,18 @@ bench: setup  ## measure against baselines, into results/benchmarks/ (BENCH=name
 	python -m pipeline.bench $(BENCH)
 
 # one process per core, 8 at most; tests that share what is slow to make run in one of them
-PYTEST = OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --maxprocesses=8 --dist=loadgroup --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
+
+# These share network namespaces and the ports of a Slurm: one process runs them alone.
+APART = tests/launching/test_cluster.py tests/launching/test_nodes.py tests/reporting/test_pages.py
 
 test: setup  ## the test suite, in one process per core (WORKERS=0: in this one; SLOW=1: all of it)
-	$(PYTEST) $(if $(SLOW),-m "")
+	$(PYTEST) $(if $(SLOW),-m "" $(addprefix --ignore=,$(APART)))
+	$(if $(SLOW),python -m pytest -m "" $(APART))
 
 test-slow: setup  ## the slow part alone: whole chains, faults, several nodes, a real Slurm
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow $(addprefix --ignore=,$(APART))
+	python -m pytest -m slow $(APART)
 
 lint: setup  ## ruff, mypy, import rules, snakefmt, snakemake --lint
 	ruff check .

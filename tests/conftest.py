@@ -33,33 +33,18 @@ settings.load_profile("shared machines")
 LONGEST = tuple(
     f"tests/{name}.py"
     for name in (
-        "launching/test_cluster",
-        "launching/test_nodes",
-        "launching/test_submit",
-        "reporting/test_pages",
         "training/test_same_model",
+        "images/test_photos",
         "workflow/test_workflow",
+        "launching/test_submit",
+        "sampling/test_sample_ranks",
     )
 )
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a fixture of their module run in one worker, which makes it once.
-
-    The longest of these groups come first, so that no worker is left with one at the end.
-    """
+    """The longest files come first, so that no worker is left with one at the end."""
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None and shares_a_fixture(item):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-
-
-def shares_a_fixture(item: pytest.Item) -> bool:
-    """Whether a test uses a fixture that its module makes once."""
-    definitions = item._fixtureinfo.name2fixturedefs  # type: ignore[attr-defined]
-    used = [definitions[name][-1] for name in item.fixturenames if name in definitions]
-    return any(made.scope == "module" and made.baseid for made in used)
 
 
 def resolved(*overrides: str, environment: dict[str, str] | None = None) -> Config:

@@ -23,7 +23,6 @@ from tests.workflow.test_workflow import copy_code
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("nodes"),  # which have one name on a machine
     pytest.mark.skipif(
         bool(slurm.missing()), reason=f"NOT TESTED: a Slurm needs {slurm.missing()}"
     ),

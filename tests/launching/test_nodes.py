@@ -15,7 +15,6 @@ from tests.test_train import outcome, words
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("nodes"),  # which have one name on a machine
     pytest.mark.skipif(
         bool(nodes.missing()), reason=f"NOT TESTED: two machines need {nodes.missing()}"
     ),
