@@ -20,7 +20,7 @@ CALIBRATE ?=
 PIP_FLAGS ?=
 WORKERS ?= logical
 
-# SET reaches the engine whole: as a YAML list of one string, in one word of the shell
+# SET reaches Snakemake whole: as a YAML list of one string, in one word of the shell
 WORDS := $(strip $(if $(RES),data.resolution=$(RES)) $(SET))
 YAML := ['$(subst ','',$(WORDS))']
 SETTING := $(if $(WORDS),'set=$(subst ','\'',$(YAML))')
@@ -77,7 +77,7 @@ stop: setup  ## stop all that runs in this folder, saved; the same command goes 
 bench: setup  ## measure against baselines, into results/benchmarks/ (BENCH=name for one)
 	python -m pipeline.bench $(BENCH)
 
-# one process per core, 8 at most; tests that share what is slow to make run in one of them
+# one process per core, 8 at most; the tests of a file run in one of them and share what is slow to make
 PYTEST = OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 
 # These share network namespaces and the ports of a Slurm: one process runs them alone.

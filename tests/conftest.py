@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from pipeline.base.processes import STOP_SIGNALS
 from pipeline.config import load
 from pipeline.config.model_keys import UNetKeys
 from pipeline.config.schema import Config
@@ -164,10 +165,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def _restore_signals() -> Iterator[None]:
     """Steps that ran in this process leave no signal handlers to the next test."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    before = [signal.getsignal(number) for number in numbers]
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
     yield
-    for number, handler in zip(numbers, before, strict=True):
+    for number, handler in zip(STOP_SIGNALS, before, strict=True):
         signal.signal(number, handler)
 
 

@@ -29,6 +29,7 @@ from pipeline.launching import torchrun
 from pipeline.training import checkpoint, preflight
 from tests.conftest import ROOT, write_pack
 from tests.test_train import outcome, run, words
+from tests.training.infinite import InfiniteGradient
 
 ENDLESS = ("train.images=1200000", "runtime.checkpoint_images=10000000")
 
@@ -205,21 +206,12 @@ def test_the_first_image_that_is_not_finite_is_named(
 def test_an_infinite_gradient_of_a_finite_loss_is_named(
     pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Bent(torch.autograd.Function):
-        @staticmethod
-        def forward(context: object, value: Tensor) -> Tensor:
-            return value.clone()
-
-        @staticmethod
-        def backward(context: object, gradient: Tensor) -> Tensor:
-            return gradient * torch.inf
-
     def loss(*arguments: Tensor) -> Tensor:
         value = plain(*arguments)
         if value.is_meta:  # counted work
             return value
         calls.append(1)
-        return Bent.apply(value) if len(calls) == 3 else value
+        return InfiniteGradient.apply(value) if len(calls) == 3 else value
 
     calls: list[int] = []
     plain = probability_path.loss

@@ -17,6 +17,7 @@ from pipeline.training import checkpoint
 from pipeline.training.trainer import Trainer
 from tests.conftest import write_pack
 from tests.test_train import losses, run, words
+from tests.training.infinite import InfiniteGradient
 
 CPU = Ranks(0, 1, torch.device("cpu"))
 FP16 = "train.precision=fp16"
@@ -113,19 +114,10 @@ def test_a_gradient_that_no_scale_helps_stops(
 ) -> None:
     """From 2^4 the scale falls to 1 in four skipped steps; the fifth is an error."""
 
-    class Bent(torch.autograd.Function):
-        @staticmethod
-        def forward(context: object, value: Tensor) -> Tensor:
-            return value.clone()
-
-        @staticmethod
-        def backward(context: object, gradient: Tensor) -> Tensor:
-            return gradient * torch.inf
-
     plain = probability_path.loss
     subject = taken(pack, tmp_path, FP16)
     subject.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
-    monkeypatch.setattr(probability_path, "loss", lambda *a: Bent.apply(plain(*a)))
+    monkeypatch.setattr(probability_path, "loss", lambda *a: InfiniteGradient.apply(plain(*a)))
     for _ in range(4):
         subject.train_step()
         subject.check_finite()
