@@ -12,6 +12,9 @@ from tests.workflow.test_workflow import Project, copy_code
 pytestmark = pytest.mark.slow
 
 
+SMALL = "model.channel_mult=[1,1] model.attention_at=[8]"
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A fresh copy of the project, and IMAGENET_DIR on a class tree of real photographs."""
@@ -30,7 +33,7 @@ def checked(project: Project, command: list[str]) -> str:
 
 def test_snakemake_at_32(project: Project) -> None:
     command = ["snakemake", "--cores", "8", "--resources", "gpu=4"]
-    words = ["--config", "experiment=photos", "set=data.resolution=32"]
+    words = ["--config", "experiment=photos", f"set=data.resolution=32 {SMALL}"]
     output = checked(project, [*command, *words])
     assert "experiment photos, data train_32-box" in output
     run = project.folder / "results/photos/train_32-box"
@@ -42,7 +45,7 @@ def test_snakemake_at_32(project: Project) -> None:
 
 
 def test_make_train_at_64_lies_beside(project: Project) -> None:
-    make = ["make", "-o", ".venv/installed", "EXPERIMENT=photos", "RES=64", "SET=train.images=640"]
+    make = ["make", "-o", ".venv/installed", "EXPERIMENT=photos", "RES=64", f"SET=train.images=640 {SMALL}"]
     output = checked(project, [*make, "train"])
     assert "resolution 64 from the configuration" in output
     for res in (32, 64):
