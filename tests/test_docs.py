@@ -2,13 +2,16 @@
 
 import importlib.util
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
-from pipeline.config.load import known_keys
+from pipeline.config.load import DEFAULT_FILE, known_keys, load_step, load_yaml, resolve
 from pipeline.config.schema import Config
+from pipeline.steps import STEPS
 from tests.conftest import ROOT
 
 
@@ -31,20 +34,68 @@ def test_the_pictures_of_the_readme_exist() -> None:
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OLDER_KEYS = {"downsample.fast"}  # pipeline.config.older_form still reads it
+MAKE_VARIABLES = {"GPUS", "CORES", "RES", "EXPERIMENT", "SET", "BENCH", "CALIBRATE", "PIP_FLAGS"}
 SECTIONS = "|".join(name for name in Config.model_fields if name != "experiment")
+
+
+def is_there(page: Path, link: str) -> bool:
+    """Whether a relative link of a page leads to a file and, if it names one, to a heading."""
+    path, _, anchor = link.partition("#")
+    target = page.parent / path if path else page
+    if not anchor or not target.exists():
+        return target.exists()
+    headings = re.findall(r"^#+ (.+)$", target.read_text(), re.M)
+    return anchor in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_links_and_modules_and_keys_of_a_page_exist(page: Path) -> None:
     text = page.read_text()
-    for link in re.findall(r"\]\(([^)#]+)\)", text):
-        assert link.startswith("https:") or (page.parent / link).exists(), link
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        assert link.startswith("https:") or is_there(page, link), link
     for module in re.findall(r"-m (pipeline(?:\.\w+)+)", text):
         if module != "pipeline.STEP":
             assert importlib.util.find_spec(module), module
     keys = set(re.findall(rf"(?<![\w./])((?:{SECTIONS})\.[a-z_]+(?:\.[a-z_]+)?)(?![\w/(])", text))
     files = {key for key in keys if key.endswith((".json", ".py", ".npy", ".png", ".html"))}
     assert keys - files <= {*known_keys(), *OLDER_KEYS}
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of each command in the page's ```sh blocks, without variables set before it."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.S)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    lines = [re.sub(r"^(?:[A-Z_]+=\S+ )+", "", line) for line in lines]
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_keys_and_values_of_a_command_are_valid(page: Path) -> None:
+    for words in commands(page):
+        modules = [k for k, word in enumerate(words) if word == "-m"]
+        step = STEPS.get(words[modules[-1] + 1].removeprefix("pipeline.")) if modules else None
+        if step:
+            step_words = [w for w in words[modules[-1] + 2 :] if not w.startswith("config=")]
+            load_step(step_words, step.words, environment={})
+        elif words[0] in ("make", "snakemake"):
+            given = {"make": make_words, "snakemake": snakemake_words}[words[0]](words)
+            resolve(load_yaml(DEFAULT_FILE), given, environment={})
+
+
+def make_words(words: list[str]) -> dict[str, object]:
+    """What a make command hands to Snakemake's --config."""
+    given = dict(word.split("=", 1) for word in words[1:] if "=" in word)
+    assert set(given) <= MAKE_VARIABLES
+    settings = f"{given.get('SET', '')} data.resolution={given.get('RES', 64)}"
+    experiment = {"experiment": given["EXPERIMENT"]} if "EXPERIMENT" in given else {}
+    return {"set": settings} | experiment
+
+
+def snakemake_words(words: list[str]) -> dict[str, object]:
+    """The values after a snakemake command's --config."""
+    after = words[words.index("--config") + 1 :] if "--config" in words else []
+    last = next((k for k, word in enumerate(after) if word.startswith("--")), len(after))
+    return {key: yaml.safe_load(value) for key, value in (w.split("=", 1) for w in after[:last])}
 
 
 def test_imports_point_down_only() -> None:
