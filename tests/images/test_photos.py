@@ -45,7 +45,14 @@ def test_snakemake_at_32(project: Project) -> None:
 
 
 def test_make_train_at_64_lies_beside(project: Project) -> None:
-    make = ["make", "-o", ".venv/installed", "EXPERIMENT=photos", "RES=64", f"SET=train.images=640 {SMALL}"]
+    make = [
+        "make",
+        "-o",
+        ".venv/installed",
+        "EXPERIMENT=photos",
+        "RES=64",
+        f"SET=train.images=640 {SMALL}",
+    ]
     output = checked(project, [*make, "train"])
     assert "resolution 64 from the configuration" in output
     for res in (32, 64):
