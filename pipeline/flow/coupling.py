@@ -7,7 +7,6 @@ group, solves it as the other ranks do, and keeps its own part: the pairs are a 
 """
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from pipeline.compute import draws
@@ -30,6 +29,8 @@ def assign(x0: Tensor, x1: Tensor) -> np.ndarray:
     of the products is made greatest: in float64 on the CPU, and rounded, so that equal images stay
     equal and the order of a sum over pixels (number of threads) decides nothing. Waits for a GPU.
     """
+    from scipy.optimize import linear_sum_assignment  # half a second, which other couplings save
+
     noises, images = (x.cpu().double().flatten(1).numpy() for x in (x0, x1))
     rows, columns = linear_sum_assignment((images @ noises.T).round(DECIMALS), maximize=True)
     return columns[np.argsort(rows)]
