@@ -2,8 +2,8 @@
 
 A run's identity is a hash over its stage keys, and Snakemake compares them to decide what to run
 again. So that no existing run starts anew, stage keys keep the older form: `data.recipe: box` and
-`downsample.fast: true` is what everything else calls `data.recipe: box-fast`, and `model.kind` is
-left out if it is `unet`, once the only family.
+`downsample.fast: true` is what everything else calls `data.recipe: box-fast`, `model.kind` is
+left out if it is `unet`, once the only family, and `downsample.allow_ignored` if it is 0.
 """
 
 import os
@@ -49,7 +49,13 @@ def write_older(tree: Mapping[str, Any]) -> dict[str, Any]:
     recipe = _recipe(tree)
     tree = merge(tree, nested("data.recipe", recipe.removesuffix(FAST)))
     tree = merge(tree, nested("downsample.fast", recipe.endswith(FAST)))
-    return {**tree, "model": older_model(tree["model"])}
+    downsample = older_downsample(tree["downsample"])
+    return {**tree, "downsample": downsample, "model": older_model(tree["model"])}
+
+
+def older_downsample(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A downsample section without `allow_ignored` if that is 0."""
+    return {key: value for key, value in section.items() if (key, value) != ("allow_ignored", 0)}
 
 
 def older_model(section: Mapping[str, Any]) -> dict[str, Any]:

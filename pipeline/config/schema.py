@@ -40,6 +40,7 @@ class Data(Section):
 
 class Downsample(Section):
     allow_bad: Annotated[int, Field(ge=0)]  # unreadable images that may be left out
+    allow_ignored: Annotated[int, Field(ge=0)]  # images that may be passed over by their names
 
 
 class Train(Section):

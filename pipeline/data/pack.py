@@ -72,6 +72,7 @@ class Manifest(Record):
     kind: str  # packaging of the image set
     counts: dict[str, int]  # number of images by what was unusual about their files
     ignored: int  # files of the image set that are not images by their names
+    ignored_images: int = 0  # of them, those that hold images all the same; 0 in old files too
     left_out: list[LeftOut]
     versions: dict[str, str]  # of everything that may change a pixel
 

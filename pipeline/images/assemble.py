@@ -20,7 +20,7 @@ from pipeline.base.npy import load_npy, save_npy, sha256_npy, write_header
 from pipeline.config.schema import Config
 from pipeline.config.stages import stage_keys
 from pipeline.data.pack import Hashes, LeftOut, Manifest
-from pipeline.images.checks import check_expected, check_left_out
+from pipeline.images.checks import check_expected, check_ignored, check_left_out
 from pipeline.images.decode import TRAITS, versions
 from pipeline.images.sources.base import Source
 from pipeline.images.spool import Spool
@@ -55,6 +55,7 @@ def assemble(spool: Spool, source: Source, config: Config) -> Manifest:
     labels = np.searchsorted(names, images.classes[order]).astype(np.int64)
     per_class = counts(classes, labels)
     check_left_out(config, source.place, images.left_out, per_class)
+    check_ignored(config, source.place, source.ignored.num_images, source.ignored.images)
     # manifest
     return Manifest(
         source=config.data.source,
@@ -67,7 +68,8 @@ def assemble(spool: Spool, source: Source, config: Config) -> Manifest:
         kind=source.kind,
         per_class=per_class,
         counts={trait: images.traits[trait] for trait in TRAITS},
-        ignored=source.ignored,
+        ignored=source.ignored.num,
+        ignored_images=source.ignored.num_images,
         left_out=images.left_out,
         versions=versions(),
     )

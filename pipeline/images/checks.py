@@ -9,6 +9,8 @@ from pipeline.base.errors import UserError
 from pipeline.base.npy import load_npy
 from pipeline.config.schema import Config
 from pipeline.data.pack import LeftOut, Manifest
+from pipeline.images.formats import IMAGE_SUFFIXES
+from pipeline.images.walk import listed
 
 NAMED = 20  # files that an error names
 MAKE_AGAIN = "downsample: the pack in {} is damaged ({}): making it again"
@@ -43,6 +45,20 @@ def check_left_out(
     empty = [name for name, num in per_class.items() if not num]
     if empty:
         raise UserError(f"{where} has no readable image of {', '.join(empty)}: replace them")
+
+
+def check_ignored(config: Config, where: Path, num: int, names: list[str]) -> None:
+    """Raise UserError if more images than allowed are passed over, since of their names.
+
+    `num`: how many; `names`: the first of them, empty if they are not known any more.
+    """
+    if num > config.downsample.allow_ignored:
+        first = f" ({listed(names, num)})" if names else ""
+        raise UserError(
+            f"{num} files of {where} hold images but do not have the name of one that is read"
+            f"{first}: name them {'|'.join(IMAGE_SUFFIXES)} (other formats must be converted), or "
+            f"pass over them with downsample.allow_ignored={num}"
+        )
 
 
 def check_writable(folder: Path) -> None:
@@ -104,6 +120,7 @@ def existing_pack(folder: Path, config: Config) -> Manifest | None:
     num_images = manifest.num_images + len(manifest.left_out)
     check_expected(config, folder, num_images, len(manifest.classes))
     check_left_out(config, folder, manifest.left_out, manifest.per_class)
+    check_ignored(config, folder, manifest.ignored_images, [])
     print(f"downsample: the pack in {folder} is there and whole, only its record is written")
     return manifest
 

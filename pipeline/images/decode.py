@@ -16,13 +16,12 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from pipeline.images.formats import DEEP_PROBLEM, FORMATS, JPEG_SUFFIXES, is_deep
 from pipeline.images.recipes import MAX_PIXELS, RECIPES, shrink, shrink_halved
 
 EXIF_ORIENTATION = 0x0112
 TRAITS = ("grey", "cmyk", "exif_rotated", "misnamed")  # counted in the manifest
-# The formats of IMAGE_SUFFIXES; others, such as EPS, may run programs.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-GREY_MODES = {"1", "L", "LA", "I", "I;16", "F"}
+GREY_MODES = {"1", "L", "LA"}
 
 HUFFMAN_FRAMES = {0xC0, 0xC1, 0xC2}  # markers that start a frame: baseline, extended, progressive
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # all such markers; others are arithmetic
@@ -54,7 +53,7 @@ class Decoded:
 
 def traits_of(image: Image.Image, name: str) -> tuple[str, ...]:
     """The oddities of an opened image file, for the manifest."""
-    jpeg = name.lower().endswith((".jpeg", ".jpg"))
+    jpeg = name.lower().endswith(JPEG_SUFFIXES)
     has = (
         image.mode in GREY_MODES,
         image.mode == "CMYK",
@@ -163,8 +162,9 @@ def shrink_file(image: Image.Image, data: bytes, recipe: str, resolution: int) -
 def decode(data: bytes | np.ndarray, name: str, recipe: str, resolution: int) -> Decoded:
     """Shrink one image: a file's bytes, or pixels (H, W, 3) uint8 already.
 
-    Damaged ones and decompression bombs come back as a problem. By the fast recipes, large JPEGs
-    are shrunk in part while they are decoded, which changes the pixels a little.
+    Damaged ones, decompression bombs and those of more than 8 bits per channel come back as a
+    problem. By the fast recipes, large JPEGs are shrunk in part while they are decoded, which
+    changes the pixels a little.
     """
     try:
         # pixels that need no decoder
@@ -177,6 +177,8 @@ def decode(data: bytes | np.ndarray, name: str, recipe: str, resolution: int) ->
                 return Decoded(pixels)
         # everything else
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            if is_deep(opened):
+                return Decoded(None, problem=DEEP_PROBLEM)
             traits = traits_of(opened, name)
             return Decoded(shrink_file(opened, data, recipe, resolution), traits)
     except UnidentifiedImageError:  # its message holds an address in memory

@@ -15,11 +15,18 @@ from pipeline.config.schema import Config
 from pipeline.data.pack import Manifest
 from pipeline.images import workers
 from pipeline.images.assemble import assemble, move_into_place
-from pipeline.images.checks import check_expected, check_space, check_writable, existing_pack
+from pipeline.images.checks import (
+    check_expected,
+    check_ignored,
+    check_space,
+    check_writable,
+    existing_pack,
+)
 from pipeline.images.decode import versions
 from pipeline.images.sources.base import Item, Source, Span, Stretch
 from pipeline.images.sources.opening import open_source
 from pipeline.images.spool import Spool
+from pipeline.images.walk import listed
 from pipeline.images.workers import Batch, PackFormat
 
 
@@ -42,6 +49,7 @@ def make_pack(folder: Path, config: Config) -> Manifest:
     source = open_source(config)
     if source.num_images is not None and source.classes is not None:
         check_expected(config, source.place, source.num_images, len(source.classes))
+        check_ignored(config, source.place, source.ignored.num_images, source.ignored.images)
         check_space(folder, source.num_images, config.data.resolution, source.ordered)
     # one process at a time
     waited = wait_until_free(making)
@@ -60,6 +68,9 @@ def write_pack(folder: Path, making: Path, source: Source, config: Config) -> Ma
         manifest = assemble(spool, source, config)
     finally:
         spool.close()
+    if ignored := source.ignored.num:
+        names = listed(source.ignored.names, ignored)
+        print(f"downsample: {ignored} files are not images by their names: {names}")
     manifest.write(making / "manifest.json")
     move_into_place(making, folder)
     return manifest

@@ -4,22 +4,21 @@ Nothing is held: arrays are memory-mapped and image files decoded when they are 
 was saved compressed cannot be mapped and is the exception: its images are read into memory.
 """
 
-import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.base.errors import OneRankError, UserError
 from pipeline.base.npy import load_npy, read_header
+from pipeline.images.formats import DEEP_PROBLEM, FORMATS, IMAGE_SUFFIXES, is_deep
+from pipeline.images.walk import Ignored, listed, walk
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 KEYS = ("arr_0", "images")  # of the images in an .npz, as ADM's samplers and others name them
-DEEP = ("I", "F")  # first letters of Pillow's modes with more than 8 bits per channel
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,7 @@ class ImageSet:
     num: int
     size: tuple[int, int]  # height and width, px
     read: Callable[[np.ndarray], np.ndarray]  # rows (B,) int64 -> uint8 (B,H,W,3)
+    notes: tuple[str, ...] = ()  # what a reader of its scores should know
 
     def __len__(self) -> int:
         return self.num
@@ -81,41 +81,80 @@ def read_labels(path: Path, num: int, num_classes: int) -> np.ndarray | None:
 # --- files of images ---------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Header:
+    """The part of an image file that is read before its pixels."""
+
+    size: tuple[int, int]  # height and width, px
+    is_jpeg: bool
+    has_alpha: bool  # an alpha channel or a transparent colour, which are dropped
+
+
 def of_files(folder: Path) -> ImageSet:
-    """The image files at any depth below `folder`, in the order of their paths."""
-    files = image_files(folder)
-    if not files:
-        raise UserError(f"{folder} holds no images ({', '.join(SUFFIXES)}): give their folder")
-    first = image_size(files[0])
-    for file in files:
-        if (size := image_size(file)) != first:
+    """The image files at any depth below `folder`, in the order of their paths.
+
+    They are those that can be packed. Raises UserError if there are none, if they are of several
+    sizes, or if other files hold images too.
+    """
+    # Files by their names
+    names, others = walk(folder)
+    ignored = Ignored()
+    ignored.add_files(folder, others)
+    check_ignored(folder, ignored)
+    if not names:
+        raise UserError(
+            f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}): give their folder"
+        )
+    # Their headers, of one size
+    files = [folder / name for name in names]
+    headers = [read_header_of(file) for file in files]
+    for file, header in zip(files, headers, strict=True):
+        if header.size != headers[0].size:
             raise UserError(
-                f"images of {folder} are of several sizes, {files[0].name} of {first} and "
-                f"{file.name} of {size} px (height, width): resize them to one first"
+                f"images of {folder} are of several sizes, {files[0].name} of {headers[0].size} "
+                f"and {file.name} of {header.size} px (height, width): resize them to one first"
             )
-    return ImageSet(str(folder), len(files), first, partial(decode, files))
+    notes = tuple(notes_on_files(folder, headers, ignored))
+    return ImageSet(str(folder), len(files), headers[0].size, partial(decode, files), notes)
 
 
-def image_files(folder: Path) -> list[Path]:
-    """All image files below `folder`, hidden ones left out, sorted by path."""
-    files = [
-        Path(place) / name
-        for place, _, names in os.walk(folder)
-        for name in names
-        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-    ]
-    return sorted(files, key=lambda file: file.relative_to(folder).as_posix())
+def check_ignored(folder: Path, ignored: Ignored) -> None:
+    """Raise UserError if files hold images that would not be scored."""
+    if ignored.num_images:
+        raise UserError(
+            f"{ignored.num_images} files of {folder} hold images but do not have the name of one "
+            f"that is read ({listed(ignored.images, ignored.num_images)}): name them "
+            f"{'|'.join(IMAGE_SUFFIXES)}, convert other formats to PNG, or move them away"
+        )
 
 
-def image_size(file: Path) -> tuple[int, int]:
-    """Height and width of an image file, from its header; raises UserError if it has none."""
+def notes_on_files(folder: Path, headers: list[Header], ignored: Ignored) -> Iterator[str]:
+    """Notes on what a folder holds beside plain images without loss."""
+    num, jpegs = len(headers), sum(header.is_jpeg for header in headers)
+    if jpegs:
+        yield (
+            f"{jpegs:,} of the {num:,} images of {folder} are JPEGs: their compression changes the "
+            "distances, so that only sets of the same format can be compared"
+        )
+    if alphas := sum(header.has_alpha for header in headers):
+        yield f"{alphas:,} of the {num:,} images of {folder} have transparency, which is dropped"
+    if ignored.num:
+        names = listed(ignored.names, ignored.num)
+        yield f"{ignored.num:,} files of {folder} are not images and are not scored: {names}"
+
+
+def read_header_of(file: Path) -> Header:
+    """The header of an image file; raises UserError if it cannot be read or scored."""
     try:
-        with Image.open(file) as image:
-            if image.mode.startswith(DEEP):
-                raise UserError(f"{file} has more than 8 bits per channel: convert it to 8 first")
-            return image.height, image.width
-    except OSError as error:
-        raise UserError(f"{file} is not a readable image: replace or remove it") from error
+        with Image.open(file, formats=FORMATS) as image:
+            size, is_jpeg = (image.height, image.width), image.format in ("JPEG", "MPO")
+            header, deep = Header(size, is_jpeg, image.has_transparency_data), is_deep(image)
+    except Exception as error:  # Pillow raises many kinds, for damaged files and for huge ones
+        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        raise UserError(f"{file} is not a readable image{reason}: replace or remove it") from error
+    if deep:
+        raise UserError(f"{file} has {DEEP_PROBLEM}: convert it to 8 first")
+    return header
 
 
 def decode(files: list[Path], rows: np.ndarray) -> np.ndarray:
@@ -123,9 +162,9 @@ def decode(files: list[Path], rows: np.ndarray) -> np.ndarray:
     images = []
     for row in rows:
         try:
-            with Image.open(files[row]) as image:
+            with Image.open(files[row], formats=FORMATS) as image:
                 images.append(np.asarray(image.convert("RGB")))
-        except (OSError, SyntaxError) as error:
+        except Exception as error:  # as above
             raise OneRankError(
                 f"{files[row]} is damaged ({error}): replace or remove it"
             ) from error

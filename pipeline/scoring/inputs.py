@@ -256,6 +256,7 @@ def read_any(config: Config, path: Path, reference: Path, across: str | None) ->
     notes = check_same_data(data if sha256 else None, name, str(sha256), path, across)
     notes += check_same_recipe(other, name, path, across) if other and sha256 else []
     notes += notes_on_origin(statistics, reference, config.evaluate.extractor) if statistics else []
+    notes += [*images.notes, *(real.notes if real else ())]
     check_numbers(config.evaluate, len(images), len(real) if real else None)
     # The reference's part of the protocol
     counts: dict[str, Any] = {}

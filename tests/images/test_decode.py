@@ -16,6 +16,7 @@ from PIL import Image, JpegImagePlugin
 from pipeline.base.errors import Stopped
 from pipeline.bench.photos import PHOTOS, random_crop
 from pipeline.images import decode as module
+from pipeline.images import formats
 from pipeline.images.decode import Decoded, decode, halvings
 from pipeline.images.recipes import RECIPES
 from tests.images.test_recipes import ORACLES
@@ -26,9 +27,9 @@ EXACT = sorted(name for name, recipe in RECIPES.items() if not recipe.halved)
 RECIPE = st.sampled_from(EXACT)
 RESOLUTION = st.sampled_from([8, 16, 31, 64, 256])
 
-GREY = ("1", "L", "LA", "I;16", "I", "F")
-FORMATS = {"RGB": "JPEG", "CMYK": "JPEG", "I": "TIFF", "F": "TIFF"}
-FORMATS |= dict.fromkeys(("1", "L", "LA", "P", "RGBA", "I;16"), "PNG")
+GREY = ("1", "L", "LA")
+FORMATS = {"RGB": "JPEG", "CMYK": "JPEG"} | dict.fromkeys(("1", "L", "LA", "P", "RGBA"), "PNG")
+DEEP = [("I;16", "PNG"), ("I;16", "TIFF"), ("I", "TIFF"), ("F", "TIFF"), ("I;16", "PPM")]
 # 16 x 16 px, a ramp: baseline, Huffman tables replaced by arithmetic coding.
 ARITHMETIC = bytes.fromhex(
     "ffd8ffdb004300100b0c0e0c0a100e0d0e1211101318281a181616183123251d283a333d3c3933383740485c4e40"
@@ -62,7 +63,9 @@ def photo(width: int = 500, height: int = 375, name: str = "coffee") -> Image.Im
 def by_pillow(data: bytes, recipe: str, resolution: int) -> Decoded:
     """What Pillow alone makes of a file: pixels, or the kind of its error."""
     try:
-        with Image.open(io.BytesIO(data), formats=module.FORMATS) as opened:
+        with Image.open(io.BytesIO(data), formats=formats.FORMATS) as opened:
+            if opened.mode[0] in "IF":  # it would make them white or black
+                return Decoded(None, problem="more than 8 bits per channel")
             image = opened.convert("RGB")
     except Exception as error:
         return Decoded(None, problem=type(error).__name__)
@@ -115,6 +118,13 @@ def test_pixels_and_traits_of_every_mode(
         *(["exif_rotated"] if orientation != 1 else []),
         *(["misnamed"] if FORMATS[mode] != "JPEG" else []),
     }
+
+
+@pytest.mark.parametrize(("mode", "kind"), DEEP)
+def test_more_than_8_bits_a_channel_are_unreadable(mode: str, kind: str) -> None:
+    """Pillow would make all of 16 bits white, and all of floats in [0, 1] black."""
+    decoded = decode(file_of(random_image(mode, (20, 10), 0), kind), "a.png", "box", 8)
+    assert decoded == Decoded(None, problem="more than 8 bits per channel")
 
 
 @settings(max_examples=150, deadline=None)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from pipeline.base.errors import UserError
 from pipeline.scoring.image_sets import npz_images, open_images
@@ -16,14 +16,18 @@ ROWS = np.array([4, 0, 2])
 def test_files_of_all_kinds_are_read_as_pillow_reads_them(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     picture = Image.fromarray(IMAGES[0])
-    names = ["a.PNG", "b/c.jpg", "b/d.JPEG", "e.webp", "f.png"]
-    for name in names[:4]:
-        picture.save(tmp_path / name)
-    picture.convert("L").save(tmp_path / names[4])
+    names = ["a.PNG", "b/c.jpg", "b/d.JPEG", "e.webp", "f.png", "g.bmp", "h.tif", "i.jfif", "j.pgm"]
+    for name in names:
+        picture.convert("L" if name in ("f.png", "j.pgm") else "RGB").save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / ".hidden.png").write_text("no image")
     actual = open_images(tmp_path)
-    assert (len(actual), actual.size) == (5, (6, 8))
+    assert (len(actual), actual.size) == (9, (6, 8))
+    assert actual.notes == (
+        f"3 of the 9 images of {tmp_path} are JPEGs: their compression changes the distances, so "
+        "that only sets of the same format can be compared",
+        f"2 files of {tmp_path} are not images and are not scored: .hidden.png, notes.txt",
+    )
     wanted = [np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in names]
     np.testing.assert_array_equal(actual.read(ROWS), np.stack(wanted)[ROWS])
 
@@ -66,6 +70,44 @@ def test_deep_and_damaged_files_are_refused(tmp_path: Path) -> None:
     content = (tmp_path / "deep.png").read_bytes()
     (tmp_path / "deep.png").write_bytes(content[:-60])
     with pytest.raises(UserError, match=r"deep\.png is damaged"):
+        open_images(tmp_path).read(np.array([0]))
+
+
+def test_images_that_would_not_be_scored_are_refused(tmp_path: Path) -> None:
+    for name in ("a.png", "c"):
+        Image.fromarray(IMAGES[0]).save(tmp_path / name, "PNG")
+    Image.fromarray(IMAGES[0]).save(tmp_path / "b.jp2")
+    with pytest.raises(UserError, match=r"2 files of .* hold images .* read \(b\.jp2, c\)"):
+        open_images(tmp_path)
+
+
+def test_images_below_links_are_scored(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "set").mkdir()
+    Image.fromarray(IMAGES[0]).save(tmp_path / "elsewhere/a.png")
+    (tmp_path / "set/link").symlink_to(tmp_path / "elsewhere")
+    assert len(open_images(tmp_path / "set")) == 1
+
+
+def test_transparency_is_noted(tmp_path: Path) -> None:
+    image = Image.fromarray(IMAGES[0])
+    image.putalpha(128)
+    image.save(tmp_path / "a.png")
+    assert "1 of the 1 images" in open_images(tmp_path).notes[0]
+    assert "have transparency" in open_images(tmp_path).notes[0]
+
+
+@pytest.mark.parametrize("kind", ["text", "bomb", "format"])
+def test_whatever_pillow_raises_is_told_by_the_file(tmp_path: Path, kind: str) -> None:
+    """A text chunk over Pillow's limit, an image over it, and a format that runs programs."""
+    file = tmp_path / "odd.png"
+    image, about = Image.fromarray(IMAGES[0]), PngImagePlugin.PngInfo()
+    about.add_text("comment", "x" * 2**21, zip=True)
+    if kind == "bomb":
+        Image.new("1", (20000, 20000)).save(file)
+    else:
+        image.save(file, "EPS" if kind == "format" else "PNG", pnginfo=about)
+    with pytest.raises(UserError, match=r"odd\.png is (not a readable image|damaged)"):
         open_images(tmp_path).read(np.array([0]))
 
 

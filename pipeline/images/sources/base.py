@@ -1,25 +1,16 @@
 """The common part of all sources of images: images, stretches of them, and their checks."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.base.errors import UserError
+from pipeline.images.formats import IMAGE_SUFFIXES, is_image
+from pipeline.images.walk import Ignored
 
-IMAGE_SUFFIXES = {
-    ".jpeg",
-    ".jpg",
-    ".png",
-    ".bmp",
-    ".gif",
-    ".ppm",
-    ".tif",
-    ".tiff",
-    ".webp",
-}
-SUFFIXES = tuple(IMAGE_SUFFIXES)  # pathlib would take ten times as long over a million names
+ABOUT_EDM = "dataset.json"  # has the labels of a set that EDM or StyleGAN prepared
 BATCH = 32  # images that a worker decodes at a time
 
 
@@ -72,24 +63,30 @@ class Source:
     num_images: int | None  # None: known after the last stretch
     stretches: Callable[[], Iterator[Stretch]]
     ordered: bool  # whether the stretches come in the pack's order
-    ignored: int = 0  # files whose names are not those of images; complete after the last stretch
+    ignored: Ignored = field(default_factory=Ignored)  # complete after the last stretch
     batch: int = BATCH  # images that a worker takes at a time
     # if the pixels were made by a recipe already, which the configuration must then name
     made: tuple[int, str] | None = None  # (resolution, recipe)
 
 
-def is_image(name: str) -> bool:
-    """Whether a file's name is an image's: a known suffix, not hidden."""
-    return name.lower().endswith(SUFFIXES) and name[name.rfind("/") + 1] != "."
+def check_beside_classes(place: Path, names: list[str]) -> None:
+    """Raise UserError if files beside the classes say that there are no classes.
 
-
-def check_stray(place: Path, names: list[str]) -> None:
-    """Raise UserError if one of the files beside the classes is an image: it has no class."""
+    An image there has none, and beside EDM's dataset.json the folders only count images.
+    """
     stray = [name for name in names if is_image(name)]
     if stray:
         raise UserError(
             f"{place} holds images that belong to no class ({', '.join(stray[:3])}): "
-            "put each into the folder of its class"
+            "put each into the folder of its class, or all of them into one folder there, which "
+            "is then the only class"
+        )
+    about = [name for name in names if name.rpartition("/")[2] == ABOUT_EDM]
+    if about:
+        raise UserError(
+            f"{place} holds {about[0]} of EDM's dataset_tool: its folders count images and are "
+            "not classes, and its images were resized before: give the original images in class "
+            "folders"
         )
 
 
@@ -103,7 +100,7 @@ def check_classes(place: Path, counts: dict[str, int]) -> list[str]:
     if len(empty) == len(counts):
         raise UserError(
             f"{place} holds no images: class folders (or class tars) with "
-            f"{'|'.join(sorted(IMAGE_SUFFIXES))} files are expected there"
+            f"{'|'.join(IMAGE_SUFFIXES)} files are expected there"
         )
     if empty:
         raise UserError(

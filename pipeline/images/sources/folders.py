@@ -1,19 +1,24 @@
-"""A tree of class folders: train/, train_blurred/, Kaggle's ILSVRC/Data/CLS-LOC/train."""
+"""A tree of class folders: train/, train_blurred/, Kaggle's ILSVRC/Data/CLS-LOC/train.
 
-import os
+As torchvision's ImageFolder has it, an image at any depth below a class folder is of that class:
+Tiny-ImageNet has its images one folder deeper. A folder that only holds several others may be a
+group of classes instead (the letters of Places), and is refused.
+"""
+
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.base.errors import UserError
 from pipeline.images.sources.base import (
     Item,
     Source,
     Span,
     Stretch,
+    check_beside_classes,
     check_classes,
-    check_stray,
-    is_image,
 )
 from pipeline.images.sources.packagings import Location
+from pipeline.images.walk import NAMED, Ignored, list_folder, listed, walk
 
 
 def open_at(location: Location) -> Source:
@@ -24,15 +29,18 @@ def open_at(location: Location) -> Source:
 def open_folders(place: Path) -> Source:
     """The image set in the class folders of `place`; hidden folders are not classes.
 
-    Raises UserError if an image lies beside the folders, or a class has none.
+    Raises UserError if an image lies beside the folders, a class has none, or a folder may be a
+    group of classes.
     """
     folders, files = list_folder(place)
-    check_stray(place, files)
-    counts, ignored = {}, len(files)
+    check_beside_classes(place, files)
+    counts, ignored = {}, Ignored()
+    ignored.add_files(place, files)
     for folder in folders:
-        names = list_folder(place / folder)[1]
-        counts[folder] = sum(map(is_image, names))
-        ignored += len(names) - counts[folder]
+        images, others = walk(place / folder)
+        check_one_class(place, folder, images)
+        counts[folder] = len(images)
+        ignored.add_files(place, [f"{folder}/{name}" for name in others])
     classes = check_classes(place, counts)
 
     def stretches() -> Iterator[Stretch]:
@@ -42,15 +50,18 @@ def open_folders(place: Path) -> Source:
     return Source("folders", place, classes, sum(counts.values()), stretches, True, ignored)
 
 
+def check_one_class(place: Path, folder: str, images: list[str]) -> None:
+    """Raise UserError if a folder holds no images itself but several folders of them."""
+    parts = sorted({name.partition("/")[0] for name in images if "/" in name})
+    if len(parts) > 1 and all("/" in name for name in images):
+        raise UserError(
+            f"{place / folder} holds no images itself but {len(parts)} folders of them "
+            f"({listed(parts[:NAMED], len(parts))}), which may be classes: move them up into "
+            f"{place} if they are, or their images into {place / folder} if that is one class"
+        )
+
+
 def list_class(place: Path, folder: str) -> list[Item]:
     """The images of one class, sorted by name."""
-    names = sorted(filter(is_image, list_folder(place / folder)[1]))
+    names = walk(place / folder)[0]
     return [Item(f"{folder}/{name}", Span(f"{place}/{folder}/{name}")) for name in names]
-
-
-def list_folder(place: Path) -> tuple[list[str], list[str]]:
-    """Names of the folders that are not hidden, and of everything else, dead links too."""
-    with os.scandir(place) as scan:
-        entries = [(entry.name, entry.is_dir()) for entry in scan]
-    folders = [name for name, is_folder in entries if is_folder and not name.startswith(".")]
-    return folders, [name for name, is_folder in entries if not is_folder]

@@ -8,16 +8,17 @@ from contextlib import closing
 from pathlib import Path, PurePosixPath
 
 from pipeline.base.errors import UserError
+from pipeline.images.formats import is_hidden, is_image
 from pipeline.images.sources.base import (
     Item,
     Source,
     Stretch,
+    check_beside_classes,
     check_classes,
-    check_stray,
-    is_image,
 )
 from pipeline.images.sources.packagings import Location
-from pipeline.images.sources.tars import members, read, reading
+from pipeline.images.sources.tars import ignore, members, read, reading
+from pipeline.images.walk import Ignored
 
 MOST_IMAGES = 256  # of a stretch whose bytes are in memory
 MOST_BYTES = 32 * 2**20  # likewise
@@ -52,7 +53,7 @@ def open_gzipped(place: Path) -> Source:
 
 def stream_gzipped(source: Source) -> Generator[Item, None, None]:
     """All images of a gzipped tar with their bytes, in its order; counts `source.ignored`."""
-    place, source.ignored = source.place, 0
+    place, source.ignored = source.place, Ignored()
     counts: Counter[PurePosixPath] = Counter()  # images by folder
     with (
         reading(str(place), "gzipped tar"),
@@ -63,15 +64,17 @@ def stream_gzipped(source: Source) -> Generator[Item, None, None]:
         for member in members(archive, str(place)):
             path = PurePosixPath(member.name)
             check_size(member, place)
-            if any(part.startswith(".") for part in path.parts):
-                source.ignored += not member.isdir()
+            if any(map(is_hidden, path.parts)):
+                if not member.isdir():
+                    source.ignored.add(member.name, b"")
             elif member.isdir():
                 counts.update({path: 0} if path.name else {})  # "./" is the archive itself
             elif is_image(member.name):
                 counts[class_folder(path, counts, place)] += 1
                 yield Item(f"{path.parent.name}/{path.name}", read(archive, member), member.size)
             else:
-                source.ignored += 1
+                check_beside_classes(place, [member.name])
+                ignore(source.ignored, archive, member)
         while unpacked.read(BUFFER):  # gzip compares its checksum at the very end
             pass
     # folders that lie beside those with images are classes too
@@ -98,7 +101,7 @@ def class_folder(path: PurePosixPath, counts: Counter[PurePosixPath], place: Pat
     """
     folder = path.parent
     if folder.name in ("", place.name.partition(".")[0]):
-        check_stray(place, [str(path)])
+        check_beside_classes(place, [str(path)])
     if not counts[folder]:
         elsewhere = next((f for f in counts if counts[f] and f.parent != folder.parent), None)
         if elsewhere:

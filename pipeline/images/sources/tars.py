@@ -12,16 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from pipeline.base.errors import UserError
+from pipeline.images.formats import HEAD_BYTES, is_image
 from pipeline.images.sources.base import (
     Item,
     Source,
     Span,
     Stretch,
+    check_beside_classes,
     check_classes,
-    check_stray,
-    is_image,
 )
 from pipeline.images.sources.packagings import Location
+from pipeline.images.walk import Ignored
 
 TAIL = 2**20  # bytes; writers end a tar with less zeros than this
 
@@ -84,6 +85,19 @@ def read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return stream.read()
 
 
+def read_head(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The first HEAD_BYTES bytes of a file in a tar; none of a folder."""
+    stream = archive.extractfile(member)
+    return stream.read(HEAD_BYTES) if stream else b""
+
+
+def ignore(
+    ignored: Ignored, archive: tarfile.TarFile, member: tarfile.TarInfo, prefix: str = ""
+) -> None:
+    """Count a file of a tar that is not an image by its name."""
+    ignored.add(prefix + member.name, read_head(archive, member))
+
+
 # --- tar of tars -------------------------------------------------------------------------------
 
 
@@ -101,29 +115,27 @@ def open_tar_of_tars(place: Path) -> Source:
     # class tars, each listed by its headers
     tars: dict[str, tarfile.TarInfo] = {}
     counts: dict[str, int] = {}
-    ignored = 0
+    ignored = Ignored()
     with reading(str(place)), tarfile.open(place, "r:") as outer:
         for tar in members(outer, str(place)):
             if tar.isdir():
                 continue
             if not tar.name.endswith(".tar"):
-                check_stray(place, [tar.name])
-                ignored += 1
+                check_beside_classes(place, [tar.name])
+                ignore(ignored, outer, tar)
                 continue
             name = PurePosixPath(tar.name).stem
             if name in tars:
                 raise UserError(f"{place} holds class {name} twice: use the original tar")
             tars[name] = tar
-            items, others = list_class_tar(place, outer, tar)
-            counts[name] = len(items)
-            ignored += others
+            counts[name] = len(list_class_tar(place, outer, tar, ignored))
     classes = check_classes(place, counts)
 
     # images of a class at a time, listed again
     def stretches() -> Iterator[Stretch]:
         with reading(str(place)), tarfile.open(place, "r:") as outer:
             for name in classes:
-                yield Stretch(name, list_class_tar(place, outer, tars[name])[0])
+                yield Stretch(name, list_class_tar(place, outer, tars[name]))
 
     return Source(
         kind="tar",
@@ -137,18 +149,19 @@ def open_tar_of_tars(place: Path) -> Source:
 
 
 def list_class_tar(
-    place: Path, outer: tarfile.TarFile, tar: tarfile.TarInfo
-) -> tuple[list[Item], int]:
-    """Images of one class tar, sorted by name, and the number of its other files."""
+    place: Path, outer: tarfile.TarFile, tar: tarfile.TarInfo, ignored: Ignored | None = None
+) -> list[Item]:
+    """Images of one class tar, sorted by name; its other files are counted in `ignored`."""
     folder = PurePosixPath(tar.name).stem
     where = f"{place}: {tar.name}"
     items = []
-    ignored = 0
     with reading(where), tarfile.open(fileobj=outer.extractfile(tar), mode="r:") as inner:
         for member in members(inner, where):
-            if is_image(member.name) and not member.isdir():
+            if member.isdir():
+                continue
+            if is_image(member.name):
                 span = Span(str(place), tar.offset_data + member.offset_data, member.size)
                 items.append(Item(f"{folder}/{PurePosixPath(member.name)}", span, member.size))
-            else:
-                ignored += not member.isdir()
-    return sorted(items, key=lambda item: item.name), ignored
+            elif ignored is not None:
+                ignore(ignored, inner, member, f"{folder}/")
+    return sorted(items, key=lambda item: item.name)

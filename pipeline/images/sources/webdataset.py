@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from pipeline.base.errors import UserError
+from pipeline.images.formats import IMAGE_SUFFIXES, begins_as_image
 from pipeline.images.sources.base import (
-    IMAGE_SUFFIXES,
     Item,
     Source,
     Span,
@@ -20,7 +20,8 @@ from pipeline.images.sources.base import (
 )
 from pipeline.images.sources.packagings import Location
 from pipeline.images.sources.synsets import synset_of
-from pipeline.images.sources.tars import members, read, reading
+from pipeline.images.sources.tars import ignore, members, read, read_head, reading
+from pipeline.images.walk import Ignored
 
 LABEL_BYTES = 16  # digits and white space of a .cls file, and more than enough
 
@@ -39,8 +40,9 @@ def open_webdataset(place: Path, shards: list[Path]) -> Source:
     """
     shards = sorted(shards)
     counts: Counter[str] = Counter()
+    ignored = Ignored()
     for shard in shards:
-        counts.update(item.name.partition("/")[0] for item in list_shard(shard))
+        counts.update(item.name.partition("/")[0] for item in list_shard(shard, ignored))
     return Source(
         kind="webdataset",
         place=place,
@@ -48,11 +50,15 @@ def open_webdataset(place: Path, shards: list[Path]) -> Source:
         num_images=counts.total(),
         stretches=lambda: (Stretch(shard.name, list_shard(shard)) for shard in shards),
         ordered=False,
+        ignored=ignored,
     )
 
 
-def list_shard(shard: Path) -> list[Item]:
-    """The images of one shard, in its order; members other than images and labels do not count."""
+def list_shard(shard: Path, ignored: Ignored | None = None) -> list[Item]:
+    """The images of one shard, in its order.
+
+    Of the other members, those that hold images too, such as masks, are counted in `ignored`.
+    """
     images: dict[str, tuple[str, Span]] = {}  # key -> extension, place
     labels: dict[str, int] = {}
     # images and labels by their key
@@ -67,6 +73,8 @@ def list_shard(shard: Path) -> list[Item]:
                         f"{shard} holds several images with the key {key}: keep one of them"
                     )
                 images[key] = extension, Span(str(shard), member.offset_data, member.size)
+            elif ignored is not None and begins_as_image(read_head(archive, member)):
+                ignore(ignored, archive, member)
     check_pairs(shard, images.keys(), labels.keys())
     return [
         name_item(key, extension, span, labels[key]) for key, (extension, span) in images.items()
