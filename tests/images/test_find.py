@@ -139,3 +139,43 @@ def test_the_table_has_every_choice_of_a_configuration() -> None:
     assert {p.layout for p in PACKAGINGS} == {*layouts} - {"auto"}
     for packaging in PACKAGINGS:
         assert callable(import_module(f"pipeline.images.sources.{packaging.module}").open_at)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("train-{}-of-00003-0f3a.parquet", (0, 2)), r"1 of 3 shards .*number 00001"),
+        (("imagenet1k-train-{}.tar", (0, 1, 3)), r"1 of 4 shards .*number 00002"),
+        (("imagenet1k-train-{}.tar", (2, 3)), r"1 of 3 shards .*number 00001"),
+        (("train-{}.parquet", (1, 3)), r"1 of 3 shards .*number 00002"),
+    ],
+)
+def test_gaps_in_any_numbered_shards(
+    tmp_path: Path, names: tuple[str, tuple[int, ...]], message: str
+) -> None:
+    for number in names[1]:
+        put(tmp_path, names[0].format(f"{number:05d}"))
+    with pytest.raises(UserError, match=message):
+        find.choose(tmp_path, "train", "auto", 64)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train-00000-of-00001.parquet", "train-00000-of-00002.parquet"], "several sets"),
+        (["train-00000-of-00001.parquet", "train-more.parquet"], "several sets"),
+        (["train-00000-of-00001-a.parquet", "train-00000-of-00001-b.parquet"], "number 00000"),
+    ],
+)
+def test_shards_of_several_sets(tmp_path: Path, names: list[str], message: str) -> None:
+    for name in names:
+        put(tmp_path, name)
+    with pytest.raises(UserError, match=message):
+        find.choose(tmp_path, "train", "auto", 64)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_whole_numbered_shards(tmp_path: Path, first: int) -> None:
+    for number in (first, first + 1):
+        put(tmp_path, f"imagenet1k-train-{number:04d}.tar")
+    assert len(find.choose(tmp_path, "train", "auto", 64).paths) == 2

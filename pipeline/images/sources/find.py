@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from pipeline.base.files import read_json
 from pipeline.config.load import overlaid
 from pipeline.config.schema import Config
 from pipeline.images.sources.packagings import PACKAGINGS, Location
+
+OF_MANY = re.compile(r"(?P<set>.*)-(?P<number>\d+)-of-(?P<total>\d+)[.-]")
+COUNTED = re.compile(r"(?P<set>.*?)(?P<number>\d+)\.(tar|parquet)")  # without a total
 
 
 def image_sets(root: Path, resolution: int | str) -> list[Location]:
@@ -52,16 +56,36 @@ def choose(root: Path, source: str, layout: str, resolution: int | str) -> Locat
 
 
 def check_complete(paths: list[Path]) -> None:
-    """Raise UserError if shards named NAME-00000-of-00294.* are not all there."""
-    numbered = [re.search(r"-(\d+)-of-(\d+)\.", path.name) for path in paths]
-    for total in {int(match[2]) for match in numbered if match}:
-        present = {int(match[1]) for match in numbered if match and int(match[2]) == total}
-        missing = sorted(set(range(total)) - present)
-        if missing:
-            raise UserError(
-                f"{len(missing)} of {total} shards are missing in {paths[0].parent} "
-                f"(first: number {missing[0]:05d}): get them too"
-            )
+    """Raise UserError if numbered shards are not all there, or one is there twice.
+
+    Names such as train-00000-of-00294-0f3a.parquet tell how many there are; those such as
+    imagenet1k-train-0000.tar, if there are several, count from 0 or 1 without a gap.
+    """
+    # Numbers, and how many there should be
+    of_many = [match for path in paths if (match := OF_MANY.match(path.name))]
+    counted = [match for path in paths if (match := COUNTED.fullmatch(path.name))]
+    totals = {int(match["total"]) for match in of_many}
+    if len(totals) > 1 or 0 < len(of_many) < len(paths):
+        raise UserError(
+            f"{paths[0].parent} holds shards of several sets ({paths[0].name} … {paths[-1].name}): "
+            "move all but those of one away"
+        )
+    numbers = sorted(int(match["number"]) for match in of_many or counted)
+    if len({match["set"] for match in of_many or counted}) != 1 or len(counted) == 1 == len(paths):
+        return  # not a series
+    first, end = (0, totals.pop()) if totals else (min(numbers[0], 1), numbers[-1] + 1)
+    # All of them, once
+    missing = sorted(set(range(first, end)) - set(numbers))
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {end - first} shards are missing in {paths[0].parent} "
+            f"(first: number {missing[0]:05d}): get them too"
+        )
+    if twice := [number for number, num in Counter(numbers).items() if num > 1]:
+        raise UserError(
+            f"{paths[0].parent} holds several shards with the number {twice[0]:05d}: move all but "
+            "those of one image set away"
+        )
 
 
 def resolve_image_set(config: Config, environment: Mapping[str, str] = os.environ) -> Config:

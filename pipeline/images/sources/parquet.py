@@ -1,10 +1,11 @@
 """Image sets in Parquet files as Hugging Face lays out imagenet-1k.
 
-Columns are `image`, a struct of the file's `bytes` and `path`, and `label`, a whole number that
-counts through the sorted synsets. Bytes are read by the processes that
-decode them, in small batches, since a row group may have 500 MB.
+Columns are `image`, a struct of the file's `bytes` and `path`, and `label`, a whole number. The
+schema may have the names of the classes; ImageNet's labels count through the sorted synsets. Bytes
+are read by the processes that decode them, in small batches, since a row group may have 500 MB.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +16,8 @@ import pyarrow.parquet as pq
 
 from pipeline.base.errors import UserError
 from pipeline.images.sources.base import Item, Row, Source, Stretch, check_classes
+from pipeline.images.sources.class_names import ClassNames, name_classes, proper_names
 from pipeline.images.sources.packagings import Location
-from pipeline.images.sources.synsets import synset_of
 
 BATCH = 128  # rows that a worker takes at a time: those before them in the group are read too
 READ_ROWS = 16  # rows of bytes in memory at a time
@@ -53,19 +54,25 @@ def open_at(location: Location) -> Source:
 def open_parquet(place: Path, shards: list[Path]) -> Source:
     """The image set in Parquet files; `place` is their folder. Opening it reads all labels.
 
-    Raises UserError for damaged shards, missing columns, rows without bytes, and labels that are
-    not in 0…999 or disagree with the file name.
+    Raises UserError for damaged shards, missing columns, rows without bytes, shards that name the
+    classes differently, and labels that have no name or disagree with the file name.
     """
+    # Labels and names of the classes
     shards = sorted(shards)
+    labels = {shard: count_labels(shard) for shard in shards}
+    images = next(first_images(shard) for shard in shards if labels[shard] or shard == shards[-1])
+    names = name_classes(sum(labels.values(), Counter()), images, given_names(shards))
+    # Images by class
     counts: Counter[str] = Counter()
     for shard in shards:
-        counts.update(count_labels(shard))
+        for label, num in labels[shard].items():
+            counts[names.of(label, "", str(shard))] += num
     source = Source(
         kind="parquet",
         place=place,
         classes=check_classes(place, counts),
         num_images=counts.total(),
-        stretches=lambda: (stretch for shard in shards for stretch in list_shard(shard)),
+        stretches=lambda: (part for shard in shards for part in list_shard(shard, names)),
         ordered=False,
         batch=BATCH,
     )
@@ -73,15 +80,51 @@ def open_parquet(place: Path, shards: list[Path]) -> Source:
     return source
 
 
-def count_labels(shard: Path) -> Counter[str]:
-    """How many images of each class a shard holds, once its columns are as they should be."""
-    counts: Counter[str] = Counter()
+def given_names(shards: list[Path]) -> list[str] | None:
+    """The names of the classes in the schemas' metadata; None without.
+
+    Raises UserError if two shards have other names.
+    """
+    given = {shard: names_in_schema(shard) for shard in shards}
+    first = given[shards[0]]
+    if other := next((shard for shard in shards if given[shard] != first), None):
+        raise UserError(
+            f"{shards[0]} and {other} name their classes differently: give shards of one image set"
+        )
+    return first and proper_names(first, shards[0])
+
+
+def names_in_schema(shard: Path) -> list[str] | None:
+    """The names of the labels that Hugging Face's datasets put into the schema; None without."""
+    with open_file(shard) as file:
+        text = (file.schema_arrow.metadata or {}).get(b"huggingface", b"null")
+    try:
+        names = json.loads(text)["info"]["features"]["label"]["names"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if names and is_list else None
+
+
+def first_images(shard: Path) -> list[tuple[int | None, str]]:
+    """Labels and file names of a shard's first row group, if it has one."""
+    with open_file(shard) as file:
+        if not file.num_row_groups:
+            return []
+        table = file.read_row_group(0, ["label", "image.path"], use_threads=False)
+        images = table.column("image").to_pylist()
+        paths = [PurePosixPath((image or {}).get("path") or "").name for image in images]
+        return list(zip(table.column("label").to_pylist(), paths, strict=True))
+
+
+def count_labels(shard: Path) -> Counter[int | None]:
+    """How many images of each label a shard holds, once its columns are as they should be."""
+    counts: Counter[int | None] = Counter()
     with open_file(shard) as file:
         check_columns(shard, file)
         for group in range(file.num_row_groups):
             column = file.read_row_group(group, ["label"], use_threads=False).column("label")
-            for label, count in Counter(column.to_pylist()).items():
-                counts[class_of(label, "", str(shard))] += count
+            counts.update(column.to_pylist())
     return counts
 
 
@@ -109,12 +152,7 @@ def no_bytes(shard: str | Path) -> UserError:
     )
 
 
-def class_of(label: int | None, name: str, where: str) -> str:
-    """The class of a label, which may be missing; raises UserError if it stands for none."""
-    return synset_of(-1 if label is None else label, name, where)
-
-
-def list_shard(shard: Path) -> Iterator[Stretch]:
+def list_shard(shard: Path, names: ClassNames) -> Iterator[Stretch]:
     """The images of one shard: a stretch for each row group, or several for a long one."""
     with open_file(shard) as file:
         start = 0  # of the group, in rows of the shard
@@ -125,7 +163,7 @@ def list_shard(shard: Path) -> Iterator[Stretch]:
             images = table.column("image").to_pylist()
             items = [
                 Item(
-                    name_row(shard, start + row, label, (image or {}).get("path")),
+                    name_row(shard, names, start + row, label, (image or {}).get("path")),
                     Row(str(shard), group, row),
                 )
                 for row, (label, image) in enumerate(zip(labels, images, strict=True))
@@ -136,14 +174,14 @@ def list_shard(shard: Path) -> Iterator[Stretch]:
             start += len(items)
 
 
-def name_row(shard: Path, row: int, label: int | None, path: str | None) -> str:
+def name_row(shard: Path, names: ClassNames, row: int, label: int | None, path: str | None) -> str:
     """The name <class>/<file> of a row, which counts through the shard.
 
     Hugging Face puts the synset behind the file's stem once more; the name is as it was before.
     """
     file = PurePosixPath(path or f"{shard.stem}_{row:08d}.jpg")
-    synset = class_of(label, file.name, f"{shard}: row {row}")
-    return f"{synset}/{file.stem.removesuffix(f'_{synset}')}{file.suffix}"
+    name = names.of(label, file.name, f"{shard}: row {row}")
+    return f"{name}/{file.stem.removesuffix(f'_{name}')}{file.suffix}"
 
 
 # --- reading -----------------------------------------------------------------------------------

@@ -25,6 +25,18 @@ def sorted_synsets() -> list[str]:
     return sorted(devkit_order())
 
 
+def named_synset(file: str) -> str | None:
+    """The synset of ImageNet that a file's name begins with; None if it does not."""
+    match = SYNSET.match(file)
+    return match.group() if match and match.group() in known_synsets() else None
+
+
+@lru_cache
+def known_synsets() -> frozenset[str]:
+    """All synset ids."""
+    return frozenset(devkit_order())
+
+
 def synset_of(label: int, name: str, where: str) -> str:
     """The class of an image with a label that counts through the sorted synsets.
 
@@ -37,10 +49,10 @@ def synset_of(label: int, name: str, where: str) -> str:
             f"{where} has the label {label}, which is not in 0…{len(synsets) - 1}: "
             "give shards of the labelled training set"
         )
-    named = SYNSET.match(name)
-    if named and named.group() != synsets[label] and named.group() in set(synsets):
+    named = named_synset(name)
+    if named not in (None, synsets[label]):
         raise UserError(
             f"{where} has the label {label} ({synsets[label]}), but its name says "
-            f"{named.group()}: give shards whose labels count through the sorted synsets"
+            f"{named}: give shards whose labels count through the sorted synsets"
         )
     return synsets[label]

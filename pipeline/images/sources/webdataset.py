@@ -6,7 +6,8 @@ of its last part: here KEY.jpg (or another image) and KEY.cls, its label as ASCI
 
 import tarfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.base.errors import UserError
@@ -18,12 +19,22 @@ from pipeline.images.sources.base import (
     Stretch,
     check_classes,
 )
+from pipeline.images.sources.class_names import ClassNames, name_classes
 from pipeline.images.sources.packagings import Location
 from pipeline.images.sources.synsets import synset_of
 from pipeline.images.sources.tars import ignore, members, read, read_head, reading
 from pipeline.images.walk import Ignored
 
 LABEL_BYTES = 16  # digits and white space of a .cls file, and more than enough
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One image of a shard."""
+
+    file: str  # name without folders
+    label: int
+    span: Span
 
 
 def open_at(location: Location) -> Source:
@@ -34,27 +45,39 @@ def open_at(location: Location) -> Source:
 def open_webdataset(place: Path, shards: list[Path]) -> Source:
     """The image set in WebDataset's `shards`, tars without compression; `place` is their folder.
 
-    Labels count through the sorted synsets. Opening it reads every header and label. Raises
-    UserError for damaged shards, for images without a label and labels without an image, for a key
-    with several images, and for labels that are not in 0…999 or disagree with the key.
+    Labels count through the sorted synsets if keys begin with them or there are 1,000, and are
+    named class0000 … otherwise. Opening it reads every header and label. Raises UserError for
+    damaged shards, for images without a label and labels without an image, for a key with several
+    images, and for labels that are not in 0…999 or disagree with the key.
     """
+    # Labels of all images, and the name of one of each
     shards = sorted(shards)
-    counts: Counter[str] = Counter()
+    labels: Counter[int | None] = Counter()
     ignored = Ignored()
+    files: dict[int | None, str] = {}
     for shard in shards:
-        counts.update(item.name.partition("/")[0] for item in list_shard(shard, ignored))
+        for image in list_shard(shard, ignored):
+            labels[image.label] += 1
+            files.setdefault(image.label, image.file)
+    names = name_classes(labels, files.items())
+    counts = {names.of(label, "", str(place)): num for label, num in labels.items()}
+
+    def stretches() -> Iterator[Stretch]:
+        for shard in shards:
+            yield Stretch(shard.name, [name_item(image, names) for image in list_shard(shard)])
+
     return Source(
         kind="webdataset",
         place=place,
         classes=check_classes(place, counts),
-        num_images=counts.total(),
-        stretches=lambda: (Stretch(shard.name, list_shard(shard)) for shard in shards),
+        num_images=labels.total(),
+        stretches=stretches,
         ordered=False,
         ignored=ignored,
     )
 
 
-def list_shard(shard: Path, ignored: Ignored | None = None) -> list[Item]:
+def list_shard(shard: Path, ignored: Ignored | None = None) -> list[Labelled]:
     """The images of one shard, in its order.
 
     Of the other members, those that hold images too, such as masks, are counted in `ignored`.
@@ -77,7 +100,7 @@ def list_shard(shard: Path, ignored: Ignored | None = None) -> list[Item]:
                 ignore(ignored, archive, member)
     check_pairs(shard, images.keys(), labels.keys())
     return [
-        name_item(key, extension, span, labels[key]) for key, (extension, span) in images.items()
+        labelled(key, extension, span, labels[key]) for key, (extension, span) in images.items()
     ]
 
 
@@ -107,8 +130,14 @@ def check_pairs(shard: Path, images: Iterable[str], labels: Iterable[str]) -> No
         raise UserError(f"{shard}: the key {key} has {has} and no {lacks}: make the shard again")
 
 
-def name_item(key: str, extension: str, span: Span, label: int) -> Item:
-    """The image of one key under the class that its label stands for."""
+def labelled(key: str, extension: str, span: Span, label: int) -> Labelled:
+    """The image of one key; raises UserError if it is named for another synset than its label's."""
     stem = PurePosixPath(key).name
-    synset = synset_of(label, stem, f"{span.path}: the key {key}")
-    return Item(f"{synset}/{stem}.{extension}", span, span.size)
+    synset_of(label, stem, f"{span.path}: the key {key}")
+    return Labelled(f"{stem}.{extension}", label, span)
+
+
+def name_item(image: Labelled, names: ClassNames) -> Item:
+    """An image under the class that its label stands for."""
+    name = names.of(image.label, image.file, f"{image.span.path}: {image.file}")
+    return Item(f"{name}/{image.file}", image.span, image.span.size)
