@@ -1,6 +1,7 @@
 """The front door and the README say what is there."""
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -21,10 +22,18 @@ def test_make_help_lists_the_targets() -> None:
         assert re.search(rf"^make {target} +\S", text, re.M), text
 
 
-def test_the_readme_names_only_targets_that_exist() -> None:
+def test_the_pages_name_only_targets_that_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    named = re.findall(r"(?:^|`)make ([a-z]+)", (ROOT / "README.md").read_text(), re.M)
-    assert len(named) > 5 and set(named) <= targets
+    for page in PAGES:
+        named = set(re.findall(r"(?:^|`| )make ([a-z]+)(?=[` ]|$)", code(page), re.M))
+        assert named <= targets, page
+        assert len(named) > 5 or page.name != "README.md"
+
+
+def code(page: Path) -> str:
+    """The code of a page: its blocks and the words between backquotes, a line each."""
+    blocks = re.findall(r"```\w*\n(.*?)```", text := page.read_text(), re.S)
+    return "\n".join([*blocks, *re.findall(r"`([^`\n]+)`", text)])
 
 
 def test_the_pictures_of_the_readme_exist() -> None:
@@ -96,6 +105,46 @@ def snakemake_words(words: list[str]) -> dict[str, object]:
     after = words[words.index("--config") + 1 :] if "--config" in words else []
     last = next((k for k, word in enumerate(after) if word.startswith("--")), len(after))
     return {key: yaml.safe_load(value) for key, value in (w.split("=", 1) for w in after[:last])}
+
+
+# Figures of pages, as the newest run of a record in results/benchmarks gives them.
+FIGURES = [
+    ("README", "smoke-cpu", "{wall_seconds[whole run after installation]}", "312", "5:12 minutes"),
+    ("README", "smoke-cpu", "{wall_seconds[train]}", "220", "(3:40 of that for training)"),
+    ("README", "smoke-cpu", "{scores[class accuracy]:.1%}", "99.1%", "99.1 % of the 1,000 samples"),
+    ("README", "smoke-cpu", "{scores[worst class]:.1%}", "98.0%", "98.0 % in the"),
+    ("README", "train-h100", "{median[ours, bf16]:.0f}", "251", "251 images/s"),
+    ("memory-and-speed", "train-h100", "{ratio[ours, bf16]:.1f}", "2.5", "2.5 times as fast as"),
+    ("memory-and-speed", "train-h100", "{mfu:.0%}", "17%", "17 % of the GPU's peak"),
+    ("memory-and-speed", "train", "{ratio[ours, bf16]:.1f}", "1.5", "was 1.5 times as"),
+    ("memory-and-speed", "train", "{ratio[ours, float32]:.2f}", "1.03", "1.03 times as fast in"),
+    ("memory-and-speed", "train", "{bars[1][value]:.1%}", "2.1%", "took 2.1 % of the time"),
+    ("memory-and-speed", "train", "{bars[2][value]:.1e}", "1.4e-04", "agreed to 1.4e-4"),
+    ("memory-and-speed", "scoring", "{seconds:.0f}", "419", "419 s for 100,000"),
+    ("memory-and-speed", "scoring", "{peak_mb[100000 images]:.0f}", "564", "held 564 MB"),
+    ("memory-and-speed", "scoring", "{peak_mb[10000 images]:.0f}", "594", "images 594 MB"),
+    ("memory-and-speed", "loader", "{median[gathered]:,.0f}", "795,521", "gathered 796,000 images"),
+    ("images-and-packs", "loader", "{ratio[gathered]:.0f}", "123", "123 times as many"),
+    ("images-and-packs", "downsample", "{median[exact]:,.0f}", "2,016", "2,016 images/s"),
+    ("images-and-packs", "downsample", "{median[fast]:,.0f}", "2,973", "2,973 images/s"),
+    ("images-and-packs", "downsample", "{ratio[exact]:.1f}", "2.3", "2.3 times as fast as a"),
+    ("images-and-packs", "downsample", "{ratio[fast]:.1f}", "3.3", "3.3 times the pool"),
+    ("images-and-packs", "downsample", "{bars[2][value]:.1f}", "1.2", "1.2 times as fast as a"),
+    ("sampling-and-scoring", "sampling", "{evaluations[1e-05][ours][nfe_mean]}", "83.0", "| 83.0"),
+    ("sampling-and-scoring", "sampling", "{evaluations[0.001][ours][nfe_mean]}", "42.0", "| 42.0"),
+    ("sampling-and-scoring", "sampling", "{bf16_grey_levels:.2f}", "0.52", "by 0.52 grey levels"),
+    ("sampling-and-scoring", "sampling", "{ratio[one batched call]:.2f}", "0.98", "(0.98 times)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("page", "record", "path", "value", "text"), FIGURES)
+def test_a_figure_equals_its_record(
+    page: str, record: str, path: str, value: str, text: str
+) -> None:
+    run = json.loads((ROOT / f"results/benchmarks/{record}.json").read_text())["runs"][-1]
+    assert path.format(**run) == value, f"{page} says {text!r}: bring it and this table up to date"
+    file = ROOT / ("README.md" if page == "README" else f"docs/{page}.md")
+    assert text in " ".join(file.read_text().split())
 
 
 def test_imports_point_down_only() -> None:
