@@ -2,10 +2,14 @@
 
 import json
 import time
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.base.progress import read_rows, write_rows
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class Mark:
@@ -28,11 +32,16 @@ class Metrics:
 
         Rows after `last` are of a longer run of the same experiment, and stay.
         """
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, needed by rank 0 only
-
+        self.folder, self.step = folder, step
         self.path = folder / "metrics.jsonl"
         write_rows(self.path, [r for r in read_rows(self.path) if not step < r["step"] <= last])
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    @cached_property
+    def events(self) -> "SummaryWriter":
+        """The TensorBoard file, opened for the first row: its modules are slow to import."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1)
 
     def add(self, row: dict[str, Any]) -> None:
         """Append one row: `step`, `images` and any numbers; None does not go to TensorBoard."""
@@ -40,8 +49,8 @@ class Metrics:
             file.write(json.dumps(row) + "\n")
         for name, value in row.items():
             if name not in ("step", "images") and value is not None:
-                self.writer.add_scalar(name, value, row["step"])
+                self.events.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
         """Flush the events."""
-        self.writer.close()
+        self.events.close()

@@ -19,7 +19,7 @@ SMALL = "model.channel_mult=[1,1] model.attention_at=[8]"
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A fresh copy of the project, and IMAGENET_DIR on a class tree of real photographs."""
     folder = tmp_path_factory.mktemp("photos")
-    write_photos(folder / "images", per_class=60, size=128)
+    write_photos(folder / "images", per_class=24, size=128)
     code = copy_code(folder / "project")
     (code / ".venv").symlink_to(sys.prefix)
     return Project(code, folder / "images")
