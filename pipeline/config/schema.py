@@ -235,3 +235,9 @@ class Config(Section):
     report: Report
     runtime: Runtime
     launch: Launch
+
+    @property
+    def pairs_within_classes(self) -> bool:
+        """Whether noise is assigned to images, and the network sees their classes."""
+        sees_classes = self.model.class_conditional and self.train.label_dropout < 1
+        return self.train.coupling == "optimal_transport" and sees_classes

@@ -1,5 +1,9 @@
 """Which noise goes with which image: any, or the nearest within groups (optimal transport).
 
+If the network knows classes, only images of one class of a group exchange their noise. Sampling
+draws the noise without looking at the class, so the noise of every class must stay standard normal;
+images of all classes together would give the bright class the bright noise.
+
 A group is so many consecutive positions of the run, n // size = constant; the batch is a multiple
 of it, so no group lies in two steps. A rank whose micro-batch cuts through a group draws the whole
 group, solves it as the other ranks do, and keeps its own part: the pairs are a pure function of
@@ -10,10 +14,11 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.compute import draws
-from pipeline.config.schema import Train
+from pipeline.config.schema import Config
 from pipeline.data.reader import Reader, load_batch, moved
 
 DECIMALS = 6  # of a cost: far above the rounding of its sum, far below what tells two apart
+ENOUGH = 0.5  # share of the images that should meet another of their class in a group
 
 
 def whole_groups(positions: np.ndarray, size: int) -> np.ndarray:
@@ -36,18 +41,47 @@ def assign(x0: Tensor, x1: Tensor) -> np.ndarray:
     return columns[np.argsort(rows)]
 
 
-def assign_groups(x0: Tensor, x1: Tensor, size: int) -> np.ndarray:
-    """`assign` in each `size` consecutive rows of x0, x1 (B,3,H,W), B a multiple of `size`."""
-    starts = range(0, len(x0), size)
-    parts = [start + assign(x0[start : start + size], x1[start : start + size]) for start in starts]
-    return np.concatenate(parts)
+def assign_within(x0: Tensor, x1: Tensor, cells: np.ndarray) -> np.ndarray:
+    """`assign` among the rows of x0, x1 (B,3,H,W) of the same cell, of `cells` (B,) int64."""
+    x0, x1 = x0.cpu(), x1.cpu()
+    partners = np.arange(len(cells))
+    for rows in (np.flatnonzero(cells == cell) for cell in np.unique(cells)):
+        if len(rows) > 1:
+            partners[rows] = rows[assign(x0[rows], x1[rows])]
+    return partners
 
 
-def pairs(reader: Reader, train: Train, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+def share_with_partner(labels: np.ndarray, size: int) -> float:
+    """Share in [0,1] of the images, of classes `labels` (N,), that are expected to have another
+    image of their class among `size` images drawn at random.
+    """
+    shares = np.unique(labels, return_counts=True)[1] / len(labels)
+    return float((shares * (1 - (1 - shares) ** (size - 1))).sum())
+
+
+def small_groups_note(config: Config, labels: np.ndarray) -> str:
+    """A sentence if most images, of classes `labels` (N,), keep any noise; empty otherwise."""
+    if not config.pairs_within_classes:
+        return ""
+    size = config.train.coupling_images
+    share = share_with_partner(labels, size)
+    if share >= ENOUGH:
+        return ""
+    return (
+        "train.coupling=optimal_transport pairs noise and images within a class, and in groups of "
+        f"train.coupling_images={size} only {share:.0%} of the images meet another of their class: "
+        "the others keep independent noise; larger groups, up to train.batch, pair more"
+    )
+
+
+def pairs(reader: Reader, config: Config, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
     """Noise x0 and images x1 (B,3,H,W) float32, labels (B,) int64, at `positions` (B,) of the run.
 
-    Images and labels are those of their positions; the noise moves within its group.
+    Images and labels are those of their positions; the noise moves within its group, and within
+    the class if the network knows classes.
     """
+    # all that the positions and their groups draw
+    train = config.train
     grouped = train.coupling == "optimal_transport"
     drawn = whole_groups(positions, train.coupling_images) if grouped else positions
     x1, labels = load_batch(reader, drawn, train.flip)
@@ -55,7 +89,12 @@ def pairs(reader: Reader, train: Train, positions: np.ndarray) -> tuple[Tensor, 
     x0 = draws.normal(train.seed, draws.TRAIN_NOISE, index, tuple(x1.shape[1:]))
     if not grouped:
         return x0, x1, labels
+
+    # the nearest noise within the group, or the class in it
+    cells = drawn // train.coupling_images
+    if config.pairs_within_classes:
+        cells = cells * len(reader.pack.record.classes) + labels.cpu().numpy()
     wanted = np.searchsorted(drawn, positions)
-    partners = assign_groups(x0, x1, train.coupling_images)[wanted]
+    partners = assign_within(x0, x1, cells)[wanted]
     kept = moved(wanted, reader.device)
     return x0[moved(partners, reader.device)], x1[kept], labels[kept]

@@ -64,6 +64,8 @@ class FlowMatching:
         """Open the pack for batches on `device`: a copy there, or the memory map."""
         setting = self.config.runtime.data_on_device
         self.reader = open_reader(self.pack, self.config.train.seed, device, setting, 0, announce)
+        if announce and (note := coupling.small_groups_note(self.config, self.pack.labels)):
+            print(f"note: {note}", flush=True)
 
     def read_ahead(self, num_positions: int) -> None:
         """Gather the images so many positions on while a batch is computed."""
@@ -118,7 +120,7 @@ class FlowMatching:
 def draw(reader: Reader, config: Config, positions: np.ndarray) -> Batch:
     """All that the given positions (B,) of the run see: a pure function of (seed, position)."""
     train, seed, classes = config.train, config.train.seed, reader.pack.record.classes
-    x0, x1, labels = coupling.pairs(reader, train, positions)
+    x0, x1, labels = coupling.pairs(reader, config, positions)
     index = moved(positions, reader.device)
     uniform = draws.uniform(seed, draws.TIME, index)
     dropped = draws.uniform(seed, draws.LABEL_DROPOUT, index)

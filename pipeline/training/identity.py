@@ -22,7 +22,10 @@ def identity_keys(config: Config) -> dict[str, Any]:
 
 def identity(config: Config, data_sha256: Any) -> str:
     """12 hex digits over all that shapes the weights: the keys, and the hash of the data."""
-    return sha256_json({"keys": identity_keys(config), "data": data_sha256})[:12]
+    parts = {"keys": identity_keys(config), "data": data_sha256}
+    if config.pairs_within_classes:  # earlier versions paired noise and images across classes
+        parts["pairs"] = "within classes"
+    return sha256_json(parts)[:12]
 
 
 def scratch_folder(out: Path, config: Config, data_sha256: Any) -> Path:

@@ -1,6 +1,7 @@
 """Pairs of noise and images: the cheapest ones, and the same however a step is shared out."""
 
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 from pipeline.base.errors import UserError
+from pipeline.base.files import sha256_json
 from pipeline.config.schema import Config
 from pipeline.data.pack import open_pack
 from pipeline.data.reader import Mapped
 from pipeline.flow import coupling
-from pipeline.flow.workload import Batch, draw
+from pipeline.flow.workload import Batch, FlowMatching, draw
+from pipeline.training.identity import identity, identity_keys
 from pipeline.training.trainer import share
 from tests.conftest import resolved, write_pack
 
@@ -48,7 +51,7 @@ def test_no_other_pairing_is_cheaper(seed: int, count: int) -> None:
 def test_groups_are_solved_apart_and_never_cost_more(seed: int, size: int) -> None:
     x0, x1 = sets(seed, 32)
     cost, rows = costs(x0, x1), np.arange(32)
-    order = coupling.assign_groups(x0, x1, size)
+    order = coupling.assign_within(x0, x1, rows // size)
     assert sorted(order) == list(rows)
     assert np.array_equal(order // size, rows // size)
     assert cost[rows, order].sum() <= cost.trace() + 1e-9
@@ -93,7 +96,7 @@ def test_whole_groups() -> None:
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Mapped:
     folder = tmp_path_factory.mktemp("pack")
-    record = write_pack(folder, num=30, size=8, classes=10)
+    record = write_pack(folder, num=30, size=8, classes=2)
     return Mapped(open_pack(folder, record), 0, torch.device("cpu"))
 
 
@@ -133,15 +136,89 @@ def test_pairs_do_not_know_how_a_step_is_shared_out(reader: Mapped, micro: int, 
             assert torch.equal(joined(parts, name), joined(whole, name)), name
 
 
-def test_only_the_noise_moves_and_only_within_its_group(reader: Mapped) -> None:
-    (free,), (bound,) = (step(reader, c, 1, BATCH, 1) for c in (config(), TRANSPORT))
+ONE_CLASS = config("train.coupling=optimal_transport", "model.class_conditional=false")
+
+
+@pytest.mark.parametrize("transport", [TRANSPORT, ONE_CLASS])
+def test_only_the_noise_moves_and_only_within_its_group(reader: Mapped, transport: Config) -> None:
+    (free,), (bound,) = (step(reader, c, 1, BATCH, 1) for c in (config(), transport))
     for name in ("x1", "t", "labels"):
         assert torch.equal(getattr(free, name), getattr(bound, name))
     order = torch.cdist(bound.x0.flatten(1), free.x0.flatten(1)).argmin(1).numpy()
     assert torch.equal(bound.x0, free.x0[order])
     assert np.array_equal(order // GROUP, np.arange(BATCH) // GROUP)
     assert not np.array_equal(order, np.arange(BATCH))
+    crossed = int((free.labels[order] != free.labels).sum())
+    assert (crossed == 0) == transport.pairs_within_classes
     assert (bound.x0 - bound.x1).square().sum() < (free.x0 - free.x1).square().sum()
+
+
+@pytest.fixture(scope="module")
+def dark_and_bright(tmp_path_factory: pytest.TempPathFactory) -> Mapped:
+    """Two classes of 60 images each, apart in brightness."""
+    folder = tmp_path_factory.mktemp("dark_and_bright")
+    record = write_pack(folder, num=120, size=8, classes=2)
+    images = np.load(folder / "images.npy") // 4
+    images[60:] += 190
+    np.save(folder / "images.npy", images)
+    return Mapped(open_pack(folder, record), 0, torch.device("cpu"))
+
+
+def mean_noise(reader: Mapped, settings: Config, label: int | None) -> tuple[float, float]:
+    """Mean over 100 steps of the noise of a class (None: of all), and its standard error if the
+    noise is standard normal."""
+    batches = [draw(reader, settings, np.arange(k * 12, k * 12 + 12)) for k in range(100)]
+    x0, labels = joined(batches, "x0"), joined(batches, "labels")
+    chosen = x0 if label is None else x0[labels == label]
+    return float(chosen.double().mean()), chosen.numel() ** -0.5
+
+
+@pytest.mark.parametrize("label", [0, 1, None])
+def test_the_noise_of_each_class_is_the_noise_that_sampling_draws(
+    dark_and_bright: Mapped, label: int | None
+) -> None:
+    """Across classes, the bright class would get the bright noise."""
+    settings = config(
+        "train.coupling=optimal_transport", "train.coupling_images=12", "train.label_dropout=0"
+    )
+    mean, error = mean_noise(dark_and_bright, settings, label)
+    assert abs(mean) < 3 * error
+
+
+@pytest.mark.parametrize("word", ["model.class_conditional=false", "train.label_dropout=1"])
+def test_a_network_without_classes_pairs_across_them(dark_and_bright: Mapped, word: str) -> None:
+    whole = ["train.coupling=optimal_transport", "train.coupling_images=12"]
+    mean, error = mean_noise(dark_and_bright, config(*whole, word), None)
+    assert abs(mean) < 3 * error
+    across = draw(dark_and_bright, config(*whole, word), np.arange(12))
+    within = draw(dark_and_bright, config(*whole), np.arange(12))
+    assert (across.x0 - across.x1).square().sum() < (within.x0 - within.x1).square().sum()
+
+
+def test_groups_with_few_images_of_a_class_are_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = write_pack(tmp_path, num=100, size=8, classes=50)
+    pack = open_pack(tmp_path, record)
+    assert coupling.share_with_partner(pack.labels, 4) == pytest.approx(1 - 0.98**3)
+    said = {}
+    for name, chosen in {"within": TRANSPORT, "across": ONE_CLASS, "free": config()}.items():
+        FlowMatching(chosen, pack).place(torch.device("cpu"), announce=True)
+        FlowMatching(chosen, pack).place(torch.device("cpu"), announce=False)
+        said[name] = capsys.readouterr().out
+    sentence = (
+        "in groups of train.coupling_images=4 only 6% of the images meet another of their class"
+    )
+    assert said["within"].count(sentence) == 1
+    assert "note" not in said["across"] + said["free"]
+
+
+def test_only_runs_that_pair_within_classes_begin_anew() -> None:
+    plain = config("train.coupling=optimal_transport", "model.class_conditional=false")
+    keys = {"keys": identity_keys(plain), "data": "x"}
+    assert identity(plain, "x") == sha256_json(keys)[:12]
+    keys = {"keys": identity_keys(TRANSPORT), "data": "x"}
+    assert identity(TRANSPORT, "x") != sha256_json(keys)[:12]
 
 
 def test_groups_that_do_not_fill_the_batch_are_refused() -> None:
