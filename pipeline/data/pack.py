@@ -61,6 +61,15 @@ class LeftOut(JsonObject):
     reason: str
 
 
+class Sizes(JsonObject):
+    """The sizes of an image set's images before they were made small: [width, height], px."""
+
+    smallest: list[int]  # by area
+    largest: list[int]
+    most_frequent: list[int]
+    share: float  # of the images that have it
+
+
 class Manifest(Record):
     """The manifest of a pack: its record, and how it was made."""
 
@@ -74,6 +83,7 @@ class Manifest(Record):
     ignored: int  # files of the image set that are not images by their names
     ignored_images: int = 0  # of them, those that hold images all the same; 0 in old files too
     left_out: list[LeftOut]
+    sizes: Sizes | None = None  # None in old files
     versions: dict[str, str]  # of everything that may change a pixel
 
 

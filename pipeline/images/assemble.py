@@ -19,7 +19,7 @@ from pipeline.base.files import atomic_stream
 from pipeline.base.npy import load_npy, save_npy, sha256_npy, write_header
 from pipeline.config.schema import Config
 from pipeline.config.stages import stage_keys
-from pipeline.data.pack import Hashes, LeftOut, Manifest
+from pipeline.data.pack import Hashes, LeftOut, Manifest, Sizes
 from pipeline.images.checks import check_expected, check_ignored, check_left_out
 from pipeline.images.decode import TRAITS, versions
 from pipeline.images.sources.base import Source
@@ -37,6 +37,7 @@ class Finished:
     kept: np.ndarray  # (N,) bool: whether it has a row in the pack
     left_out: list[LeftOut] = field(default_factory=list)
     traits: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[str] = field(default_factory=Counter)
 
 
 def assemble(spool: Spool, source: Source, config: Config) -> Manifest:
@@ -71,6 +72,7 @@ def assemble(spool: Spool, source: Source, config: Config) -> Manifest:
         ignored=source.ignored.num,
         ignored_images=source.ignored.num_images,
         left_out=images.left_out,
+        sizes=sizes_of(images.sizes),
         versions=versions(),
     )
 
@@ -78,7 +80,7 @@ def assemble(spool: Spool, source: Source, config: Config) -> Manifest:
 def finished(spool: Spool) -> Finished:
     """The journal of a spool whose stretches are all finished."""
     classes, files, kept = [], [], []
-    left_out, traits = [], Counter[str]()
+    left_out, traits, sizes = [], Counter[str](), Counter[str]()
     for stretch in spool.used:
         line = spool.line(stretch)
         pairs = [name.split("/", 1) for name in line.names]
@@ -87,8 +89,21 @@ def finished(spool: Spool) -> Finished:
         kept.append(np.array([place not in line.problems for place in range(len(pairs))]))
         left_out += [LeftOut(name=line.names[p], reason=r) for p, r in line.problems.items()]
         traits.update(line.traits)
-    return Finished(
-        np.concatenate(classes), np.concatenate(files), np.concatenate(kept), left_out, traits
+        sizes.update(line.sizes)
+    names = np.concatenate(classes), np.concatenate(files)
+    return Finished(*names, np.concatenate(kept), left_out, traits, sizes)
+
+
+def sizes_of(counts: Counter[str]) -> Sizes | None:
+    """The extremes of image sizes, counted by <width>x<height>; None without any."""
+    sizes = {size: [int(side) for side in size.split("x")] for size in counts}
+    by_area = sorted(sizes.values(), key=lambda size: (size[0] * size[1], size))
+    if not by_area:
+        return None
+    frequent = max(sizes, key=lambda size: (counts[size], sizes[size]))
+    share = counts[frequent] / counts.total()
+    return Sizes(
+        smallest=by_area[0], largest=by_area[-1], most_frequent=sizes[frequent], share=share
     )
 
 

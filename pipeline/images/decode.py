@@ -20,7 +20,7 @@ from pipeline.images.formats import DEEP_PROBLEM, FORMATS, JPEG_SUFFIXES, is_dee
 from pipeline.images.recipes import MAX_PIXELS, RECIPES, shrink, shrink_halved
 
 EXIF_ORIENTATION = 0x0112
-TRAITS = ("grey", "cmyk", "exif_rotated", "misnamed")  # counted in the manifest
+TRAITS = ("grey", "cmyk", "exif_rotated", "misnamed", "alpha")  # counted in the manifest
 GREY_MODES = {"1", "L", "LA"}
 
 HUFFMAN_FRAMES = {0xC0, 0xC1, 0xC2}  # markers that start a frame: baseline, extended, progressive
@@ -49,6 +49,7 @@ class Decoded:
     pixels: np.ndarray | None
     traits: tuple[str, ...] = ()  # of TRAITS
     problem: str = ""
+    size: tuple[int, int] | None = None  # width and height before, px; None without pixels
 
 
 def traits_of(image: Image.Image, name: str) -> tuple[str, ...]:
@@ -59,8 +60,17 @@ def traits_of(image: Image.Image, name: str) -> tuple[str, ...]:
         image.mode == "CMYK",
         is_turned(image),
         jpeg and image.format not in ("JPEG", "MPO"),
+        hides_colours(image),
     )
     return tuple(itertools.compress(TRAITS, has))
+
+
+def hides_colours(image: Image.Image) -> bool:
+    """Whether some pixels are transparent: without transparency, colours show that nobody saw."""
+    if not image.has_transparency_data:
+        return False
+    alpha = np.asarray(image.convert("RGBA"))[:, :, 3]
+    return bool((alpha < 255).any())
 
 
 def is_turned(image: Image.Image) -> bool:
@@ -169,18 +179,19 @@ def decode(data: bytes | np.ndarray, name: str, recipe: str, resolution: int) ->
     try:
         # pixels that need no decoder
         if isinstance(data, np.ndarray):
-            return Decoded(shrink(data, recipe, resolution))
+            return Decoded(shrink(data, recipe, resolution), size=(data.shape[1], data.shape[0]))
         # ordinary JPEGs, without Pillow
         if size := plain_size(data):
             pixels = shrink_jpeg(data, size, recipe, resolution)
             if pixels is not None:
-                return Decoded(pixels)
+                return Decoded(pixels, size=size)
         # everything else
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             if is_deep(opened):
                 return Decoded(None, problem=DEEP_PROBLEM)
             traits = traits_of(opened, name)
-            return Decoded(shrink_file(opened, data, recipe, resolution), traits)
+            pixels = shrink_file(opened, data, recipe, resolution)
+            return Decoded(pixels, traits, size=opened.size)
     except UnidentifiedImageError:  # its message holds an address in memory
         return Decoded(None, problem="no image of a known format")
     except Exception as error:  # Pillow raises many kinds for damaged files

@@ -68,12 +68,30 @@ def write_pack(folder: Path, making: Path, source: Source, config: Config) -> Ma
         manifest = assemble(spool, source, config)
     finally:
         spool.close()
-    if ignored := source.ignored.num:
-        names = listed(source.ignored.names, ignored)
-        print(f"downsample: {ignored} files are not images by their names: {names}")
+    for note in notes_on(manifest, source):
+        print(f"downsample: {note}")
     manifest.write(making / "manifest.json")
     move_into_place(making, folder)
     return manifest
+
+
+def notes_on(manifest: Manifest, source: Source) -> Iterator[str]:
+    """Lines about an image set that a reader of the pack's results should know."""
+    if ignored := source.ignored.num:
+        names = listed(source.ignored.names, ignored)
+        yield f"{ignored} files are not images by their names: {names}"
+    if alphas := manifest.counts["alpha"]:
+        yield (
+            f"{alphas} images have transparent pixels, whose hidden colours show in the pack: "
+            "lay them over a background first if that is not wanted"
+        )
+    sizes, known = manifest.sizes, source.made is not None or source.kind == "cifar"
+    if sizes and sizes.share == 1 and manifest.num_images > 1 and not known:
+        width, height = sizes.largest
+        yield (
+            f"all images of {source.place} are of {width} x {height} px: if they are photographs, "
+            "these are not the originals, and another program has resized them"
+        )
 
 
 def spool_header(config: Config, source: Source) -> dict[str, object]:

@@ -15,10 +15,11 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +36,7 @@ class Written:
     digests: bytes  # of the rows
     problems: dict[int, str]  # place -> why there are no pixels
     traits: Counter[str]
+    sizes: Counter[str]  # <width>x<height> before, px
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Unfinished:
 
     problems: dict[int, str] = field(default_factory=dict)  # place in the stretch -> reason
     traits: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[str] = field(default_factory=Counter)
     digest: Any = field(default_factory=hashlib.sha256)  # of its rows' digests
 
 
@@ -56,6 +59,7 @@ class Line(NamedTuple):
     problems: dict[int, str]  # place in the stretch -> why there are no pixels
     traits: dict[str, int]
     sha256: str  # of its rows' digests
+    sizes: Mapping[str, int] = MappingProxyType({})  # images by <width>x<height>; not in old lines
 
     @classmethod
     def read(cls, content: bytes) -> "Line":
@@ -181,6 +185,7 @@ class Spool:
         """Add written rows to the stretch; `start` is the place of their first in it."""
         self._now.problems.update({start + k: why for k, why in written.problems.items()})
         self._now.traits.update(written.traits)
+        self._now.sizes.update(written.sizes)
         self._now.digest.update(written.digests)
 
     def finish(self, stretch: Stretch, first: int) -> None:
@@ -194,6 +199,7 @@ class Spool:
             problems=self._now.problems,
             traits=self._now.traits,
             sha256=self._now.digest.hexdigest(),
+            sizes=self._now.sizes,
         ).write()
         # rows before the line that speaks of them
         try:

@@ -61,6 +61,7 @@ class Shrunk:
     pixels: np.ndarray  # (n, resolution, resolution, 3) uint8; 0 if there is a problem
     problems: dict[int, str]  # place -> why there are no pixels
     traits: Counter[str]
+    sizes: Counter[str]  # <width>x<height> before, px
 
 
 def decode_items(items: Sequence[Item], made: PackFormat) -> Shrunk:
@@ -68,6 +69,7 @@ def decode_items(items: Sequence[Item], made: PackFormat) -> Shrunk:
     pixels = np.zeros((len(items), made.resolution, made.resolution, 3), dtype=np.uint8)
     problems: dict[int, str] = {}
     traits: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for place, (item, content) in enumerate(zip(items, read_all(items), strict=True)):
@@ -78,7 +80,9 @@ def decode_items(items: Sequence[Item], made: PackFormat) -> Shrunk:
                 pixels[place] = decoded.pixels
             if decoded.traits:
                 traits.update(decoded.traits)
-    return Shrunk(pixels, problems, traits)
+            if decoded.size:
+                sizes["{}x{}".format(*decoded.size)] += 1
+    return Shrunk(pixels, problems, traits, sizes)
 
 
 def decode_item(item: Item, content: bytes | np.ndarray | OSError, made: PackFormat) -> Decoded:
@@ -93,7 +97,7 @@ def decode_into(rows_file: Path, made: PackFormat, first: int, items: Sequence[I
     """Read and shrink several images into the rows from `first` on."""
     shrunk = decode_items(items, made)
     digests = write_rows(rows_file, first, shrunk.pixels)
-    return Written(digests, shrunk.problems, shrunk.traits)
+    return Written(digests, shrunk.problems, shrunk.traits, shrunk.sizes)
 
 
 def decode_all(

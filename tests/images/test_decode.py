@@ -117,7 +117,29 @@ def test_pixels_and_traits_of_every_mode(
         *(["cmyk"] if mode == "CMYK" else []),
         *(["exif_rotated"] if orientation != 1 else []),
         *(["misnamed"] if FORMATS[mode] != "JPEG" else []),
+        *(["alpha"] if "A" in mode and decoded_alpha(data) else []),
     }
+
+
+def decoded_alpha(data: bytes) -> bool:
+    """Whether a file with an alpha channel has a pixel that is not opaque."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.getchannel("A").getextrema()[0] < 255
+
+
+def test_transparency_counts_if_it_hides_something() -> None:
+    opaque, glass = photo(20, 10).convert("RGBA"), photo(20, 10).convert("RGBA")
+    glass.putpixel((3, 4), (0, 0, 0, 254))
+    files = [file_of(opaque, "PNG"), file_of(glass, "PNG")]
+    files += [file_of(photo(20, 10).quantize(16), "PNG", transparency=0)]
+    traits = [decode(data, "a.png", "box", 8).traits for data in files]
+    assert [("alpha" in found) for found in traits] == [False, True, True]
+
+
+def test_sizes_before() -> None:
+    files = [file_of(photo(40, 30)), file_of(photo(40, 30), "PNG"), np.array(photo(40, 30))]
+    assert [decode(data, "a", "box", 8).size for data in files] == [(40, 30)] * 3
+    assert decode(b"", "a", "box", 8).size is None
 
 
 @pytest.mark.parametrize(("mode", "kind"), DEEP)

@@ -178,3 +178,38 @@ def test_every_format_is_known_by_its_first_bytes(kind: str) -> None:
 )
 def test_other_files_are_no_images(text: bytes) -> None:
     assert not begins_as_image(text)
+
+
+# --- what a reader should know -----------------------------------------------------------------
+
+
+def test_hidden_colours_are_counted_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path / "train/a/1.png", content(mode="RGBA"))
+    image = Image.fromarray(PIXELS)
+    image.putalpha(7)
+    image.save(tmp_path / "train/a/2.png")
+    assert make(tmp_path)[3]["counts"]["alpha"] == 1
+    assert "1 images have transparent pixels" in capsys.readouterr().out
+
+
+def test_sizes_of_the_source_are_in_the_manifest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, size in enumerate([(12, 12), (30, 9), (9, 9), (12, 12)]):
+        (tmp_path / "train/a").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size).save(tmp_path / f"train/a/{number}.png")
+    sizes = make(tmp_path)[3]["sizes"]
+    assert (sizes["smallest"], sizes["largest"]) == ([9, 9], [30, 9])
+    assert (sizes["most_frequent"], sizes["share"]) == ([12, 12], 0.5)
+    assert "these are not the originals" not in capsys.readouterr().out
+
+
+def test_images_of_one_size_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(2):
+        put(tmp_path / f"train/a/{number}.png")
+    assert make(tmp_path)[3]["sizes"]["share"] == 1.0
+    assert "are of 12 x 12 px: if they are photographs, these are not the originals" in (
+        capsys.readouterr().out
+    )
