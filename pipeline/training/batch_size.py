@@ -9,16 +9,19 @@ def images_of_a_rank(config: Config, world: int) -> int:
 
     Raises UserError if the batch cannot be shared out so, or runtime.micro_batch does not fit.
     """
-    batch, wanted = config.train.batch, config.runtime.micro_batch
+    batch, per_pass = config.train.batch, config.runtime.micro_batch
+    # An equal share each
     if batch % world:
         raise UserError(
             f"train.batch={batch} cannot be divided over {world} processes: use a number of GPUs "
             f"that divides it (or change train.batch, which changes the experiment)"
         )
+
+    # Whole passes only
     local = batch // world
-    if wanted != "auto" and local % wanted:
+    if per_pass != "auto" and local % per_pass:
         raise UserError(
-            f"runtime.micro_batch={wanted} does not divide the {local} images of a process "
+            f"runtime.micro_batch={per_pass} does not divide the {local} images of a process "
             f"(train.batch={batch} over {world})"
         )
     return local
@@ -29,7 +32,10 @@ def micro_batch(config: Config, world: int, most: int) -> int:
 
     Raises UserError if the batch cannot be shared out.
     """
+    # What the user chose
     local = images_of_a_rank(config, world)
     if config.runtime.micro_batch != "auto":
         return config.runtime.micro_batch
+
+    # The largest divisor
     return next(n for n in range(min(local, most), 0, -1) if local % n == 0)

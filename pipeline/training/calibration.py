@@ -20,15 +20,18 @@ from pipeline.training.meter import peak_memory
 from pipeline.training.trainer import Trainer
 from pipeline.training.workload import Workload
 
+# Length of the measurement
 STEPS, SECONDS = 20, 60.0  # timed steps, fewer if they would take longer
 WARM_UP = 1  # untimed steps: compilation, choice of kernels, first allocations
 CPU_STEP = 2e11  # operations of a step on a CPU, at most: a second or two of a few cores
 
 
 class Calibration(NamedTuple):
-    """What one process reached in `steps` steps of `batch` images."""
+    """The speed that one process reached in `steps` steps of `batch` images."""
 
+    # The speed
     images_per_s: float
+    # Where it was measured
     peak_bytes: int  # of tensors on a GPU, of the process on a CPU
     batch: int
     steps: int
@@ -53,6 +56,7 @@ def one_pass(config: Config, batch: int) -> Config:
 
 def timed_steps(step: Callable[[], None], device: torch.device, most: float) -> tuple[int, float]:
     """Take up to STEPS steps within about `most` seconds; how many, and their seconds."""
+    # Timed without pending work
     finish(device)
     began, steps = time.monotonic(), 0
     while steps < STEPS and (steps == 0 or time.monotonic() - began < most * steps / (steps + 1)):
@@ -79,9 +83,11 @@ def calibrate(
     `workload_of` makes the workload of a configuration. Raises UserError if the device is missing
     or the micro-batch does not fit on it.
     """
+    # Work of one rank
     device = pick_device(config.runtime.device, 0)
     batch = images_a_step(config, workload_of(config), world, device.type == "cpu")
     config = one_pass(config, batch)
+    # Training for a moment
     with TemporaryDirectory() as folder:
         job = Job(config, workload_of(config), Path(folder), Path(folder) / "checkpoints")
         with execution.enough_memory(batch, "runtime.micro_batch", device):
@@ -90,6 +96,7 @@ def calibrate(
                 trainer.train_step()
             steps, taken = timed_steps(trainer.train_step, device, seconds)
     trainer.check_finite()
+    # Share of the peak
     rate, meter = steps * batch / taken, trainer.meter
     use = mfu(rate, meter.flops, meter.name)
     return Calibration(rate, peak_memory(device), batch, steps, meter.name, use)

@@ -38,9 +38,11 @@ def save(
 
     A milestone is named `step-<step>.milestone.pt`; no milestone is ever deleted.
     """
+    # The new one first
     path = folder / f"step-{step:010d}{MILESTONE if milestone else ''}.pt"
     with atomic(path) as temporary, user_error_if_unwritable(path, RuntimeError):
         torch.save(state, temporary)
+    # Then the oldest go
     older = [path for path in checkpoints(folder) if step_of(path) <= step]
     for path in older[:-keep]:
         if MILESTONE not in path.name:
@@ -53,10 +55,12 @@ def on_host(value: Any, before: Any = None) -> Any:
     `before` is an earlier copy of the same state, whose memory is written again. From CUDA the
     copies go to pinned memory and may be under way still: synchronise before reading them.
     """
+    # Tensors reuse pinned memory
     if isinstance(value, Tensor):
         if not isinstance(before, Tensor) or before.shape != value.shape:
             before = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
         return before.copy_(value.detach(), non_blocking=True)
+    # Containers, item by item
     if isinstance(value, dict):
         old = before if isinstance(before, dict) else {}
         return {key: on_host(item, old.get(key)) for key, item in value.items()}
@@ -93,6 +97,7 @@ class Writer:
         """Copy `state` and have it written. Raises UserError if the save before failed."""
         self.wait()
         self._host = on_host(state, self._host)
+        # Copied before steps resume
         if torch.cuda.is_initialized():
             torch.cuda.current_stream().synchronize()
         self._pending = self._thread.submit(
@@ -128,6 +133,7 @@ def load(path: Path) -> dict[str, Any]:
 
 def load_checked(path: Path) -> dict[str, Any]:
     """`load` after every checksum was compared: the whole file is read for it."""
+    # Every byte is read
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise zipfile.BadZipFile(f"{damaged} has another checksum")
@@ -139,6 +145,7 @@ def load_newest(folder: Path, last_step: float = math.inf) -> dict[str, Any] | N
 
     Removes what a killed trainer left half-written: call it under the folder's lock.
     """
+    # Newest first
     remove_abandoned(folder)
     for path in reversed(checkpoints(folder)):
         if step_of(path) > last_step:

@@ -38,13 +38,18 @@ class Watch:
         finite) and where these images lie, which `locate` tells. Every rank must call it at the
         same step.
         """
+        # Across all ranks
         positions = self.group.minimum(self.first.clone()).tolist()
         step = min(positions) // batch
         if min(positions) == NEVER:
             return
+
+        # The earliest kind
         kind, start = next(
             (k, p) for k, p in zip(KINDS, positions, strict=True) if p // batch == step
         )
+
+        # Named for the user
         images = np.arange(start, start + (micro if kind == "loss" else batch))
         verb = "are" if kind == "weights" else "is"
         raise UserError(

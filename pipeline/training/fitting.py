@@ -26,6 +26,8 @@ def largest_that_fits(share: int, limit_bytes: int, measure: Callable[[int], int
     `measure(n)` are the bytes that a pass over n images takes. It is asked for 1 and 2 images and
     taken to be a straight line. Raises UserError if not even one image fits.
     """
+
+    # One image at least
     first_bytes = measure(1)
     if first_bytes > limit_bytes:
         raise OneRankError(
@@ -35,6 +37,8 @@ def largest_that_fits(share: int, limit_bytes: int, measure: Callable[[int], int
         )
     if share == 1:
         return 1
+
+    # A straight line
     next_bytes = max(1, measure(2) - first_bytes)
     most = 1 + (limit_bytes - first_bytes) // next_bytes
     return next(n for n in divisors(share) if n <= most)
@@ -45,7 +49,10 @@ def largest_that_runs(share: int, first: int, attempt: Callable[[int], None], gr
 
     `first` may differ between the ranks. Raises UserError if none does.
     """
+    # The ranks' common start
     start = int(group.minimum(torch.tensor(first, device=group.device)))
+
+    # Smaller until it runs
     for images in (n for n in divisors(share) if n <= start):
         fits = torch.tensor(int(_has_memory(attempt, images)), device=group.device)
         if group.minimum(fits):
@@ -88,6 +95,7 @@ def measured(
     `model` lies there with its averages, and is not wrapped in DDP yet, so that ranks can run out
     of memory one by one. Its gradients are dropped afterwards.
     """
+    # Memory left for activations
     device = group.device
     before = torch.cuda.memory_allocated(device)
     free = free_memory(device) + torch.cuda.memory_reserved(device) - before
@@ -106,12 +114,16 @@ def measured(
     with torch.compiler.set_stance("force_eager"):
         attempt(1)  # makes the gradients: without them they hide what an image takes
         first = largest_that_fits(share, limit, measure)
+
+    # The same on all ranks
     if sharded:  # no rank can leave a pass that all make together
         images = int(group.minimum(torch.tensor(first, device=device)))
         with execution.enough_memory(images, "runtime.micro_batch", device):
             attempt(images)
     else:
         images = largest_that_runs(share, first, attempt, group)
+
+    # A report for people
     model.zero_grad(set_to_none=True)
     used = torch.cuda.max_memory_allocated(device) + later
     if group.first:
@@ -128,6 +140,7 @@ def _comes_later(model: nn.Module, sharded: bool) -> int:
     """Bytes that the first step adds: two moments; and, if sharded, the whole gradient, which
     is only shared out after the last micro-batch.
     """
+    # Two moments a parameter
     parameters: list[Any] = list(model.parameters())
     if not sharded:
         return sum(2 * p.nbytes for p in parameters)

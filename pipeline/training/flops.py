@@ -31,6 +31,7 @@ def training_flops(workload: Workload) -> int:
 
     The pass runs on the meta device, which computes nothing.
     """
+    # One counted forward pass
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         net = workload.build().eval()
         workload.loss(net, workload.zeros(1, torch.device("meta")))
@@ -39,10 +40,11 @@ def training_flops(workload: Workload) -> int:
 
 def peak(name: str) -> float | None:
     """Dense bf16 peak in TFLOP/s of the device called `name`; None if it is not known."""
+    # The device's full name
     words = f" {name.replace('-', ' ')} "
     if " MIG " in words:  # a part of a GPU
         return None
-    return next((tflops for known, tflops in PEAKS.items() if f" {known} " in words), None)
+    return next((tflops for model, tflops in PEAKS.items() if f" {model} " in words), None)
 
 
 def mfu(images_per_s_per_gpu: float, flops: float, name: str) -> float | None:

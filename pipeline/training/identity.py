@@ -14,6 +14,7 @@ def identity_keys(config: Config) -> dict[str, Any]:
 
     The training length is among them only if the learning rate falls towards its end.
     """
+    # Length matters at times
     keys = stage_keys(config, "train")
     if config.train.lr_schedule not in ENDING:
         del keys["train"]["images"]
@@ -33,15 +34,16 @@ def scratch_folder(out: Path, config: Config, data_sha256: Any) -> Path:
     return out / "checkpoints" / identity(config, data_sha256)
 
 
-def differences(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> list[str]:
+def differences(saved: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> list[str]:
     """`key=value there (here value)` for all keys of `ours` that differ, and for those that only
-    `theirs` has, except the training length.
+    `saved` has, except the training length.
     """
+    # Keys of either side
     lines = []
-    for key in sorted(theirs.keys() | ours.keys()):
-        there, here, name = theirs.get(key), ours.get(key), f"{prefix}{key}"
-        if isinstance(there, dict) and isinstance(here, dict):
-            lines += differences(there, here, f"{name}.")
-        elif there != here and not (name == "train.images" and key not in ours):
-            lines.append(f"{name}={there} (here {here})")
+    for key in sorted(saved.keys() | ours.keys()):
+        saved_value, our_value, name = saved.get(key), ours.get(key), f"{prefix}{key}"
+        if isinstance(saved_value, dict) and isinstance(our_value, dict):
+            lines += differences(saved_value, our_value, f"{name}.")
+        elif saved_value != our_value and not (name == "train.images" and key not in ours):
+            lines.append(f"{name}={saved_value} (here {our_value})")
     return lines

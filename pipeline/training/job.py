@@ -11,8 +11,10 @@ from pipeline.training.workload import Workload
 class Job:
     """All that is known before the first step."""
 
+    # The experiment
     config: Config
     workload: Workload
+    # Its folders
     out: Path
     scratch: Path  # checkpoints, metrics and events of exactly these experiment keys
 

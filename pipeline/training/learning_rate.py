@@ -24,11 +24,13 @@ def schedule(train: Train, images: int) -> float:
     of the warm-up, lr_final from train.images on. inverse_sqrt: 1 up to lr_decay_images, then
     falling with the root (Karras et al. 2024, eq. 67).
     """
+    # Schedules without an end
     if train.lr_schedule == "inverse_sqrt":
         return math.sqrt(train.lr_decay_images / max(images, train.lr_decay_images))
     if train.lr_schedule not in ENDING:
         return 1.0
+    # Schedules with an end
     length = max(train.images - train.warmup_images, 1)
     done = min(max(images - train.warmup_images, 0) / length, 1.0)
-    left = 1.0 - done if train.lr_schedule == "linear" else (1.0 + math.cos(math.pi * done)) / 2
-    return train.lr_final + (1.0 - train.lr_final) * left
+    decay = 1.0 - done if train.lr_schedule == "linear" else (1.0 + math.cos(math.pi * done)) / 2
+    return train.lr_final + (1.0 - train.lr_final) * decay

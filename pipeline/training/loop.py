@@ -23,10 +23,12 @@ from pipeline.training.weights_file import WeightsAbout, save_weights
 
 def work(job: Job) -> None:
     """Train on every rank; rank 0 writes the files of `job.out`."""
+    # One run per folder
     first = os.environ.get("RANK", "0") == "0"
     lock = locks.locked(job.scratch) if first else nullcontext()
     with lock:
         newest = preflight.check(job) if first else None
+        # Training, all ranks
         with ranks(job.config.runtime.device) as group:
             stop = StopFlag(group)
             trainer = Trainer(job, group)
@@ -35,6 +37,7 @@ def work(job: Job) -> None:
             memory = execution.enough_memory(trainer.micro, "runtime.micro_batch", group.device)
             with trainer.writer, memory:
                 run(trainer, stop)
+            # Weights of the run
             averages = trainer.averaged_weights()
             if first:
                 finish(trainer, averages)
@@ -43,11 +46,13 @@ def work(job: Job) -> None:
 
 def resume(trainer: Trainer, newest: dict[str, Any] | None) -> None:
     """Go on from the checkpoint that rank 0 has read and checked; the other ranks read the same."""
+    # The ranks' common step
     job, group = trainer.job, trainer.group
     step = shared_step(group, newest)
     if step == 0:
         return
     if newest is None:
+        # Each rank reads it
         newest = checkpoint.load(checkpoint.at_step(job.scratch, step))
     trainer.load_state(newest)
     if group.first:
@@ -62,10 +67,12 @@ def shared_step(group: Ranks, newest: dict[str, Any] | None) -> int:
 
 def run(trainer: Trainer, stop: StopFlag) -> None:
     """Step until the training length is reached or a signal asks to stop."""
+    # Length of a row
     job, group, runtime = trainer.job, trainer.group, trainer.config.runtime
     batch = trainer.config.train.batch
     every = max(1, runtime.log_images // batch)
     metrics = Metrics(job.scratch, trainer.step, job.steps) if group.first else None
+    # Progress and marks
     progress = Progress("train", job.steps * batch, runtime.progress_seconds, trainer.images)
     saved = Mark(trainer.images)
     logged = Mark(trainer.images)
@@ -102,9 +109,11 @@ def run(trainer: Trainer, stop: StopFlag) -> None:
 
 def finish(trainer: Trainer, averages: list[dict[str, Tensor]]) -> None:
     """Write the averaged weights, one file per half-life, and the curve (rank 0)."""
+    # The curve
     job = trainer.job
     rows = [r for r in read_rows(job.scratch / "metrics.jsonl") if r["step"] <= job.steps]
     write_rows(job.out / "curve.jsonl", rows)
+    # One file per half-life
     files = weights_files(job.config.train)
     for weights, (halflife, name) in zip(averages, files.items(), strict=True):
         about = WeightsAbout(
@@ -116,5 +125,6 @@ def finish(trainer: Trainer, averages: list[dict[str, Tensor]]) -> None:
             ema_halflife_images=halflife,
         )
         save_weights(job.out / name, weights, about)
+    # The closing line
     names = ", ".join(files.values())
     print(f"train: {trainer.images:,} images, {job.out}: {names}", flush=True)

@@ -34,6 +34,7 @@ class Meter:
         which the training thread waited for batches; peak memory in GB, from the start on;
         utilisation (share) and power (W) from the driver, None if it was not asked or is silent.
         """
+        # Waiting starts anew
         waited, self.waited = self.waited, 0.0
         return {
             "images_per_s_per_gpu": images_per_s,
@@ -45,6 +46,7 @@ class Meter:
         }
 
     def _hardware(self) -> dict[str, float | None]:
+        # At most once a period
         now = time.monotonic()
         if self.device.type != "cuda" or now - self.asked < self.every:
             return {"gpu_utilisation": None, "power_w": None}
@@ -66,6 +68,7 @@ def gpu_state(device: torch.device) -> dict[str, float | None]:
     """
     import pynvml
 
+    # Each alone may fail
     state: dict[str, float | None] = {"gpu_utilisation": None, "power_w": None}
     with suppress(pynvml.NVMLError, RuntimeError):
         state["gpu_utilisation"] = torch.cuda.utilization(device) / 100

@@ -1,4 +1,4 @@
-"""What rank 0 checks of a training run before its first step."""
+"""Checks by rank 0 of a training run before its first step."""
 
 import shutil
 from pathlib import Path
@@ -19,6 +19,7 @@ def check(job: Job) -> dict[str, Any] | None:
 
     Raises UserError if the data, the checkpoints or the disk do not do for this run.
     """
+    # Data, checkpoint, disk
     job.workload.check()
     state = checkpoint.load_newest(job.scratch, job.steps)
     if state is not None:
@@ -29,9 +30,12 @@ def check(job: Job) -> dict[str, Any] | None:
 
 def check_checkpoint(state: dict[str, Any], job: Job) -> None:
     """Raise UserError if a checkpoint is of another experiment or other data."""
+    # Both sides, alike
     ours = identity_keys(job.config) | {"pack": job.workload.about()["sha256"]}
-    theirs = state["config"] | {"pack": state["data"]}
-    if different := differences(theirs, ours):
+    saved = state["config"] | {"pack": state["data"]}
+
+    # The first few differences
+    if different := differences(saved, ours):
         more = len(different) - MOST_DIFFERENCES
         raise UserError(
             f"{job.scratch} holds checkpoints of another experiment: "
@@ -42,6 +46,7 @@ def check_checkpoint(state: dict[str, Any], job: Job) -> None:
 
 def state_bytes(job: Job) -> int:
     """Bytes of one checkpoint, about: weights, averages and the optimiser's two moments."""
+    # A network without memory
     with torch.device("meta"):
         net = job.workload.build()
     copies = 1 + len(job.config.train.ema_halflife_images) + 2
@@ -54,12 +59,17 @@ def check_disk(job: Job) -> None:
     They are runtime.keep_checkpoints, one that is being written, and the milestones; those that
     lie there already count as space.
     """
+    # Checkpoints kept at once
     runtime, train = job.config.runtime, job.config.train
     milestones = train.images // runtime.milestone_images if runtime.milestone_images else 0
     count = runtime.keep_checkpoints + 1 + milestones
+
+    # Space that they need
     size = state_bytes(job)
-    there = sum(path.stat().st_size for path in checkpoint.checkpoints(job.scratch))
-    need = count * size - there
+    existing_bytes = sum(path.stat().st_size for path in checkpoint.checkpoints(job.scratch))
+    need = count * size - existing_bytes
+
+    # Space on the disk
     folder = nearest(job.scratch)
     free = shutil.disk_usage(folder).free
     if need > free:

@@ -41,6 +41,7 @@ def is_sharded(config: Config, group: Ranks) -> bool:
 
 def spread(nets: Iterable[nn.Module], group: Ranks, sharded: bool, blocks: Blocks) -> None:
     """Move networks from the CPU to the device: whole, or this rank's part of each parameter."""
+    # Placement of the weights
     mesh = init_device_mesh(group.device.type, (group.world,)) if sharded else None
     for net in nets:
         if mesh is None:
@@ -66,9 +67,11 @@ def compiled(net: nn.Module, sharded: bool, kinds: Blocks) -> nn.Module:
 
     The gathering of weights then stays outside of what is compiled.
     """
+    # The whole network
     if not sharded:
         whole_net: nn.Module = torch.compile(net, dynamic=False)  # type: ignore[assignment]
         return whole_net
+    # Block by block
     blocks = _blocks(net, kinds)
     torch._dynamo.config.recompile_limit = len(blocks)  # all share the code of few classes
     for block in blocks:
@@ -123,6 +126,7 @@ def load_net(net: nn.Module, saved: dict[str, Tensor]) -> None:
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Set the optimiser's state to `saved`, which holds whole tensors."""
+    # This rank's part
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state = {
         index: {name: _part(value, parameters[index]) for name, value in moments.items()}

@@ -100,12 +100,14 @@ class Trainer:
 
     def train_step(self) -> None:
         """One optimiser step over the global batch, in micro-batches, and the average's update."""
+        # Gradients of the batch
         began = time.monotonic()
         num_passes = self.config.train.batch // (self.micro * self.group.world)
         self._seed_dropout()
         for index in range(num_passes):
             with sharding.accumulating(self.model, last=index == num_passes - 1):
                 self._accumulate(index, num_passes)
+        # The optimiser's step
         self.scaler.unscale_(self.optimizer)
         self._clip()
         for group in self.optimizer.param_groups:
@@ -121,14 +123,17 @@ class Trainer:
 
     def _accumulate(self, index: int, num_passes: int) -> None:
         """Forward and backward of this rank's micro-batch `index` of the step."""
+        # Data of this rank
         group = self.group
         positions = share(self.images, index, group.rank, group.world, self.micro)
         with self.meter.waiting():
             batch = self.workload.batch(positions)
+        # Gradients add up
         if index == 0:
             self.optimizer.zero_grad(set_to_none=True)
         with execution.autocast(self.config.train.precision, group.device):
             loss = self.workload.loss(self.model, batch) / num_passes
+        # Seen by the watch
         self.scaler.scale(loss).backward()
         self.loss_sum += loss.detach()
         self.watch.note("loss", loss, int(positions[0]))
@@ -153,13 +158,17 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Everything a later process needs to go on exactly here. All ranks must ask for it."""
+        # Shared by all ranks
         state = {
+            # Where the run is
             "step": self.step,
             "device_seconds": self.device_seconds,
+            # Weights and moments
             "net": self.net.state_dict(),
             "averages": [average.net.state_dict() for average in self.averages],
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            # Which experiment it is
             "config": stage_keys(self.config, "train"),
             "data": self.workload.about()["sha256"],
             "versions": {"torch": str(torch.__version__)},
@@ -172,7 +181,9 @@ class Trainer:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly from where `state` was taken."""
+        # Where the run was
         self.step, self.device_seconds = state["step"], state["device_seconds"]
+        # Weights and moments
         sharding.load_net(self.net, state["net"])
         for average, saved in zip(self.averages, state["averages"], strict=True):
             sharding.load_net(average.net, saved)
@@ -181,6 +192,7 @@ class Trainer:
 
     def save(self) -> None:
         """Have a checkpoint written on rank 0, after all ranks saw that the state is finite."""
+        # Nothing broken is saved
         weights = sharding.total_norm(self.net.parameters())
         self.watch.note("weights", weights, self.images - self.config.train.batch)
         self.check_finite()
@@ -207,10 +219,12 @@ class Trainer:
 
         Every rank must call it at the same step. Raises UserError if the loss is not finite.
         """
+        # Loss since the last row
         loss = float(self.group.mean(self.loss_sum)) / steps
         self.loss_sum.zero_()
         self.check_finite()
         images_per_s = steps * self.config.train.batch / seconds
+        # Figures of the row
         return {
             "step": self.step,
             "images": self.images,

@@ -24,11 +24,14 @@ METADATA_KEY = "pipeline"  # of the JSON in the metadata of the file
 class WeightsAbout(JsonObject):
     """How weights were trained. None: not known, because another program trained them."""
 
+    # For messages
     KIND: ClassVar[str] = "a file of weights of this pipeline"
     REMEDY: ClassVar[str] = "train again, or import the weights again"
 
+    # How they were trained
     config: dict[str, Any]  # keys that the training read; `imported` says where weights came from
     record: dict[str, Any]  # what the workload says of its data
+    # None if unknown
     images: int | None = None  # seen in training
     gpu_hours: float | None = None
     torch: str | None = None  # version
@@ -42,6 +45,7 @@ def save_weights(path: Path, state: Mapping[str, "Tensor"], about: WeightsAbout)
     """
     from safetensors.torch import save_file
 
+    # Tensors and their origin
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     metadata = {METADATA_KEY: json.dumps(about.to_json(), sort_keys=True)}
     with atomic(path) as temporary, user_error_if_unwritable(path, SafetensorError):
@@ -58,7 +62,7 @@ def load_weights(path: Path) -> dict[str, "Tensor"]:
 
 
 def read_about(path: Path) -> WeightsAbout:
-    """What a file of weights says of itself; the weights are not read.
+    """The record in a file of weights; the weights are not read.
 
     Raises UserError if the file is missing, cut short or of another program.
     """
@@ -69,11 +73,13 @@ def read_about(path: Path) -> WeightsAbout:
 
 @contextmanager
 def _opened(path: Path, framework: str) -> Iterator[safe_open]:
+    # Checked on opening
     try:
         with safe_open(path, framework=framework) as file:
             if METADATA_KEY not in (file.metadata() or {}):
                 raise KeyError(METADATA_KEY)
             yield file
+    # Told in one sentence
     except FileNotFoundError as error:
         raise UserError(f"weights {path} are missing: run `make train`") from error
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Workload(Protocol):
-    """What is trained: data, network and loss. `Batch` is whatever `batch` returns."""
+    """The task that is trained: data, network and loss. `Batch` is whatever `batch` returns."""
 
     @property
     def num_items(self) -> int:
