@@ -14,16 +14,21 @@ def sample_times(kind: str, uniform: Tensor, mean: float | None, std: float | No
     uniform: the draws themselves.
     logit_normal: logit t is normal (Esser et al. 2024, eq. 19; their t is our 1 - t, so that their
     location m is `mean` = -m).
-    edm_skew: ln sigma is normal, where sigma = (1 - t) / t is the ratio of noise to data (Karras
+    edm_skew: ln sigma is normal; sigma = (1 - t) / t is the ratio of noise to data (Karras
     et al. 2022, table 1: training), so t = 1 / (1 + sigma); not below EARLIEST.
     `mean` and `std` None mean those of PUBLISHED; uniform has none. The normal draws are the
     inverse distribution of the uniform ones, in float64: alike on every device.
     """
+    # Nothing to shape
     if kind == "uniform":
         return uniform
+
+    # Published unless given
     published_mean, published_std = PUBLISHED[kind]
     mean = published_mean if mean is None else mean
     std = published_std if std is None else std
+
+    # From normal to time
     value = mean + std * torch.special.ndtri(uniform.double())
     if kind == "logit_normal":
         return torch.sigmoid(value).float()
