@@ -30,8 +30,10 @@ class Field:
         guide: nn.Module | None = None,
     ) -> None:
         """`no_class` None: the network knows no classes, and only a `guide` can guide it."""
+        # What is evaluated
         self.sample, self.net, self.guide = sample, net, guide
         self.labels, self.no_class = labels, no_class
+        # Whether any is guided
         self.guided = sample.guidance != 1 and (guide is not None or no_class is not None)
         self.evaluations = torch.zeros_like(labels)
 
@@ -56,11 +58,14 @@ class Field:
 
         A slice if they are all or none whatever the time, which does not wait for the device.
         """
+        # All or nothing
         low, high = self.sample.guidance_interval
         if not self.guided:
             return slice(0)
         if (low, high) == (0, 1):
             return slice(None)
+
+        # Inside the interval
         return ((t >= low) & (t <= high)).nonzero()[:, 0]
 
     def branches(
@@ -70,18 +75,21 @@ class Field:
 
         The network is called once, with both; a guide is called separately.
         """
+        # Guided by a network
         if self.guide is not None:
             weak = self.evaluate(self.guide, x[chosen], t[chosen], labels[chosen])
             return self.evaluate(self.net, x, t, labels), weak
+
+        # Guided by no class
         assert self.no_class is not None
-        none = torch.full_like(labels[chosen], self.no_class)
-        both = self.evaluate(
+        dropped_labels = torch.full_like(labels[chosen], self.no_class)
+        velocities = self.evaluate(
             self.net,
             torch.cat([x, x[chosen]]),
             torch.cat([t, t[chosen]]),
-            torch.cat([labels, none]),
+            torch.cat([labels, dropped_labels]),
         )
-        return both[: len(x)], both[len(x) :]
+        return velocities[: len(x)], velocities[len(x) :]
 
     def evaluate(self, net: nn.Module, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Velocity by one network, in x's dtype, computed in sample.precision."""

@@ -1,4 +1,4 @@
-"""What there is to sample, checked before anything expensive starts, and without loading torch."""
+"""A sampling run, checked before anything expensive starts, and without loading torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +41,12 @@ class Weights(NamedTuple):
 class Job:
     """All that is known before the first image."""
 
+    # What is asked for
     config: Config
     weights: Weights
     guide: Weights | None
     seed: int
+    # Where it goes
     out: Path
 
 
@@ -54,17 +56,22 @@ def prepare(argv: list[str]) -> Job:
 
 
 def job_of(config: Config, words: dict[str, str]) -> Job:
-    """What a configuration and the paths of the command line ask for: see `prepare`."""
+    """The job that a configuration and the paths of the command line ask for: see `prepare`."""
+    # The sampler and seed
     config = one_sampler(resolve_image_set(config), words.get("sampler"))
     try:
         seed = int(words.get("seed", config.sample.seeds[0]))
     except ValueError as error:
         raise UserError(f"seed={words['seed']} is not a whole number") from error
+
+    # Weights that match
     weights = read_weights(Path(words["weights"]) if "weights" in words else weights_file(config))
     check_halflife(config.sample.ema_halflife_images, weights)
     check_counts(config.sample, weights)
     dropout = weights.about.config.get("train", {}).get("label_dropout")
     check_guidance(config.sample, weights.classes is not None, dropout)
+
+    # The guide
     guide = read_guide(config.sample, weights)
     out = out_folder(Path(words.get("out", samples_folder(config, seed))))
     return Job(config, weights, guide, seed, out)
@@ -81,8 +88,11 @@ def read_guide(sample: Sample, weights: Weights) -> Weights | None:
 
     Raises UserError if they are of images of another size or of other classes than `weights`.
     """
+    # No guide needed
     if sample.guide is None or sample.guidance == 1:
         return None
+
+    # Both of one kind
     guide = read_weights(Path(sample.guide))
     same_size = guide.data.resolution == weights.data.resolution
     if not same_size or guide.classes != weights.classes:
@@ -96,8 +106,11 @@ def read_guide(sample: Sample, weights: Weights) -> Weights | None:
 
 def check_counts(sample: Sample, weights: Weights) -> None:
     """Raise UserError if sample.classes needs numbers of images that the weights do not give."""
+    # Counts are not needed
     if sample.classes == "balanced" or weights.classes is None:
         return
+
+    # Counts of every class
     if not set(weights.classes) <= set(weights.data.per_class or {}):
         raise UserError(
             f"weights {weights.path} do not say how many images each class had (`per_class`), "

@@ -24,14 +24,17 @@ from pipeline.sampling.shards import Checksums, checksums, collect, sample_shard
 class Speed(NamedTuple):
     """How long it took, on what."""
 
+    # How fast
     images_per_s: float  # 0: all images were there already
     seconds: float  # wall time
+    # On what
     world_size: int
     device: torch.device
 
 
 def work(job: Job) -> None:
     """Sample on every rank; rank 0 writes the files of `job.out`."""
+    # One run per folder
     start_time = time.monotonic()
     first = os.environ.get("RANK", "0") == "0"
     with ExitStack() as stack:
@@ -39,14 +42,20 @@ def work(job: Job) -> None:
             stack.enter_context(locks.locked(job.out))
             write_config(job.out, job.config, "sample")
         group = stack.enter_context(ranks(job.config.runtime.device))
+
+        # Work that is left
         sums = checksums(job, group)
         shards = shard_folder(job, sums)
         batch = job.config.runtime.sample_batch
+
+        # The images
         with execution.enough_memory(batch, "runtime.sample_batch", group.device):
             networks = build(job, group)
             if group.first and (note := rounding_note(job.config.sample)):
                 print(f"note: {note}", flush=True)
             rank_rate = sample_shards(job, networks, group, shards)
+
+        # Speed of all ranks
         rate = float(group.mean(torch.tensor(rank_rate, device=group.device))) * group.world
         group.barrier()
         if group.first:
@@ -61,8 +70,11 @@ def finish(job: Job, networks: Networks, shards: Path, sums: Checksums, speed: S
     An older sample.json is removed first, so that it never stands beside images that it does not
     describe, and so are files that a killed run left half-written.
     """
+    # No stale record
     for old in [job.out / "sample.json", *job.out.glob(".*.tmp")]:
         old.unlink(missing_ok=True)
+
+    # Declared outputs
     evaluations = collect(job, shards)
     save_strip(job, networks, speed.device)
     describe(job, sums, evaluations, speed).write(job.out / "sample.json")
@@ -73,6 +85,8 @@ def finish(job: Job, networks: Networks, shards: Path, sums: Checksums, speed: S
 def describe(job: Job, sums: Checksums, evaluations: np.ndarray, speed: Speed) -> SampleAbout:
     """The content of sample.json; `evaluations` (N,) are those of each image."""
     keys, about = job.config.sample, job.weights.about
+
+    # Sampler and its keys
     return SampleAbout(
         sampler=sampler_name(keys),
         config=stage_keys(job.config, "sample"),
@@ -80,8 +94,10 @@ def describe(job: Job, sums: Checksums, evaluations: np.ndarray, speed: Speed) -
         num=keys.num,
         guidance=keys.guidance,
         precision=keys.precision,
+        # Cost of an image
         nfe_mean=float(evaluations.mean()),
         nfe_max=int(evaluations.max()),
+        # Origin of the weights
         weights_sha256=sums.weights,
         guide_sha256=sums.guide,
         train=TrainAbout(
@@ -91,6 +107,7 @@ def describe(job: Job, sums: Checksums, evaluations: np.ndarray, speed: Speed) -
             torch=about.torch,
         ),
         data=job.weights.data,
+        # Speed of the run
         images_per_s=speed.images_per_s or None,
         seconds=speed.seconds,
         world_size=speed.world_size,

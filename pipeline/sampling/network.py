@@ -29,8 +29,10 @@ def build(job: Job, group: Ranks) -> Networks:
 
 def build_net(job: Job, weights: Weights, group: Ranks) -> nn.Module:
     """One network with its averaged weights."""
+    # The architecture
     model = read_model(weights.about.config["model"])
     net = families.build(model, len(weights.data.classes))
+    # Frozen weights
     net.load_state_dict(load_weights(weights.path))
     net.eval().requires_grad_(False)
     return execution.prepare(net, group.device, job.config.runtime.compile, group.first)
@@ -38,11 +40,16 @@ def build_net(job: Job, weights: Weights, group: Ranks) -> nn.Module:
 
 def class_labels(job: Job, index: np.ndarray) -> np.ndarray:
     """Class of each image index (int64) by sample.classes, -1 for a network without classes."""
+    # No classes
     names = job.weights.classes
     if names is None:
         return np.full_like(index, -1)
+
+    # Equal shares
     if job.config.sample.classes == "balanced":
         return index % len(names)
+
+    # Shares of the training
     per_class = job.weights.data.per_class or {}
     counts = [per_class[name] for name in names]
     return draws.category(job.seed, draws.SAMPLE_CLASS, index, counts)
@@ -80,16 +87,19 @@ def sample_images(
 
     Raises OneRankError if their velocity is not finite, or a step underflows.
     """
-    sample, which = job.config.sample, f"images {index[0]} to {index[-1]} of seed {job.seed}"
+    sample, label = job.config.sample, f"images {index[0]} to {index[-1]} of seed {job.seed}"
+    # From noise on
     field, x = start_batch(job, networks, index, device)
     grid = time_grids.times(sample)
     try:
         x = solvers.solve(sample.solver, field, x, grid, sample.rtol, sample.atol).x
     except ArithmeticError as error:
-        raise OneRankError(f"{which} cannot be sampled: {error}") from error
+        raise OneRankError(f"{label} cannot be sampled: {error}") from error
+
+    # No broken image is kept
     if not x.isfinite().all():
         raise OneRankError(
-            f"{which} are not finite: take weights from before the training failed, or another "
+            f"{label} are not finite: take weights from before the training failed, or another "
             "sample.precision"
         )
     return pixels(x), field.evaluations.cpu().numpy()
@@ -107,8 +117,11 @@ def states(
 
 def save_strip(job: Job, networks: Networks, device: torch.device) -> None:
     """Write strip.png: how the first images come out of their noise."""
+    # The first images
     index = np.arange(min(strip.ROWS, job.config.sample.num), dtype=np.int64)
     size = job.config.runtime.sample_batch
+
+    # In batches, then joined
     parts = [states(job, networks, index[k : k + size], device) for k in index[::size]]
     images = np.concatenate([part for _, part in parts], axis=1)
     names = row_names(class_labels(job, index), job.weights.classes)

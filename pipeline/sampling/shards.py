@@ -24,14 +24,18 @@ GRID_ROWS, GRID_COLUMNS = 10, 10  # classes and samples of a class in grid.png
 class Checksums(NamedTuple):
     """Hex sha256 of the files of weights; None: there is no guide."""
 
+    # Checksums in hex
     weights: str
     guide: str | None
 
 
 def checksums(job: Job, group: Ranks) -> Checksums:
     """The checksums on every rank; rank 0 alone reads the files for them."""
+    # Files of this job
     files = [weights.path for weights in (job.weights, job.guide) if weights is not None]
     digests = torch.zeros(len(files), 32, dtype=torch.uint8)
+
+    # Read once, then shared
     if group.first:
         digests = torch.tensor([list(bytes.fromhex(sha256_file(f))) for f in files]).byte()
     hashes = [bytes(row.tolist()).hex() for row in group.sum(digests)]
@@ -40,6 +44,7 @@ def checksums(job: Job, group: Ranks) -> Checksums:
 
 def shard_folder(job: Job, sums: Checksums) -> Path:
     """The folder of finished batches: its name is a hash of all that their content depends on."""
+    # All that matters
     keys = stage_keys(job.config, "sample")["sample"]
     work: dict[str, Any] = {"weights": sums.weights, "guide": sums.guide, "keys": keys}
     work |= {"seed": job.seed, "batch": job.config.runtime.sample_batch}
@@ -67,6 +72,7 @@ def sample_shards(job: Job, networks: Networks, group: Ranks, shards: Path) -> f
     num_before = min(num, size * num_kept)
     progress = Progress("sample", num, job.config.runtime.progress_seconds, num_before)
 
+    # Those still missing
     num_made = 0
     for turn in range(num_rounds):
         if turn < len(starts) and not shard_file(shards, starts[turn]).exists():
@@ -84,9 +90,12 @@ def sample_shards(job: Job, networks: Networks, group: Ranks, shards: Path) -> f
 
 def join_images(job: Job, shards: Path) -> np.ndarray:
     """Stream the shards into images.npy; returns the network evaluations of each image (N,)."""
+    # Size of the file
     num, batch = job.config.sample.num, job.config.runtime.sample_batch
     size = job.weights.data.resolution
     evaluations = []
+
+    # Batch after batch
     with atomic_stream(job.out / "images.npy") as stream:
         write_header(stream, (num, size, size, 3))
         for start in range(0, num, batch):
@@ -98,9 +107,12 @@ def join_images(job: Job, shards: Path) -> np.ndarray:
 
 def collect(job: Job, shards: Path) -> np.ndarray:
     """Write images, labels and grid from the shards (rank 0); returns the evaluations (N,)."""
+    # From the shards
     evaluations = join_images(job, shards)
     labels = class_labels(job, np.arange(job.config.sample.num, dtype=np.int64))
     save_npy(job.out / "labels.npy", labels)
+
+    # A grid of classes
     images, classes = load_npy(job.out / "images.npy"), job.weights.data.classes
     save_grid(job.out / "grid.png", images, labels, classes, GRID_ROWS, GRID_COLUMNS)
     return evaluations

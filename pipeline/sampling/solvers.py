@@ -19,6 +19,7 @@ from torch import Tensor
 
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+# Control of the step
 SAFETY = 0.9  # of the step controller
 MIN_FACTOR, MAX_FACTOR = 0.2, 10.0  # by which a step may change
 MIN_STEP = 1e-12  # units of time; a shorter step has underflowed
@@ -40,6 +41,7 @@ ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 
 class Solution(NamedTuple):
     """The state at the last time and what it cost."""
 
+    # Of each sample
     x: Tensor  # (B, C, H, W)
     evaluations: Tensor  # (B,) int64, velocity evaluations of each sample
 
@@ -49,6 +51,7 @@ def euler(velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
 
     `times` (N+1,) is the increasing grid, best in float64; one evaluation per step.
     """
+    # Equal steps for all
     grid, rows = times.tolist(), _all_rows(x)
     for t, t_next in pairwise(grid):
         x = x + (t_next - t) * velocity(x, _filled(x, t), rows)
@@ -60,6 +63,7 @@ def midpoint(velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
 
     `times` (N+1,) is the increasing grid, best in float64; two evaluations per step.
     """
+    # Equal steps for all
     grid, rows = times.tolist(), _all_rows(x)
     for t, t_next in pairwise(grid):
         h = t_next - t
@@ -73,6 +77,7 @@ def heun(velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
 
     `times` (N+1,) is the increasing grid, best in float64; two evaluations per step, the last too.
     """
+    # Equal steps for all
     grid, rows = times.tolist(), _all_rows(x)
     for t, t_next in pairwise(grid):
         h = t_next - t
@@ -87,6 +92,7 @@ def rk4(velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
 
     `times` (N+1,) is the increasing grid, best in float64; four evaluations per step.
     """
+    # Equal steps for all
     grid, rows = times.tolist(), _all_rows(x)
     for t, t_next in pairwise(grid):
         h, middle = t_next - t, _filled(x, (t + t_next) / 2)
@@ -168,9 +174,12 @@ def solve(
     grid, one after the other, as over the whole.
     Raises KeyError for another name, ArithmeticError if a step of an adaptive solver underflows.
     """
+    # Steps chosen by error
     if name in ADAPTIVE:
         start, stop = float(times[0]), float(times[-1])
         return ADAPTIVE[name](velocity, x, rtol, atol, start=start, stop=stop)
+
+    # Steps of the grid
     return FIXED_GRID[name](velocity, x, times)
 
 
@@ -185,6 +194,7 @@ def dopri5_step(
     `slope` is the velocity at (x, t): the last stage of one step is the first of the next. Returns
     the new x (order 5), the velocity there, and the difference to the solution of order 4.
     """
+    # Slopes of the stages
     slopes = [slope]
     wide_h = _wide(h.to(x.dtype), x)
     state = x
@@ -217,11 +227,16 @@ def _first_step(
     `tolerances` are rtol and atol, `interval` the first and last time. The trial step stays within
     the interval, since a velocity need not exist beyond it.
     """
+    # Scale of the errors
     (rtol, atol), (start, stop) = tolerances, interval
     scale = atol + rtol * x.abs()
     size, speed = _rms(x / scale).tolist(), _rms(slope / scale).tolist()
+
+    # A trial step
     trials = [min(stop - start, _trial_step(*norms)) for norms in zip(size, speed, strict=True)]
     trial = torch.tensor(trials, dtype=torch.float64, device=x.device)
+
+    # Curvature along it
     end = x + _wide(trial.to(x.dtype), x) * slope
     change = _rms((velocity(end, (start + trial).to(x.dtype), rows) - slope) / scale).tolist()
     steps = [_grown_step(*norms) for norms in zip(trials, speed, change, strict=True)]
@@ -238,6 +253,7 @@ def _grown_step(trial: float, speed: float, change: float) -> float:
 
     A velocity whose norm overflows gives 0.
     """
+    # A field at rest
     if trial == 0:
         return 0.0
     largest = max(speed, change / trial)
@@ -261,17 +277,19 @@ def _rms(values: Tensor) -> Tensor:
     adds depends on the number of rows. For the same reason powers are taken one row at a time in
     Python: a vectorised power may round differently at the end of an array.
     """
+    # Pairwise, for equal bits
     total = values.flatten(1).square()
     count = total.shape[1]
     while total.shape[1] > 1:
         total = F.pad(total, (0, total.shape[1] % 2))
-        left, right = total.chunk(2, dim=1)
-        total = left + right
+        evens, right = total.chunk(2, dim=1)
+        total = evens + right
     return (total[:, 0] / count).sqrt()
 
 
 def _combine(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
     """Weighted sum of the slopes, elementwise and in order; zero weights are left out."""
+    # In a fixed order
     terms = [w * slope for w, slope in zip(weights, slopes, strict=True) if w]
     total = terms[0]
     for term in terms[1:]:
