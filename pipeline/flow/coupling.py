@@ -36,6 +36,7 @@ def assign(x0: Tensor, x1: Tensor) -> np.ndarray:
     """
     from scipy.optimize import linear_sum_assignment  # half a second, which other couplings save
 
+    # Exact on any device
     noises, images = (x.cpu().double().flatten(1).numpy() for x in (x0, x1))
     rows, columns = linear_sum_assignment((images @ noises.T).round(DECIMALS), maximize=True)
     return columns[np.argsort(rows)]
@@ -82,11 +83,15 @@ def pairs(reader: Reader, config: Config, positions: np.ndarray) -> tuple[Tensor
     """
     # all that the positions and their groups draw
     train = config.train
+    # Images and labels
     grouped = train.coupling == "optimal_transport"
     drawn = whole_groups(positions, train.coupling_images) if grouped else positions
     x1, labels = load_batch(reader, drawn, train.flip)
+    # Noise of each
     index = moved(drawn, reader.device)
     x0 = draws.normal(train.seed, draws.TRAIN_NOISE, index, tuple(x1.shape[1:]))
+
+    # Independent noise
     if not grouped:
         return x0, x1, labels
 
@@ -94,7 +99,9 @@ def pairs(reader: Reader, config: Config, positions: np.ndarray) -> tuple[Tensor
     cells = drawn // train.coupling_images
     if config.pairs_within_classes:
         cells = cells * len(reader.pack.record.classes) + labels.cpu().numpy()
-    wanted = np.searchsorted(drawn, positions)
-    partners = assign_within(x0, x1, cells)[wanted]
-    kept = moved(wanted, reader.device)
-    return x0[moved(partners, reader.device)], x1[kept], labels[kept]
+
+    # Partners in the group
+    places = np.searchsorted(drawn, positions)
+    partners = assign_within(x0, x1, cells)[places]
+    rows = moved(places, reader.device)
+    return x0[moved(partners, reader.device)], x1[rows], labels[rows]

@@ -28,9 +28,11 @@ MOST_ROWS = 16  # named in one message
 class Batch:
     """x1 images, x0 noise (B,3,H,W) float32; t (B,) in [0,1]; labels (B,) with dropout applied."""
 
+    # The path
     x0: Tensor
     x1: Tensor
     t: Tensor
+    # Dropped at random
     labels: Tensor
 
 
@@ -84,13 +86,16 @@ class FlowMatching:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean squared error of the velocity at x_t (Lipman et al. 2023): a float32 scalar."""
+        # A point of the path
         layout = execution.memory_format(batch.x0.device)
         x_t = probability_path.interpolate(batch.x0, batch.x1, batch.t)
+        # Its velocity
         velocity = model(x_t.contiguous(memory_format=layout), batch.t, batch.labels)
         return probability_path.loss(velocity, batch.x0, batch.x1)
 
     def zeros(self, num: int, device: torch.device) -> Batch:
         """A batch of `num` black images without noise."""
+        # All of one size
         size = self.pack.record.resolution
         x = torch.zeros(num, 3, size, size, device=device)
         labels = torch.zeros(num, dtype=torch.int64, device=device)
@@ -107,6 +112,7 @@ class FlowMatching:
 
     def locate(self, positions: np.ndarray) -> str:
         """The rows of the pack at the positions, the first few by number."""
+        # The first few rows
         rows = rows_at(positions, self.config.train.seed, len(self.pack))
         shown = ", ".join(str(row) for row in rows[:MOST_ROWS])
         more = len(rows) - MOST_ROWS
@@ -119,8 +125,10 @@ class FlowMatching:
 
 def draw(reader: Reader, config: Config, positions: np.ndarray) -> Batch:
     """All that the given positions (B,) of the run see: a pure function of (seed, position)."""
+    # Images and noise
     train, seed, classes = config.train, config.train.seed, reader.pack.record.classes
     x0, x1, labels = coupling.pairs(reader, config, positions)
+    # Draws by position
     index = moved(positions, reader.device)
     uniform = draws.uniform(seed, draws.TIME, index)
     dropped = draws.uniform(seed, draws.LABEL_DROPOUT, index)
