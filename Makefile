@@ -81,7 +81,7 @@ bench: setup  ## measure against baselines, into results/benchmarks/ (BENCH=name
 PYTEST = OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 
 # These share network namespaces and the ports of a Slurm: one process runs them alone.
-APART = tests/launching/test_cluster.py tests/launching/test_nodes.py tests/reporting/test_pages.py
+APART = tests/launching/test_cluster.py tests/launching/test_nodes.py
 
 test: setup  ## the test suite, in one process per core (WORKERS=0: in this one; SLOW=1: all of it)
 	$(PYTEST) $(if $(SLOW),-m "" $(addprefix --ignore=,$(APART)))

@@ -1,5 +1,6 @@
 """Training over two machines, which are network namespaces of this one."""
 
+import os
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import torch
 
 from tests import nodes
 from tests.conftest import ROOT
+from tests.pages import commands, for_here
 from tests.test_train import outcome, words
 
 pytestmark = [
@@ -116,3 +118,28 @@ def test_with_restarts_a_machine_that_comes_back_is_waited_for(
     again = start(machines(2), 2, pack, out, *MEETING, "launch.max_restarts=2")
     assert (first.wait(200), again.wait(200)) == (0, 0), (out / "printed").read_text()
     assert same(outcome(out), alone)
+
+
+@pytest.mark.parametrize("command", commands("several-nodes"))
+def test_the_same_command_on_two_machines(
+    machines: Machines, pack: Path, tmp_path: Path, command: str
+) -> None:
+    """Lines of the page, with two processes on each machine instead of eight."""
+    small = {"PACK": str(pack), "experiment=imagenet": "experiment=tiny", "node1": "tn1"}
+    small |= {"--gpus 8": "--gpus 2", "-node=8": "-node=2"}
+    line = f"{for_here(command, small)} out={tmp_path}/out"
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    shell = ["env", f"PATH={path}", "OMP_NUM_THREADS=1", "bash", "-c", line]
+    runs = [
+        subprocess.Popen(
+            [*machines(k), *shell],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for k in (1, 2)
+    ]
+    printed = [run.communicate(timeout=200)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], printed
+    assert "train: 640 images" in "".join(printed)

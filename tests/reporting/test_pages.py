@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests import nodes
 from tests.conftest import ROOT
 from tests.pages import commands, for_here
 from tests.workflow.test_workflow import copy_code
@@ -93,30 +92,6 @@ def test_a_step_starts_by_hand(project: Path, command: str) -> None:
     assert ("pipeline.launching.torchrun" in done.stdout) == (
         "pipeline.launch" in command or "launcher" in command
     )
-
-
-@pytest.mark.parametrize("command", commands("several-nodes"))
-@pytest.mark.skipif(bool(nodes.missing()), reason=f"NOT TESTED: nodes need {nodes.missing()}")
-def test_the_same_command_on_two_machines(project: Path, tmp_path: Path, command: str) -> None:
-    """With two processes on each, in the place of eight."""
-    small = {"PACK": PACK, "experiment=imagenet": "experiment=tiny", "node1": "tn1"}
-    small |= {"--gpus 8": "--gpus 2", "-node=8": "-node=2"}
-    words = f"{for_here(command, small)} out={tmp_path}/out"
-    with nodes.nodes(2, tmp_path) as inside:
-        runs = [
-            subprocess.Popen(
-                [*inside(k), *("bash", "-c", words)],
-                cwd=project,
-                env=environment(PIPELINE_GPU_IDS="0,1", PIPELINE_LEASE_DIR=str(tmp_path / f"{k}")),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for k in (1, 2)
-        ]
-        printed = [run.communicate(timeout=200)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], printed
-    assert "train: 640 images" in "".join(printed)
 
 
 def test_anybodys_module_on_a_shared_machine(tmp_path: Path) -> None:
