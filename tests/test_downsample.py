@@ -22,6 +22,7 @@ from pipeline.config import paths
 from pipeline.images.sources import synsets
 from tests.array_sets import write_batches, write_cifar
 from tests.conftest import ROOT, resolved
+from tests.images.test_resample import rows_first
 
 
 def words(root: Path, *more: str) -> list[str]:
@@ -104,7 +105,8 @@ def test_rows_labels_and_record(photos: Path) -> None:
     files = sorted((photos / "train").rglob("*.JPEG"), key=lambda p: (p.parent.name, p.name))
     classes = sorted({file.parent.name for file in files})
     expected = [
-        np.asarray(Image.open(f).convert("RGB").resize((8, 8), Image.Resampling.BOX)) for f in files
+        np.asarray(rows_first(Image.open(f).convert("RGB"), (8, 8), Image.Resampling.BOX))
+        for f in files
     ]
     np.testing.assert_array_equal(images, expected)
     assert labels.tolist() == [classes.index(file.parent.name) for file in files]
@@ -191,6 +193,19 @@ def test_another_pack_is_not_overwritten(photos: Path) -> None:
     make(photos)
     with pytest.raises(UserError, match="has resolution 8, not 16"):
         make(photos, f"data.path={pack_of(photos)}", "data.resolution=16")
+
+
+def test_a_pack_of_another_order_is_kept_and_told(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = make(photos)[0]
+    file = pack_of(photos) / "manifest.json"
+    manifest = json.loads(file.read_text())
+    assert manifest.pop("order") == "rows first"
+    file.write_text(json.dumps(manifest))  # as versions wrote it that followed Pillow 13
+    capsys.readouterr()
+    assert make(photos)[0] == record
+    assert "filtered the columns of tall images first, and is kept" in capsys.readouterr().out
 
 
 # --- bad input ---------------------------------------------------------------------------------

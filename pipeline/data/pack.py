@@ -84,6 +84,7 @@ class Manifest(Record):
     ignored_images: int = 0  # of them, those that hold images all the same; 0 in old files too
     left_out: list[LeftOut]
     sizes: Sizes | None = None  # None in old files
+    order: str | None = None  # of the axes that are filtered; None: columns first in tall images
     versions: dict[str, str]  # of everything that may change a pixel
 
 

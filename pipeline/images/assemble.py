@@ -22,6 +22,7 @@ from pipeline.config.stages import stage_keys
 from pipeline.data.pack import Hashes, LeftOut, Manifest, Sizes
 from pipeline.images.checks import check_expected, check_ignored, check_left_out
 from pipeline.images.decode import TRAITS, versions
+from pipeline.images.resample import ORDER
 from pipeline.images.sources.base import Source
 from pipeline.images.spool import Spool
 
@@ -73,6 +74,7 @@ def assemble(spool: Spool, source: Source, config: Config) -> Manifest:
         ignored_images=source.ignored.num_images,
         left_out=images.left_out,
         sizes=sizes_of(images.sizes),
+        order=ORDER,
         versions=versions(),
     )
 

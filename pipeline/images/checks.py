@@ -10,9 +10,15 @@ from pipeline.base.npy import load_npy
 from pipeline.config.schema import Config
 from pipeline.data.pack import LeftOut, Manifest
 from pipeline.images.formats import IMAGE_SUFFIXES
+from pipeline.images.resample import ORDER
 from pipeline.images.walk import listed
 
 NAMED = 20  # files that an error names
+ARRAYS = ("batches", "cifar")  # kinds of image sets whose square pixels no order changes
+OTHER_ORDER = (
+    "downsample: note: it was made by an earlier version, which filtered the columns of tall "
+    "images first, and is kept: a pack that is made anew has other pixels there"
+)
 MAKE_AGAIN = "downsample: the pack in {} is damaged ({}): making it again"
 
 # --- checks ------------------------------------------------------------------------------------
@@ -122,6 +128,8 @@ def existing_pack(folder: Path, config: Config) -> Manifest | None:
     check_left_out(config, folder, manifest.left_out, manifest.per_class)
     check_ignored(config, folder, manifest.ignored_images, [])
     print(f"downsample: the pack in {folder} is there and whole, only its record is written")
+    if manifest.order != ORDER and manifest.kind not in ARRAYS:
+        print(OTHER_ORDER)
     return manifest
 
 

@@ -23,6 +23,7 @@ from pipeline.images.checks import (
     existing_pack,
 )
 from pipeline.images.decode import versions
+from pipeline.images.resample import ORDER
 from pipeline.images.sources.base import Item, Source, Span, Stretch
 from pipeline.images.sources.opening import open_source
 from pipeline.images.spool import Spool
@@ -99,7 +100,7 @@ def spool_header(config: Config, source: Source) -> dict[str, object]:
     pixels = {name: version for name, version in versions().items() if name != "python"}
     header: dict[str, object] = {"kind": source.kind, "place": str(source.place)}
     header |= {"resolution": config.data.resolution, "recipe": config.data.recipe}
-    return header | {"versions": pixels}
+    return header | {"versions": pixels, "order": ORDER}
 
 
 # --- decoding into the spool ---------------------------------------------------------------------

@@ -10,22 +10,23 @@ from PIL import Image
 
 from pipeline.config.schema import Data
 from pipeline.images.recipes import MAX_PIXELS, RECIPES, shrink, shrink_halved
+from tests.images.test_resample import rows_first
 
 SIZES = st.tuples(st.integers(1, 90), st.integers(1, 90))
 
 
 def squashed(image: Image.Image, res: int) -> Image.Image:
-    return image.resize((res, res), Image.Resampling.BOX)
+    return rows_first(image, (res, res), Image.Resampling.BOX)
 
 
 def dhariwal_nichol(image: Image.Image, res: int) -> Image.Image:
     width, height = image.size
     while min(width, height) >= 2 * res:
         width, height = width // 2, height // 2
-        image = image.resize((width, height), Image.Resampling.BOX)
+        image = rows_first(image, (width, height), Image.Resampling.BOX)
     scale = res / min(width, height)
     pixels = np.asarray(
-        image.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+        rows_first(image, (round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
     )
     top, left = (pixels.shape[0] - res) // 2, (pixels.shape[1] - res) // 2
     return Image.fromarray(np.ascontiguousarray(pixels[top : top + res, left : left + res]))
@@ -38,7 +39,7 @@ def karras(image: Image.Image, res: int) -> Image.Image:
         (height - side) // 2 : (height + side) // 2, (width - side) // 2 : (width + side) // 2
     ]
     square = Image.fromarray(np.ascontiguousarray(pixels))
-    return square.resize((res, res), Image.Resampling.LANCZOS)
+    return rows_first(square, (res, res), Image.Resampling.LANCZOS)
 
 
 ORACLES = {"box": squashed, "adm": dhariwal_nichol, "edm": karras}
