@@ -10,9 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+# Shape of the input
 PATCH = 14  # px
 IMAGE = 224  # px along each axis of the images whose features are compared
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the colours, in [0,1]
+# Shape of the network
 TRAINED = 37  # patches along each axis of the images that it was trained on
 EPSILON = 1e-6  # of the layer norms
 SHAPES = {384: (12, 6), 768: (12, 12), 1024: (24, 16)}  # width -> blocks, heads
@@ -39,6 +41,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        # Queries, keys and values
         parts = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = nn.functional.scaled_dot_product_attention(*parts.unbind(0))  # (B,heads,T,C/heads)
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
@@ -94,9 +97,11 @@ class DinoV2(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         blocks, heads = SHAPES[width]
+        # Tokens
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + TRAINED**2, width))
         self.mask_token = nn.Parameter(torch.zeros(1, width))  # in the files; not used here
+        # Layers
         self.patch_embed = Patches(width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(blocks))
         self.norm = nn.LayerNorm(width, EPSILON)
@@ -106,19 +111,24 @@ class DinoV2(nn.Module):
 
         They scale by (side + 0.1) / 37, which is not quite the ratio of the sizes.
         """
-        first, rest = self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        # Class token stays apart
+        first, patches = self.pos_embed[:, :1], self.pos_embed[:, 1:]
         if side == TRAINED:
             return self.pos_embed
-        square = rest.unflatten(1, (TRAINED, TRAINED)).permute(0, 3, 1, 2)
+
+        # Resize the square
+        square = patches.unflatten(1, (TRAINED, TRAINED)).permute(0, 3, 1, 2)
         scale = (side + 0.1) / TRAINED
         resized = nn.functional.interpolate(square, scale_factor=(scale, scale), mode="bicubic")
         return torch.cat([first, resized.flatten(2).transpose(1, 2)], 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Class token (B,C) of normalised square images (B,3,H,H), H a multiple of 14 px."""
+        # Patches and class token
         tokens = self.patch_embed(x)
         tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], 1)
         tokens = tokens + self.positions(x.shape[-1] // PATCH)
+        # Through the blocks
         for block in self.blocks:
             tokens = block(tokens)
         out: Tensor = self.norm(tokens)[:, 0]
@@ -132,6 +142,7 @@ class DinoV2Features(nn.Module):
     """
 
     def __init__(self, model: DinoV2, resize: Callable[..., Tensor]) -> None:
+        # Colours of the training
         super().__init__()
         self.model, self.resize = model, resize
         self.mean, self.std = (

@@ -18,15 +18,22 @@ class Evaluated(NamedTuple):
 
 def evaluate(work: Work) -> Evaluated | None:
     """Score the images of `work` on all its ranks; the result is on rank 0, elsewhere None."""
+    # Parts of the bracket
     inputs, extractor, settings = work.inputs, work.extractor, work.config.evaluate
     parts = split(len(inputs.images), len(inputs.real), settings.seed) if inputs.real else None
     why_not = why_no_accuracy(inputs, parts)
+
+    # Features of all images
     measured, accuracy, neighbours = measure(work, parts, not why_not)
     if not work.group.first:
         return None
+
+    # For the reader
     notes = notes_on(inputs, extractor, settings, parts)
     if why_not and inputs.classes:
         notes.append(why_not)
+
+    # The record
     scores = ImagesEvaluation(
         metrics=all_scores(measured, extractor, settings),
         class_accuracy=accuracy_record(accuracy) if accuracy else None,
@@ -40,6 +47,7 @@ def evaluate(work: Work) -> Evaluated | None:
 
 def accuracy_record(accuracy: Accuracy) -> ClassAccuracy:
     """The class accuracy of the samples with that of real images (`floor`)."""
+    # With its floor
     shares, num = accuracy.samples.shares(), int(accuracy.samples.counts[0].sum())
     return ClassAccuracy(
         overall=shares.overall,

@@ -34,12 +34,15 @@ LOGITS = 1008  # classes of the Inception network
 class Extractor:
     """A network with its weights, and what its scores are called."""
 
+    # Its names
     name: str  # as in evaluate.extractor
     label: str  # suffix of the metrics' names; empty for the network of the published FID
     title: str  # for people
+    # Its weights
     weights_sha256: str
     known_weights: bool  # whether the file is a published one
     has_logits: bool
+    # Its network
     width: int  # of the features
     network: nn.Module
     device: torch.device
@@ -50,8 +53,10 @@ class Extractor:
 
         Raises UserError if the network gives infinities or NaN.
         """
+        # Channels first
         images = torch.from_numpy(np.array(batch)).permute(0, 3, 1, 2).to(self.device)
         features, *logits = self.network(images)
+        # Broken weights show here
         if not torch.isfinite(features).all():
             raise OneRankError(
                 f"the features of {self.name} are not finite: replace its weights file"
@@ -71,8 +76,10 @@ class Kind(WeightsSources):
     those of the network.
     """
 
+    # For people
     title: str
     label: str
+    # For the network
     layers: tuple[str, ...]  # of torch-fidelity: the features, then the logits if there are any
     width: int
     build: Callable[["Kind", State], nn.Module]
@@ -80,9 +87,11 @@ class Kind(WeightsSources):
 
 def build_by_torch_fidelity(kind: Kind, state: State) -> nn.Module:
     """The extractor of torch-fidelity, given the tensors of `state` as a file."""
+    # Weights as a file
     copy = io.BytesIO()
     torch.save(state, copy)
     copy.seek(0)
+    # The network around them
     network: nn.Module = load_torch_fidelity().utils.create_feature_extractor(
         kind.name,
         list(kind.layers),
@@ -105,6 +114,7 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         """Features (B,1280) of uint8 (B,3,H,W)."""
+        # Size it was trained on
         resized = nn.functional.interpolate(
             images.float(), (self.SIZE, self.SIZE), mode="bilinear", align_corners=False
         )
@@ -113,8 +123,10 @@ class EfficientNetLite0(nn.Module):
 
 def build_dinov2(kind: Kind, state: State) -> nn.Module:
     """DINOv2 of the width of `kind`, on images resized by torch-fidelity."""
+    # The network
     network = DinoV2(kind.width)
     network.load_state_dict(state)
+    # The resizing
     resizing = load_torch_fidelity().interpolate_compat_tensorflow
     return DinoV2Features(network, resizing.interpolate_bilinear_2d_like_tensorflow1x)
 
@@ -123,6 +135,7 @@ def build_dinov2(kind: Kind, state: State) -> nn.Module:
 
 
 def _dinov2(size: str, width: int, sha256: str) -> Kind:
+    # Names of the file
     model = f"dinov2_vit{size}14"
     file = f"{model}_pretrain.pth"
     return Kind(
@@ -217,6 +230,7 @@ def place(kind: Kind, state: State, file: WeightsFile, device: torch.device) -> 
 
     Raises UserError if names or shapes in `state` are not the network's.
     """
+    # Names and shapes fit
     try:
         network = kind.build(kind, state).eval().requires_grad_(False)
     except (RuntimeError, KeyError, IndexError) as error:

@@ -36,11 +36,15 @@ def declare_operators() -> bool:
     Does nothing if torchvision is absent, already imported, or able to load its operators.
     Calling it again changes nothing.
     """
+    # Ours or already there
     if _declared or "torchvision" in sys.modules:
         return bool(_declared)
+    # A library that loads
     spec = importlib.util.find_spec("torchvision")  # does not import it
     if spec is None or not spec.submodule_search_locations or _library_loads(spec):
         return False
+
+    # Fake the missing ones
     missing = [name for name in OPERATORS if not hasattr(torch.ops.torchvision, name)]
     if missing:
         _declared.append(torch.library.Library("torchvision", "FRAGMENT"))
@@ -51,10 +55,12 @@ def declare_operators() -> bool:
 
 def _library_loads(package: ModuleSpec) -> bool:
     """Whether torchvision's compiled operators can be loaded; they stay loaded if so."""
+    # The compiled part
     folder = (package.submodule_search_locations or [""])[0]
     library = FileFinder(folder, (ExtensionFileLoader, EXTENSION_SUFFIXES)).find_spec("_C")
     if library is None or library.origin is None:
         return False
+    # Loading shows it
     try:
         torch.ops.load_library(library.origin)
     except (ImportError, OSError):

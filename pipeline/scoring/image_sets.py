@@ -25,9 +25,11 @@ KEYS = ("arr_0", "images")  # of the images in an .npz, as ADM's samplers and ot
 class ImageSet:
     """`num` images of one size, read when they are asked for."""
 
+    # Size of the set
     name: str  # for people
     num: int
     size: tuple[int, int]  # height and width, px
+    # Its content
     read: Callable[[np.ndarray], np.ndarray]  # rows (B,) int64 -> uint8 (B,H,W,3)
     notes: tuple[str, ...] = ()  # what a reader of its scores should know
 
@@ -37,6 +39,7 @@ class ImageSet:
 
 def of_array(name: str, images: np.ndarray) -> ImageSet:
     """The set in an array; raises UserError unless it is uint8 (N,H,W,3)."""
+    # Three colours of bytes
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise UserError(
             f"{name} holds {images.dtype} {images.shape}: give images as uint8 (N,H,W,3)"
@@ -50,10 +53,12 @@ def open_images(path: Path) -> ImageSet:
 
     Raises UserError if there are none, or they are of several sizes.
     """
+    # Folders
     if path.is_dir() and (path / "images.npy").exists():
         return of_array(str(path), load_npy(path / "images.npy"))
     if path.is_dir():
         return of_files(path)
+    # Arrays
     if path.suffix == ".npy":
         return of_array(str(path), load_npy(path))
     if path.suffix == ".npz":
@@ -69,9 +74,12 @@ def read_labels(path: Path, num: int, num_classes: int) -> np.ndarray | None:
 
     Raises UserError if the file is missing or holds other values.
     """
+    # Labels without classes
     labels = load_npy(path)
     if labels.shape == (num,) and (labels == -1).all():
         return None
+
+    # One per image
     fits = labels.shape == (num,) and np.issubdtype(labels.dtype, np.integer)
     if not fits or labels.min() < 0 or labels.max() >= num_classes:
         raise UserError(f"{path} does not hold {num} labels of {num_classes} classes: sample again")
@@ -97,9 +105,9 @@ def of_files(folder: Path) -> ImageSet:
     sizes, or if other files hold images too.
     """
     # Files by their names
-    names, others = walk(folder)
+    names, other_files = walk(folder)
     ignored = Ignored()
-    ignored.add_files(folder, others)
+    ignored.add_files(folder, other_files)
     check_ignored(folder, ignored)
     if not names:
         raise UserError(
@@ -130,14 +138,17 @@ def check_ignored(folder: Path, ignored: Ignored) -> None:
 
 def notes_on_files(folder: Path, headers: list[Header], ignored: Ignored) -> Iterator[str]:
     """Notes on what a folder holds beside plain images without loss."""
+    # Lossy images
     num, jpegs = len(headers), sum(header.is_jpeg for header in headers)
     if jpegs:
         yield (
             f"{jpegs:,} of the {num:,} images of {folder} are JPEGs: their compression changes the "
             "distances, so that only sets of the same format can be compared"
         )
+    # Transparent images
     if alphas := sum(header.has_alpha for header in headers):
         yield f"{alphas:,} of the {num:,} images of {folder} have transparency, which is dropped"
+    # Other files
     if ignored.num:
         names = listed(ignored.names, ignored.num)
         yield f"{ignored.num:,} files of {folder} are not images and are not scored: {names}"
@@ -145,6 +156,7 @@ def notes_on_files(folder: Path, headers: list[Header], ignored: Ignored) -> Ite
 
 def read_header_of(file: Path) -> Header:
     """The header of an image file; raises UserError if it cannot be read or scored."""
+    # Only the header
     try:
         with Image.open(file, formats=FORMATS) as image:
             size, is_jpeg = (image.height, image.width), image.format in ("JPEG", "MPO")
@@ -152,6 +164,8 @@ def read_header_of(file: Path) -> Header:
     except Exception as error:  # Pillow raises many kinds, for damaged files and for huge ones
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         raise UserError(f"{file} is not a readable image{reason}: replace or remove it") from error
+
+    # Too deep for scores
     if deep:
         raise UserError(f"{file} has {DEEP_PROBLEM}: convert it to 8 first")
     return header
@@ -159,6 +173,7 @@ def read_header_of(file: Path) -> Header:
 
 def decode(files: list[Path], rows: np.ndarray) -> np.ndarray:
     """Images uint8 (B,H,W,3) of some of the files; raises UserError if one is damaged."""
+    # In the order asked
     images = []
     for row in rows:
         try:
@@ -179,6 +194,7 @@ def npz_images(path: Path) -> np.ndarray | None:
 
     Raises UserError if the file is missing or damaged.
     """
+    # By a known key
     try:
         with zipfile.ZipFile(path) as archive:
             names = [key for key in KEYS if f"{key}.npy" in archive.namelist()]
@@ -187,6 +203,7 @@ def npz_images(path: Path) -> np.ndarray | None:
             member = archive.getinfo(f"{names[0]}.npy")
             if member.compress_type == zipfile.ZIP_STORED:
                 return mapped(path, archive, member)
+        # Compressed arrays
         with np.load(path, allow_pickle=False) as data:
             images: np.ndarray = data[names[0]]
             return images
@@ -202,11 +219,14 @@ def mapped(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.
     Its bytes begin after the zip's local header: 30 bytes, of which the last four give the lengths
     of the name and the extra field that follow (APPNOTE.TXT 4.3.7).
     """
+    # The array's header
     with archive.open(member) as stream:
         shape, fortran_order, dtype = read_header(stream)
         header_bytes = stream.tell()
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
+
+    # The data behind it
     with path.open("rb") as raw:
         raw.seek(member.header_offset + 26)
         lengths = np.frombuffer(raw.read(4), "<u2").astype(int)

@@ -25,12 +25,15 @@ STATISTICS = (".npz", ".pkl")
 class Inputs:
     """The two sides of a comparison."""
 
+    # The images
     images: ImageSet
     labels: np.ndarray | None  # of the images, int64 (N,)
     how: dict[str, Any]  # how the images were made: their sample.json, whoever wrote it
+    # The real side
     real: ImageSet | None  # None: there are only statistics of them
     real_labels: np.ndarray | None
     classes: list[str]  # names in label order; empty if they are not known
+    # The statistics
     reference: Reference | None  # None: the statistics are those of `real`, still to be made
     about: ReferenceAbout  # the reference's part of the protocol
     notes: list[str]
@@ -47,25 +50,27 @@ def read_inputs(
     `across` names the pack if it is not the one that the samples' model was trained on.
     """
     # The pack's record and its statistics
-    known = Record.read(record)
+    pack_about = Record.read(record)
     statistics = load_reference(reference)
-    check_reference(statistics, known, config.evaluate.extractor, reference)
+    check_reference(statistics, pack_about, config.evaluate.extractor, reference)
     # Samples
     images = of_array(f"samples {samples}", load_npy(samples / "images.npy"))
-    check_sizes(images, (known.resolution,) * 2)
+    check_sizes(images, (pack_about.resolution,) * 2)
     how, data = read_about(samples)
-    notes = check_same_data(data, known.name, known.sha256.images, samples, across)
+    notes = check_same_data(data, pack_about.name, pack_about.sha256.images, samples, across)
     labels = None
-    if not notes or (data and data.classes == known.classes):
-        labels = labels_beside(samples, len(images), len(known.classes))
+    if not notes or (data and data.classes == pack_about.classes):
+        labels = labels_beside(samples, len(images), len(pack_about.classes))
     # Real images
-    pack = open_pack(pack_folder(config), known)
+    pack = open_pack(pack_folder(config), pack_about)
     check_numbers(config.evaluate, len(images), len(pack))
-    data_keys = {key: getattr(known, key) for key in ("source", "resolution", "recipe")}
+    data_keys = {key: getattr(pack_about, key) for key in ("source", "resolution", "recipe")}
     about = ReferenceAbout(**data_keys, **counts_of(statistics))
     real = of_array("pack", pack.images)
     notes += notes_on_origin(statistics, reference, config.evaluate.extractor)
-    return Inputs(images, labels, how, real, pack.labels, known.classes, statistics, about, notes)
+    return Inputs(
+        images, labels, how, real, pack.labels, pack_about.classes, statistics, about, notes
+    )
 
 
 def read_about(samples: Path) -> tuple[dict[str, Any], DataAbout | None]:
@@ -73,6 +78,7 @@ def read_about(samples: Path) -> tuple[dict[str, Any], DataAbout | None]:
 
     The data are None if another program wrote the file. Raises UserError if it is not a mapping.
     """
+    # How they were made
     how = read_json(samples / "sample.json")
     if not isinstance(how, dict):
         raise UserError(
@@ -120,15 +126,20 @@ def check_same_data(
     would measure the recipes; if `across` names the pack it is allowed, and a note is returned.
     Samples that do not say what they were trained on (another program's) are taken as they are.
     """
+    # Consent to compare packs
     if across not in (None, pack):
         raise UserError(f"across={across} is not the reference's pack: give across={pack}")
     if trained is None or (trained.sha256 and trained.sha256.images == sha256):
         return []
+
+    # Imported weights need a pack
     if trained.sha256 is None:
         raise UserError(
             f"samples {samples} are of imported weights that do not name their pack: import them "
             "again with data.path=PACK (or record=FILE), and sample again"
         )
+
+    # Two different packs
     training = f"{trained.name} ({trained.sha256.images[:8]}…)"
     reference = f"{pack} ({sha256[:8]}…)"
     if across is None:
@@ -166,8 +177,8 @@ def check_same_recipe(images: Record, pack: str, path: Path, across: str | None)
 def check_reference(reference: Reference, record: Record, extractor: str, path: Path) -> None:
     """Raise UserError if the reference says that it is of another pack or extractor."""
     check_extractor(reference, extractor, path)
-    known = {"pack_sha256": record.sha256.images, "num_images": record.num_images}
-    if any(getattr(reference, k) not in (None, v) for k, v in known.items()):
+    expected = {"pack_sha256": record.sha256.images, "num_images": record.num_images}
+    if any(getattr(reference, k) not in (None, v) for k, v in expected.items()):
         raise UserError(
             f"reference {path} is of pack {str(reference.pack_sha256)[:8]}… "
             f"({reference.num_images:,} images), not of {record.sha256.images[:8]}… "
@@ -177,6 +188,7 @@ def check_reference(reference: Reference, record: Record, extractor: str, path: 
 
 def check_extractor(reference: Reference, extractor: str, path: Path) -> None:
     """Raise UserError if the statistics are not those of `extractor`'s features."""
+    # Width tells the network
     width = KINDS[extractor].width
     if reference.extractor not in (None, extractor) or len(reference.mu) != width:
         by = reference.extractor or f"a network with {len(reference.mu):,} features"
@@ -201,8 +213,11 @@ def check_numbers(settings: Settings, num_samples: int, num_real: int | None) ->
 
     `num_real` is None if there are only statistics of the real images.
     """
+    # Images on each side
     num = num_samples if num_real is None else min(num_samples, num_real // 2)
     neighbours = settings.prc_neighbourhood if "prc" in settings.metrics else 1
+
+    # Enough for each metric
     if num_real is not None and num <= neighbours:
         raise UserError(
             f"{num_samples} samples and {num_real} real images give {num} on each side, but more "
@@ -250,11 +265,13 @@ def read_any(config: Config, path: Path, reference: Path, across: str | None) ->
     if (home(path) / "sample.json").is_file():
         how, data = read_about(home(path))
     # Origin of both sides
-    record, other = pack_record(home(reference)), pack_record(home(path))
+    record, images_record = pack_record(home(reference)), pack_record(home(path))
     sha256 = record.sha256.images if record else statistics and statistics.pack_sha256
     name = record.name if record else (statistics and statistics.data) or reference.name
     notes = check_same_data(data if sha256 else None, name, str(sha256), path, across)
-    notes += check_same_recipe(other, name, path, across) if other and sha256 else []
+    notes += (
+        check_same_recipe(images_record, name, path, across) if images_record and sha256 else []
+    )
     notes += notes_on_origin(statistics, reference, config.evaluate.extractor) if statistics else []
     notes += [*images.notes, *(real.notes if real else ())]
     check_numbers(config.evaluate, len(images), len(real) if real else None)
@@ -275,8 +292,11 @@ def home(path: Path) -> Path:
 
 def open_reference(path: Path) -> tuple[Reference | None, ImageSet | None]:
     """The statistics and the images that a reference has; raises UserError if it has neither."""
+    # Images alone
     if path.is_dir() or path.suffix not in STATISTICS:
         return None, open_images(path)
+
+    # Statistics, perhaps with images
     images = npz_images(path) if path.suffix == ".npz" else None
     real = None if images is None else of_array(f"reference {path}", images)
     if real and not has_statistics(path):

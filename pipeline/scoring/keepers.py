@@ -26,15 +26,17 @@ Read = Callable[[np.ndarray], np.ndarray]  # rows (B,) int64 of a set -> images 
 class Batch:
     """Features of some images of a set, on the extractor's device."""
 
+    # Which images
     rows: np.ndarray  # (B,) int64: which images of the set
+    # What they became
     features: Tensor  # (B,D) float32
     logits: Tensor | None  # (B,K) float32
 
-    def only(self, wanted: np.ndarray) -> "Batch":
-        """The images for which `wanted` (B,) bool is true."""
-        mask = torch.from_numpy(wanted).to(self.features.device)
+    def only(self, selection: np.ndarray) -> "Batch":
+        """The images for which `selection` (B,) bool is true."""
+        mask = torch.from_numpy(selection).to(self.features.device)
         logits = None if self.logits is None else self.logits[mask]
-        return Batch(self.rows[wanted], self.features[mask], logits)
+        return Batch(self.rows[selection], self.features[mask], logits)
 
 
 class Keeper(Protocol):
@@ -47,17 +49,19 @@ class Keeper(Protocol):
         """Called once by all ranks, after the last batch."""
 
 
-def batches(num: int, size: int, what: str, seconds: float, group: Ranks) -> Iterator[slice]:
+def batches(num: int, size: int, title: str, seconds: float, group: Ranks) -> Iterator[slice]:
     """This rank's slices of 0 … num-1, of `size` each: every world-th.
 
     Rank 0 prints a progress line at most every `seconds` seconds, and one at the end.
     """
-    progress = Progress(what, num, seconds)
+    # Ranks take turns
+    progress = Progress(title, num, seconds)
     stride = size * group.world
     for start in range(0, num, stride):
         first = start + group.rank * size
         if first < num:
             yield slice(first, min(first + size, num))
+        # Progress of all ranks
         done = min(start + stride, num)
         if group.first and (done == num or progress.due()):
             progress.show(done)
@@ -67,16 +71,18 @@ def stream(
     extractor: Extractor,
     runtime: Runtime,
     group: Ranks,
-    what: str,
+    title: str,
     rows: np.ndarray,
     read: Read,
     keepers: Sequence[Keeper],
 ) -> None:
     """Show the features of the images `rows` (N,) int64 of a set to all `keepers`."""
-    for part in batches(len(rows), runtime.feature_batch, what, runtime.progress_seconds, group):
+    # Batch by batch
+    for part in batches(len(rows), runtime.feature_batch, title, runtime.progress_seconds, group):
         features, logits = extractor.features(read(rows[part]))
         for keeper in keepers:
             keeper.add(Batch(rows[part], features, logits))
+    # Parts of all ranks
     for keeper in keepers:
         keeper.finish(group)
 
@@ -113,6 +119,7 @@ class Moments:
 
     def update(self, features: Tensor) -> None:
         """Add features (B,D), B >= 0."""
+        # Float64 against rounding
         x = features.to(self.total)
         self.num += len(x)
         self.total += x.sum(0)
@@ -128,11 +135,11 @@ class Moments:
         self.total = group.sum(self.total)
         self.outer = group.sum(self.outer)
 
-    def include(self, other: "Moments") -> None:
+    def include(self, moments: "Moments") -> None:
         """Add the sums of another part of the set; both are finished."""
-        self.num += other.num
-        self.total += other.total
-        self.outer += other.outer
+        self.num += moments.num
+        self.total += moments.total
+        self.outer += moments.outer
 
     @property
     def mu(self) -> np.ndarray:
@@ -163,6 +170,7 @@ class Held:
 
     def finish(self, group: Ranks) -> None:
         """On rank 0, put the features of all ranks in the order of their rows."""
+        # From every rank
         rows = group.gather(torch.from_numpy(np.concatenate(self.rows)))
         parts = group.gather(torch.cat(self.parts))
         self.parts = self.parts[:1]
@@ -216,6 +224,7 @@ class Hits:
 
     def add(self, batch: Batch) -> None:
         """Count a batch."""
+        # Nearest mean of each
         labels = self.labels[batch.rows]
         hits = torch.cdist(batch.features.double(), self.means).argmin(1).cpu() == labels
         for count, counted in zip(self.counts, (labels, labels[hits]), strict=True):
@@ -255,8 +264,10 @@ class InceptionScore:
 
     def add(self, batch: Batch) -> None:
         """Add the softmax of a batch's logits to the sums of its splits."""
+        # Splits of the batch
         assert batch.logits is not None
         split = torch.from_numpy(self.split[batch.rows]).to(self.total.device)
+        # Sums by split
         p = batch.logits.double().softmax(1)
         self.total.index_add_(0, split, p)
         log = batch.logits.double().log_softmax(1)
@@ -268,7 +279,9 @@ class InceptionScore:
 
     def score(self) -> tuple[float, float]:
         """Mean and standard deviation over the splits."""
+        # The mean's entropy
         mean = self.total.cpu() / self.counts.unsqueeze(1)
         entropy = torch.special.xlogy(mean, mean).sum(1)
+        # Over the splits
         scores = (self.negative.cpu() / self.counts - entropy).exp()
         return float(scores.mean()), float(scores.std(correction=0))

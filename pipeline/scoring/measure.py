@@ -61,15 +61,17 @@ class Parts(NamedTuple):
 class Work:
     """The things that every pass over images needs."""
 
+    # What is compared
     inputs: Inputs
     extractor: Extractor
+    # How and where
     config: Config
     group: Ranks
 
-    def show(self, what: str, rows: np.ndarray, read: Read, *keepers: Keeper | None) -> None:
+    def show(self, title: str, rows: np.ndarray, read: Read, *keepers: Keeper | None) -> None:
         """Show the features of the images `rows` to the keepers that are not None."""
         needed = [keeper for keeper in keepers if keeper is not None]
-        stream(self.extractor, self.config.runtime, self.group, what, rows, read, needed)
+        stream(self.extractor, self.config.runtime, self.group, title, rows, read, needed)
 
     def features(self, rows: np.ndarray, images: ImageSet) -> Tensor:
         """Features (Q,D) of a few images, by every rank for itself."""
@@ -87,14 +89,17 @@ class Work:
         Features are held if evaluate.metrics names one of `scores`.
         """
         held = Held(mask(rows[:HELD], total), self.extractor.width)
-        wanted = scores & set(self.config.evaluate.metrics)
-        return Side(self.moments(), held if wanted else None)
+        metrics = scores & set(self.config.evaluate.metrics)
+        return Side(self.moments(), held if metrics else None)
 
     def inception(self) -> InceptionScore | None:
         """An empty Inception score of the samples; None if it is not asked for or possible."""
+        # Only if possible
         settings = self.config.evaluate
         if "isc" not in settings.metrics or not self.extractor.has_logits:
             return None
+
+        # Sums still at zero
         num, device = len(self.inputs.images), self.extractor.device
         return InceptionScore(num, LOGITS, settings.isc_splits, settings.seed, device)
 
@@ -119,9 +124,12 @@ def noise_images(rows: np.ndarray, size: tuple[int, int], seed: int) -> np.ndarr
 
 def why_no_accuracy(inputs: Inputs, parts: Parts | None) -> str:
     """Why there is no class accuracy: labels are missing or a class does not occur; else empty."""
+    # Labels are missing
     if inputs.labels is None or inputs.real_labels is None or parts is None:
         whose = "samples" if inputs.labels is None else "real images"
         return f"class accuracy is left out: the {whose} have no labels"
+
+    # Classes are missing
     sides = {
         "real images of part B": inputs.real_labels[parts.b],
         "samples": inputs.labels,
@@ -139,6 +147,7 @@ def measure(work: Work, parts: Parts | None, classes: bool) -> Result:
 
     `parts` is None without real images; `classes`: whether there can be an accuracy.
     """
+    # Only statistics to compare
     if parts is None or work.inputs.real is None:
         everything, inception = work.moments(), work.inception()
         images = work.inputs.images
@@ -146,6 +155,7 @@ def measure(work: Work, parts: Parts | None, classes: bool) -> Result:
         reference = work.inputs.reference
         assert reference is not None
         return Result(Measured(everything, reference, None, inception), None, None)
+    # With real images
     return measure_bracket(work, work.inputs.real, parts, classes)
 
 
@@ -193,9 +203,11 @@ def hits_of(labels: np.ndarray | None, means: ClassMeans | None) -> Hits | None:
 
 def whole(work: Work, real: ImageSet, parts: Parts, side_a: Side, side_b: Side) -> Reference:
     """Statistics of all real images: those of neither part are streamed, and the parts added."""
-    rest = np.flatnonzero(~mask(np.concatenate([parts.a, parts.b]), len(real)))
+    # Rows outside the parts
+    remainder = np.flatnonzero(~mask(np.concatenate([parts.a, parts.b]), len(real)))
     moments = work.moments()
-    work.show("real images, rest", rest, real.read, moments)
+    work.show("real images, rest", remainder, real.read, moments)
+    # Sums add up
     moments.include(side_a.moments)
     moments.include(side_b.moments)
     return Reference(moments.mu, moments.sigma, moments.num)
@@ -205,9 +217,11 @@ def measure_samples(
     work: Work, chosen: np.ndarray, hits: Hits | None
 ) -> tuple[Moments, Side, InceptionScore | None]:
     """Moments of all samples, the side of the chosen ones, and the Inception score."""
+    # Empty sums
     images, everything = work.inputs.images, work.moments()
     total = len(images)
     side, inception = work.side(chosen, total, {"kid", "prc"}), work.inception()
+    # One pass over all
     part = Only(mask(chosen, total), side.moments) if len(chosen) < total else None
     rows = np.arange(total)
     work.show("samples", rows, images.read, everything, part, side.held, hits, inception)
@@ -216,8 +230,10 @@ def measure_samples(
 
 def measure_noise(work: Work, num: int) -> Side:
     """The side of uniform noise; empty if neither Fréchet nor kernel distance is asked for."""
+    # Empty sums
     size, seed = work.inputs.images.size, work.config.evaluate.seed
     side = work.side(np.arange(num), num, {"kid"})
+    # Only if needed
     if {"fid", "kid"} & set(work.config.evaluate.metrics):
         rows = np.arange(num)
         work.show("noise", rows, lambda part: noise_images(part, size, seed), *side.keepers)
@@ -228,17 +244,22 @@ class Search:
     """The running search for the neighbours of a few samples, and of a few images of part A."""
 
     def __init__(self, work: Work, real: ImageSet, rows_a: np.ndarray) -> None:
+        # Samples to search for
         inputs = work.inputs
         self.rows, self.num = queries(inputs.labels, len(inputs.images)), len(rows_a)
         self.total = len(real)
         features = work.features(self.rows, inputs.images)
+        # Nearest in each part
         self.near_a, self.near_b = Nearest(features, NEAREST), Nearest(features, NEAREST)
+        # Real images for comparison
         compared = rows_a[np.linspace(0, self.num - 1, min(REAL, self.num)).astype(int)]
         self.near_real = Nearest(work.features(compared, real), 1)
 
     def result(self) -> Neighbours:
         """The nearest of both parts, on rank 0 after both have been shown."""
+        # Both parts together
         self.near_a.merge(self.near_b.distances, self.near_b.rows)
+        # Typical real distance
         median = float(np.median(self.near_real.distances))
         near = self.near_a
         counts = (2 * self.num, self.total)

@@ -27,8 +27,11 @@ def queries(labels: np.ndarray | None, num: int) -> np.ndarray:
 
     Of fewer classes the first few each; without labels the first rows.
     """
+    # Without classes
     if labels is None:
         return np.arange(min(SAMPLES, num))
+
+    # Classes take turns
     firsts = [np.flatnonzero(labels == c)[:SAMPLES].tolist() for c in spread(labels, SAMPLES)]
     rounds = [row for turn in zip_longest(*firsts) for row in turn if row is not None]
     return np.array(sorted(rounds[:SAMPLES], key=lambda row: (labels[row], row)))
@@ -44,6 +47,7 @@ class Nearest:
 
     def add(self, batch: Batch) -> None:
         """Compare a batch; without matrix products, so that a copy is at distance 0."""
+        # Exact near zero
         distances = torch.cdist(
             self.queries,
             batch.features.double(),
@@ -54,14 +58,17 @@ class Nearest:
 
     def merge(self, distances: np.ndarray, rows: np.ndarray) -> None:
         """Take further images at `distances` (Q,B); of equal ones the lowest row comes first."""
+        # Old and new together
         distances = np.concatenate([self.distances, distances], 1)
         rows = np.concatenate([self.rows, rows], 1)
+        # The nearest stay
         order = np.lexsort((rows, distances), axis=1)[:, : self.count]
         self.distances = np.take_along_axis(distances, order, 1)
         self.rows = np.take_along_axis(rows, order, 1)
 
     def finish(self, group: Ranks) -> None:
         """On rank 0, keep the nearest of the images that all ranks have seen."""
+        # From every rank
         distances = group.gather(torch.from_numpy(self.distances.T.copy()))
         rows = group.gather(torch.from_numpy(self.rows.T.copy()))
         for further, further_rows in list(zip(distances, rows, strict=True))[1:]:
@@ -71,11 +78,14 @@ class Nearest:
 class Neighbours(NamedTuple):
     """The nearest real images of the samples `rows`."""
 
+    # Of the samples
     rows: np.ndarray  # (Q,) of the samples
     real_rows: np.ndarray  # (Q,k) of their nearest real images
     distances: np.ndarray  # (Q,k)
+    # Size of the search
     searched: int  # real images
     total: int  # all real images
+    # For comparison
     real: float  # median distance of real images to their nearest of `real_searched` others
     real_searched: int
 
@@ -93,9 +103,11 @@ class Neighbours(NamedTuple):
 
     def caption(self) -> list[str]:
         """Lines below the picture."""
+        # Size of the search
         share = f"{self.searched:,}"
         if self.searched < self.total:  # a copy of one of the others would not be seen
             share += f" ({self.searched / self.total:.1%}) of {self.total:,}"
+        # Two lines
         return [
             f"nearest of {share} real images, with their distance in feature space",
             f"real images to their nearest of {self.real_searched:,} others: "

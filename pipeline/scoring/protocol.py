@@ -38,7 +38,9 @@ def notes_on(
     inputs: Inputs, extractor: Extractor, settings: Settings, parts: Parts | None
 ) -> list[str]:
     """Notes on the inputs, the weights, and the scores that are left out or of fewer images."""
+    # Of the inputs
     notes = list(inputs.notes)
+    # Of the weights
     if not extractor.known_weights:
         notes.append(
             f"the weights file of {extractor.title} is not the published one: compare only with "
@@ -49,6 +51,8 @@ def notes_on(
             f"the Inception score is left out: these weights of {extractor.title} have no last "
             "layer of the Inception network"
         )
+
+    # Of the reference
     if parts is None:
         notes.append(
             "kernel distance, precision, recall and the bracket of the distance are left out: the "
@@ -60,12 +64,14 @@ def notes_on(
 
 def notes_on_counts(settings: Settings, num: int) -> list[str]:
     """Notes if fewer images are compared than the `num` on each side or the configured subset."""
+    # Capped number of features
     notes = []
     if num > HELD and {"kid", "prc"} & set(settings.metrics):
         notes.append(
             f"kernel distance, precision and recall compare {HELD:,} images on each side instead "
             f"of {num:,}: no more features are held"
         )
+    # Smaller subsets
     if num < settings.kid_subset_size and "kid" in settings.metrics:
         notes.append(
             f"kid_subset_size is {num} instead of {settings.kid_subset_size}: there are no more "

@@ -22,10 +22,13 @@ from pipeline.base.safe_pickle import load_arrays
 class Reference:
     """Feature statistics of one set of images by one extractor; None if the file does not say."""
 
+    # The statistics
     mu: np.ndarray  # (D) float64
     sigma: np.ndarray  # (D,D) float64
+    # Of which images
     num_images: int | None = None
     pack_sha256: str | None = None  # of the pack's images
+    # By which network
     extractor: str | None = None
     weights_sha256: str | None = None  # of the extractor's weights file
     data: str | None = None  # <source>_<res>-<recipe> of the pack
@@ -44,6 +47,7 @@ def export_reference(path: Path, reference: Reference) -> None:
 
     Raises UserError unless the name ends in .npz, by which they tell the format.
     """
+    # Format by its name
     if path.suffix != ".npz":
         raise UserError(
             f"export={path} does not end in .npz: other evaluators tell the format by the name"
@@ -54,6 +58,7 @@ def export_reference(path: Path, reference: Reference) -> None:
 
 def load_reference(path: Path) -> Reference:
     """The reference in `path`; raises UserError if it is missing, damaged or of another kind."""
+    # Format by its content
     try:
         with path.open("rb") as stream:
             zipped = stream.read(2) == b"PK"
@@ -72,6 +77,7 @@ def load_reference(path: Path) -> Reference:
 def from_npz(path: Path) -> Reference:
     """The reference in an .npz; raises ValueError, KeyError, ... without one."""
     with np.load(path, allow_pickle=False) as data:
+        # Origin if recorded
         texts = ("pack_sha256", "extractor", "weights_sha256", "data")
         more: dict[str, Any] = {key: str(data[key]) for key in texts if key in data}
         numbers = ("num_images", "resolution")
@@ -81,6 +87,7 @@ def from_npz(path: Path) -> Reference:
 
 def from_pickle(path: Path) -> Reference:
     """The FID statistics in a .pkl; raises UserError if it holds more than arrays."""
+    # Nothing is run
     with path.open("rb") as stream:
         content = load_arrays(stream, f"reference {path}")
     if not isinstance(content, dict):
@@ -91,6 +98,7 @@ def from_pickle(path: Path) -> Reference:
 
 def checked(data: Mapping[str, Any], more: dict[str, Any]) -> Reference:
     """A reference of finite moments that fit each other; raises ValueError otherwise."""
+    # Shapes must agree
     mu, sigma = (np.array(data[key], np.float64) for key in ("mu", "sigma"))
     fits = mu.ndim == 1 and sigma.shape == (len(mu), len(mu))
     if not fits or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):

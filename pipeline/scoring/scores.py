@@ -17,6 +17,7 @@ from pipeline.scoring.fidelity import load_torch_fidelity
 from pipeline.scoring.keepers import Held, InceptionScore, Moments
 from pipeline.scoring.references import Reference
 
+# Numbers of images
 FULL_FID = 50_000  # samples of the published protocol; with fewer, the label says how many
 HELD = 50_000  # images per side whose features are held for kernel distance, precision, recall
 
@@ -38,36 +39,44 @@ def frechet(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.nda
 
     Of equal sets it may come out slightly below zero.
     """
-    one, two = {"mu": mu1, "sigma": sigma1}, {"mu": mu2, "sigma": sigma2}
+    first, second = {"mu": mu1, "sigma": sigma1}, {"mu": mu2, "sigma": sigma2}
+    # By torch-fidelity
     torch_fidelity = load_torch_fidelity()
-    scores = torch_fidelity.metric_fid.fid_statistics_to_metric(one, two, False)
+    scores = torch_fidelity.metric_fid.fid_statistics_to_metric(first, second, False)
     return float(scores[torch_fidelity.KEY_METRIC_FID])
 
 
 def kernel_distance(
-    one: Tensor, two: Tensor, subsets: int, subset_size: int, seed: int
+    features_a: Tensor, features_b: Tensor, subsets: int, subset_size: int, seed: int
 ) -> tuple[float, float]:
     """Mean and standard deviation of the cubic-kernel MMD^2 over `subsets` random subsets (KID).
 
     Binkowski et al. 2018. `subset_size` is at least 2 and at most the size of the smaller set.
     """
+    # By torch-fidelity
     torch_fidelity = load_torch_fidelity()
     scores = torch_fidelity.metric_kid.kid_features_to_metric(
-        one, two, kid_subsets=subsets, kid_subset_size=subset_size, rng_seed=seed, verbose=False
+        features_a,
+        features_b,
+        kid_subsets=subsets,
+        kid_subset_size=subset_size,
+        rng_seed=seed,
+        verbose=False,
     )
     mean = scores[torch_fidelity.KEY_METRIC_KID_MEAN]
     return float(mean), float(scores[torch_fidelity.KEY_METRIC_KID_STD])
 
 
-def precision_recall(made: Tensor, real: Tensor, neighbourhood: int) -> tuple[float, float]:
+def precision_recall(samples: Tensor, real: Tensor, neighbourhood: int) -> tuple[float, float]:
     """Improved precision and recall (Kynkäänniemi et al. 2019) of made images against real ones.
 
     Precision: share of made images inside the ball of some real image, to its k-th neighbour;
     recall: the reverse. Each set must hold more than `neighbourhood` images.
     """
+    # By torch-fidelity
     torch_fidelity = load_torch_fidelity()
     scores = torch_fidelity.metric_prc.prc_features_to_metric(
-        made, real, prc_neighborhood=neighbourhood, save_cpu_ram=True, verbose=False
+        samples, real, prc_neighborhood=neighbourhood, save_cpu_ram=True, verbose=False
     )
     precision = scores[torch_fidelity.KEY_METRIC_PRECISION]
     return float(precision), float(scores[torch_fidelity.KEY_METRIC_RECALL])
@@ -80,6 +89,7 @@ def precision_recall(made: Tensor, real: Tensor, neighbourhood: int) -> tuple[fl
 class Side:
     """One of the sets of n images of the bracket."""
 
+    # Sums and features
     moments: Moments  # of all n
     held: Held | None  # features of at most HELD of them; None: no score needs features
 
@@ -93,7 +103,9 @@ class Side:
 class Sides:
     """The sets of the bracket, n images each; no image of part A is in part B."""
 
+    # Images to compare
     chosen: Side  # the samples, or n random ones of them
+    # Their bounds
     real_a: Side
     real_b: Side
     noise: Side
@@ -103,8 +115,10 @@ class Sides:
 class Measured:
     """Sums and features of all images, on rank 0."""
 
+    # Sums of all images
     samples: Moments  # of all samples
     reference: Reference  # of the whole real set
+    # Only if possible
     sides: Sides | None  # None: there are no real images, only their statistics
     inception: InceptionScore | None  # of all samples; None: not asked for, or there are no logits
 
@@ -114,6 +128,7 @@ def all_scores(measured: Measured, extractor: Extractor, settings: Settings) -> 
 
     `kid` and `prc` need real images, `isc` logits.
     """
+    # In the user's order
     result: list[Score] = []
     for metric in dict.fromkeys(settings.metrics):
         if metric == "fid":
@@ -136,9 +151,11 @@ def named(
 
     `more` are further fields of Score.
     """
+    # Another network's name
     name, label, other_name, other_label = NAMES[kind]
     if extractor.label:
         name, label = f"{other_name}_{extractor.label}", f"{other_label}, {extractor.title}"
+    # Number in the label
     else:
         count = f"{num / 1000:g}k" if num >= 1000 else str(num)
         label += f"-{count}" if kind == "fid" and num < FULL_FID else ""
@@ -148,8 +165,10 @@ def named(
 
 def fid_score(measured: Measured, extractor: Extractor) -> Score:
     """Fréchet distance of all samples to the whole reference, with its bracket."""
-    made, reference = measured.samples, measured.reference
-    value = frechet(made.mu, made.sigma, reference.mu, reference.sigma)
+    # All samples
+    samples, reference = measured.samples, measured.reference
+    value = frechet(samples.mu, samples.sigma, reference.mu, reference.sigma)
+    # Its bracket
     more: dict[str, Bracket] = {}
     if sides := measured.sides:
         real = sides.real_b.moments
@@ -158,7 +177,7 @@ def fid_score(measured: Measured, extractor: Extractor) -> Score:
             for side in (sides.real_a, sides.chosen, sides.noise)
         )
         more["bracket"] = Bracket(num_images=real.num, floor=floor, value=near, ceiling=ceiling)
-    return named("fid", extractor, value, made.num, "lower", **more)
+    return named("fid", extractor, value, samples.num, "lower", **more)
 
 
 def features(side: Side) -> Tensor:
@@ -169,24 +188,31 @@ def features(side: Side) -> Tensor:
 
 def kid_score(sides: Sides, extractor: Extractor, settings: Settings) -> Score:
     """Kernel distance of the n samples to part B, with its bracket."""
+    # The n real images
     real = features(sides.real_b)
     size = min(settings.kid_subset_size, len(real))
+
+    # Value between bounds
     (floor, _), (value, std), (ceiling, _) = (
         kernel_distance(features(side), real, settings.kid_subsets, size, settings.seed)
         for side in (sides.real_a, sides.chosen, sides.noise)
     )
+
+    # With the bracket
     bracket = Bracket(num_images=len(real), floor=floor, value=value, ceiling=ceiling)
     return named("kid", extractor, value, len(real), "lower", std=std, bracket=bracket)
 
 
 def prc_scores(sides: Sides, extractor: Extractor, settings: Settings) -> list[Score]:
     """Precision and recall of the n samples against part B; `real` are those of part A."""
+    # Both against part B
     size, real = settings.prc_neighbourhood, features(sides.real_b).to(extractor.device)
-    made, other = (
+    shares, real_shares = (
         precision_recall(features(side).to(extractor.device), real, size)
         for side in (sides.chosen, sides.real_a)
     )
+    # A record for each
     return [
         named(kind, extractor, value, len(real), "higher", real=best)
-        for kind, value, best in zip(("precision", "recall"), made, other, strict=True)
+        for kind, value, best in zip(("precision", "recall"), shares, real_shares, strict=True)
     ]

@@ -48,6 +48,7 @@ def load_tensors(content: bytes, path: Path) -> dict[str, Tensor]:
 
     Raises UserError if it is damaged or holds anything except modules, plain values and tensors.
     """
+    # The tree of modules
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             root = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
@@ -91,8 +92,10 @@ class _Loader(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """A stand-in; raises UnpicklingError for every name except those of modules and tensors."""
+        # Modules of the network
         if module.partition(".")[0] == "__torch__":
             return _Module
+        # Tensors and containers
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _Call(_tensor)
         if (module, name) == ("collections", "OrderedDict"):
@@ -103,6 +106,7 @@ class _Loader(pickle._Unpickler):
             return _Call(list)
         if (module, name) == ("torch.jit._pickle", "restore_type_tag"):
             return _Call(lambda value, _type: value)
+        # Nothing else is called
         raise pickle.UnpicklingError(f"it names {module}.{name}")
 
     def persistent_load(self, pid: Any) -> Tensor:
@@ -124,6 +128,7 @@ def _tensor(
 
 def _named(module: _Module, prefix: str) -> dict[str, Tensor]:
     """All tensors below `module` with their dotted names."""
+    # Walk down the modules
     tensors: dict[str, Tensor] = {}
     for name, value in module.attributes.items():
         if isinstance(value, Tensor):

