@@ -27,10 +27,15 @@ def command(module: Sequence[str], count: int, launch: Launch, ours: bool = True
     `module` is -m MODULE and its arguments; one of another project gets torchrun for one process
     too. Raises UserError if nodes cannot meet.
     """
+    # One process, no torchrun
     if count == 1 and launch.max_restarts == 0 and ours and launch.nnodes == 1:
         return [sys.executable, *module]
+
+    # Where ranks meet
     words = [sys.executable, "-m", "pipeline.launching.torchrun"]
     words += meeting(launch) if launch.nnodes > 1 else ["--standalone", "--nnodes=1"]
+
+    # Stopping and restarting
     words += [
         f"--signals-to-handle={','.join(number.name for number in STOP_SIGNALS)}",
         f"--shutdown-timeout={SHUTDOWN if ours else OTHERS_SHUTDOWN}",
@@ -45,6 +50,7 @@ def meeting(launch: Launch) -> list[str]:
     The node whose address the endpoint has keeps the store; every node names the address by which
     the others reach it, since its host name may mean something else there.
     """
+    # Who hosts the meeting
     host, port = endpoint(launch)
     address, is_host = local_address(host, port)
     return [
@@ -59,6 +65,7 @@ def meeting(launch: Launch) -> list[str]:
 
 def endpoint(launch: Launch) -> tuple[str, int]:
     """Host and port of launch.rdzv_endpoint; raises UserError if there is none."""
+    # Both parts are needed
     host, _, port = (launch.rdzv_endpoint or "").rpartition(":")
     if not host or not port.isdigit():
         raise UserError(
@@ -73,6 +80,7 @@ def local_address(host: str, port: int) -> tuple[str, bool]:
 
     Raises UserError if `host` has no address, or none by which others could reach it.
     """
+    # Addresses of the host
     try:
         candidates = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     except socket.gaierror as error:
@@ -80,6 +88,8 @@ def local_address(host: str, port: int) -> tuple[str, bool]:
             f"launch.rdzv_endpoint names the host {host}, which has no address here "
             f"({error.strerror}): give the first node's address"
         ) from error
+
+    # Ours, or the way there
     for family, kind, _, _, target in candidates:
         if is_loopback(str(target[0])):  # as distributions name the machine itself in /etc/hosts
             continue
@@ -93,7 +103,7 @@ def local_address(host: str, port: int) -> tuple[str, bool]:
             return str(probe.getsockname()[0]), False
     raise UserError(
         f"launch.rdzv_endpoint names the host {host}, which means {candidates[0][4][0]} here, "
-        "where other nodes cannot meet: give the first node's address on their network"
+        "at which other nodes cannot meet: give the first node's address on their network"
     )
 
 
@@ -118,8 +128,10 @@ def interface(launch: Launch) -> str:
 
     Ranks of one machine use the loopback, whatever the machine's name resolves to.
     """
+    # The user's choice
     if launch.interface:
         return launch.interface
+    # Only this machine
     if launch.nnodes == 1:
         return next(name for address, name in addresses().items() if is_loopback(address))
     return addresses()[local_address(*endpoint(launch))[0]]
@@ -141,21 +153,24 @@ def rank_environment(
     ranks: Snakemake exports every THREADS variable with the threads of the whole job, and ranks
     that each took that many for one library alone (MKL) ran ten times slower on two cores.
     """
+    # Cores shared by ranks
     share = max(1, min(threads, gpus.cpu_cores()) // count)
     chosen = str(share if launch.threads == "auto" else launch.threads)
     result = dict.fromkeys(THREADS, chosen)
     # Ranks that start again must not find the addresses of the dead in the agent's store.
     result["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     result["CUDA_DEVICE_ORDER"] = os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    # The leased devices
     if ids is not None:
         result |= {"CUDA_VISIBLE_DEVICES": ",".join(ids), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     result[LAUNCHED] = "1"
     return result
 
 
-def network(launch: Launch, given: Mapping[str, str] = os.environ) -> dict[str, str]:
+def network(launch: Launch, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Interfaces for gloo and, between nodes, for nccl, if the user has not set them."""
+    # Nodes talk by nccl
     names = ["GLOO_SOCKET_IFNAME"]
     if launch.interface or launch.nnodes > 1:
         names.append("NCCL_SOCKET_IFNAME")
-    return {name: interface(launch) for name in names if name not in given}
+    return {name: interface(launch) for name in names if name not in environment}

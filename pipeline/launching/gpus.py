@@ -22,10 +22,13 @@ def device_ids() -> list[str]:
     """
     import pynvml
 
+    # Without a driver
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return []
+
+    # With a driver
     try:
         handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
         return [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
@@ -43,12 +46,14 @@ def declared(environment: Mapping[str, str] = os.environ) -> list[str]:
 
     Raises UserError if this machine has real GPUs, or if an id is malformed or comes twice.
     """
+    # Only without real GPUs
     ids = [word.strip() for word in environment.get(DECLARED, "").split(",") if word.strip()]
     if ids and device_count():
         raise UserError(
             f"{DECLARED} declares devices for a machine without GPUs, and this one has "
             f"{device_count()}: unset it, and choose among them by CUDA_VISIBLE_DEVICES"
         )
+    # Each named once
     if len(set(ids)) < len(ids) or not all(re.fullmatch(r"[\w.-]+", device) for device in ids):
         raise UserError(f"{DECLARED}={environment[DECLARED]} is not a list of different ids")
     return ids
@@ -60,11 +65,14 @@ def visible(environment: Mapping[str, str] = os.environ) -> list[str]:
     Like CUDA, an id that does not exist ends the list. Declared ones are visible unless
     CUDA_VISIBLE_DEVICES names some of them.
     """
+    # All devices
     pretended = declared(environment)
     every = pretended or [str(i) for i in range(device_count())]
     named = environment.get("CUDA_VISIBLE_DEVICES")
     if named is None or not every:
         return every
+
+    # The user's choice
     ids: list[str] = []
     for word in filter(None, (w.strip() for w in named.split(","))):
         if word not in every and (pretended or not is_uuid(word)):
@@ -76,12 +84,13 @@ def visible(environment: Mapping[str, str] = os.environ) -> list[str]:
 def is_uuid(word: str) -> bool:
     """Whether a word names a GPU of this machine, or a MIG instance, by its UUID or its start."""
     uuids = device_ids()
-    known = not uuids or any(uuid.startswith(word) for uuid in uuids)
-    return word.startswith("MIG-") or (word.startswith("GPU-") and known)
+    is_known = not uuids or any(uuid.startswith(word) for uuid in uuids)
+    return word.startswith("MIG-") or (word.startswith("GPU-") and is_known)
 
 
 def said_by(environment: Mapping[str, str] = os.environ) -> str:
     """The variable that says which GPUs are visible, for messages."""
+    # Both variables
     named = environment.get("CUDA_VISIBLE_DEVICES", "not set")
     if DECLARED in environment:
         return f"{DECLARED}={environment[DECLARED]}, CUDA_VISIBLE_DEVICES={named}"
@@ -93,6 +102,7 @@ def lock_names(ids: Sequence[str]) -> dict[str, str]:
 
     An index counts in the order of PCI bus ids, as jobs are told to; a UUID may be cut short.
     """
+    # Names by UUID
     uuids = device_ids()
     names = {}
     for device in ids:
@@ -113,24 +123,27 @@ def default_processes(environment: Mapping[str, str] = os.environ) -> int:
     return len(visible(environment)) or cpu_cores()
 
 
-def processes(wanted: int, device: str, visible: list[str]) -> int:
-    """Number of ranks of a job that may take `wanted` GPUs.
+def processes(num_gpus: int, device: str, visible: list[str]) -> int:
+    """Number of ranks of a job that may take `num_gpus` GPUs.
 
     Without a GPU the ranks share the CPU cores: at most one per core, and a power of two if that
     is fewer than wanted. Raises UserError if some GPUs are visible but fewer than wanted.
     """
+    # On GPUs
     if visible and device != "cpu":
-        if wanted > len(visible):
+        if num_gpus > len(visible):
             raise UserError(
-                f"{wanted} GPUs are asked for but {len(visible)} visible "
+                f"{num_gpus} GPUs are asked for but {len(visible)} visible "
                 f"({said_by()}): "
                 f"pass --resources gpu={len(visible)} or make more devices visible"
             )
-        return max(1, wanted)
+        return max(1, num_gpus)
+
+    # On the CPU
     if device == "cuda":
         raise UserError("runtime.device=cuda but no GPU is visible: use runtime.device=auto")
     cores = cpu_cores()
-    return max(1, wanted if wanted <= cores else 1 << (cores.bit_length() - 1))
+    return max(1, num_gpus if num_gpus <= cores else 1 << (cores.bit_length() - 1))
 
 
 if __name__ == "__main__":

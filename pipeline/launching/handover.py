@@ -19,18 +19,25 @@ def hand_over(module: str, argv: Sequence[str], words: Sequence[str]) -> None:
     `words` are the step's own words. The job gets the step's runtime.gpus, or as many GPUs as
     there are.
     """
+    # Already a rank
     os.environ.update(slurm.ranks_of_step())
     if "RANK" in os.environ or LAUNCHED in os.environ:
         return
     if "launcher" not in parse_overrides(argv).get("launch", {}):
         return
+
+    # The launcher by name
     config, _ = load_step(list(argv), words)
     named = launcher(config.launch)
     if not named.starts_ranks:
         return
-    wanted = int(getattr(config.runtime.gpus, module.rpartition(".")[2]))
+
+    # No more than visible
+    num_gpus = int(getattr(config.runtime.gpus, module.rpartition(".")[2]))
     if named.leases_gpus:
         nodes = slurm.num_nodes() if named.is_started_by_srun(config.launch) else 1
-        wanted = min(wanted, nodes * gpus.default_processes())
-    command = [sys.executable, "-m", "pipeline.launch", "--gpus", str(wanted), "--", "-m", module]
+        num_gpus = min(num_gpus, nodes * gpus.default_processes())
+
+    # Become the launcher
+    command = [sys.executable, "-m", "pipeline.launch", "--gpus", str(num_gpus), "--", "-m", module]
     os.execv(sys.executable, [*command, *argv])

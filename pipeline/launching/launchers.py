@@ -24,11 +24,14 @@ from pipeline.launching.supervise import supervise
 class Start:
     """A job whose checks have passed."""
 
+    # The command
     module: list[str]  # -m MODULE and its arguments
     is_step: bool  # of this project
+    # Its share of the machine
     num_ranks: int  # per machine
     num_gpus: int  # per machine
     threads: int  # CPU threads, all ranks of a machine together
+    # How it is launched
     launch: Launch
     log: Path | None
     registered: Registered
@@ -49,20 +52,22 @@ class Launcher:
         """Whether the job needs a launcher on each node of this process's Slurm allocation."""
         return False
 
-    def num_ranks(self, wanted: int, device: str, visible: list[str]) -> int:
-        """Ranks per machine of a step that may take `wanted` GPUs there; raises UserError."""
+    def num_ranks(self, num_gpus: int, device: str, visible: list[str]) -> int:
+        """Ranks per machine of a step that may take `num_gpus` GPUs there; raises UserError."""
         if not self.leases_gpus:
-            visible = [str(index) for index in range(wanted)]
-        return gpus.processes(wanted, device, visible) if self.starts_ranks else 1
+            visible = [str(index) for index in range(num_gpus)]
+        return gpus.processes(num_gpus, device, visible) if self.starts_ranks else 1
 
     def start(self, job: Start, lease: Lease | None) -> int:
         """Start the ranks and wait for them; returns the exit status.
 
         `lease`: the job's GPUs; None if a scheduler finds them or there are none to choose from.
         """
+        # Environment and command
         ids = lease.ids if lease else None
         variables = commands.environment(ids, job.threads, job.num_ranks, job.launch)
         words = commands.command(job.module, job.num_ranks, job.launch, job.is_step)
+        # Shown, then started
         show(words[: -len(job.module)] + job.module[:2], variables)
         descriptors, alive = lease.descriptors if lease else (), job.registered.touch
         return supervise(words, os.environ | variables, job.log, descriptors, alive)
@@ -85,12 +90,17 @@ class Torchrun(Launcher):
         A job of one node, as other stages have, stands alone; with one task on each node, the
         tasks meet at the first.
         """
+        # Named or not needed
         if launch.rdzv_endpoint or launch.nnodes == 1 or not slurm.in_allocation():
             return launch
+
+        # Places that Slurm knows
         if slurm.num_nodes() == 1:
             return launch.model_copy(update={"launcher": "standalone", "nnodes": 1})
         if not slurm.one_task_a_node(launch.nnodes):
             return launch
+
+        # The first node
         job_id = os.environ["SLURM_JOB_ID"]
         meeting = {"rdzv_endpoint": slurm.meeting_place(), "rdzv_id": job_id}
         return launch.model_copy(update=meeting)
@@ -105,6 +115,7 @@ class SubmititLocal(Launcher):
 
     def start(self, job: Start, lease: Lease | None) -> int:
         """As every launcher does."""
+        # GPUs of the lease
         ids = lease.ids if lease and lease.ids else None
         variables = commands.environment(ids, job.threads, job.num_ranks, job.launch)
         locks = lease.rank_locks if lease else ()
@@ -155,6 +166,7 @@ def submit_job(
     """
     from pipeline.launching import submit  # submitit is needed by its launchers only
 
+    # A folder per job
     name = f"{job.module[1]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     folder = Path(job.launch.folder).absolute() / name
     try:
@@ -165,8 +177,12 @@ def submit_job(
             "name another folder"
         ) from error
     show(["submitit", job.launch.launcher, *job.module[:2]], variables)
+
+    # Shares of each rank
     threads = max(1, job.threads // job.num_ranks)
     executor = submit.executor(cluster, folder, job.num_ranks, threads, num_gpus, job.launch)
+
+    # Tasks end with us
     parent = os.getpid() if cluster == "local" else None
     task = submit.Task(job.module, variables, parent, rank_locks)
     return submit.submit(task, executor, folder, job.registered)

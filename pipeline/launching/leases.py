@@ -30,7 +30,9 @@ RANKS = ".ranks"  # ends the name of the lock that ranks share
 class Lease:
     """Devices of this job alone, and the descriptors whose life is the lease's."""
 
+    # The devices
     ids: list[str]  # as CUDA_VISIBLE_DEVICES takes them
+    # Their locks
     descriptors: tuple[int, ...]
     rank_locks: tuple[str, ...] = ()  # for `held_by_rank`, one per device
 
@@ -42,28 +44,37 @@ def lease(count: int, environment: Mapping[str, str] = os.environ) -> Iterator[L
     Inside a Slurm allocation they are the scheduler's, leased among the jobs of that allocation
     alone. Raises UserError if the run may use fewer than `count`, or names one twice.
     """
+    # As many as asked
     ids = gpus.visible(environment)
     if count > len(ids):
         raise UserError(
             f"{count} GPUs are asked for but {len(ids)} visible "
             f"({gpus.said_by(environment)}): pass --resources gpu={len(ids)} or make more visible"
         )
+
+    # Nothing to lease
     if not count:
         yield Lease([], ())
         return
+
+    # Names of the locks
     prefix = allocation(environment)
     names = {device: f"{prefix}{name}" for device, name in gpus.lock_names(ids).items()}
     if len(set(names.values())) < len(ids):
         raise UserError(f"{gpus.said_by(environment)} names a GPU twice: name each once")
+
+    # One lease after another
     folder = shared_folder(Path(environment.get("PIPELINE_LEASE_DIR", FOLDER)))
     with ExitStack() as held:
-        kept = held.enter_context(in_use(folder))
+        folder_lock = held.enter_context(in_use(folder))
         with ExitStack() as queue:
             for name in sorted(set(names.values())):
                 queue.enter_context(locked(folder / f"{name}.queue", wait=True))
             descriptors = collect(count, names, folder, held)
         of_ranks = tuple(f"{folder / names[device]}{RANKS}" for device in descriptors)
-        yield Lease(sorted(descriptors, key=ids.index), (*descriptors.values(), kept), of_ranks)
+        yield Lease(
+            sorted(descriptors, key=ids.index), (*descriptors.values(), folder_lock), of_ranks
+        )
 
 
 def allocation(environment: Mapping[str, str]) -> str:
@@ -71,8 +82,11 @@ def allocation(environment: Mapping[str, str]) -> str:
 
     Two steps may each call another device 0, and so may two nodes that share a folder.
     """
+    # Outside Slurm
     if "SLURM_JOB_ID" not in environment:
         return ""
+
+    # Each job numbers anew
     names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURMD_NODENAME")
     return "-".join(["slurm", *(environment.get(name, "") for name in names), ""])
 
@@ -80,6 +94,7 @@ def allocation(environment: Mapping[str, str]) -> str:
 @contextmanager
 def in_use(folder: Path) -> Iterator[int]:
     """A descriptor that keeps systemd-tmpfiles from clearing the folder: a shared lock of it."""
+    # Shared with all users
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         take_lock(descriptor, shared=True)
@@ -100,6 +115,7 @@ def collect(count: int, names: Mapping[str, str], folder: Path, held: ExitStack)
                     if descriptor is not None and not ranks_are_left(folder / name):
                         leased[device] = descriptor
                         held.push(taken.pop_all())
+        # Enough, or wait on
         if len(leased) == count:
             return leased
         if not has_warned:
@@ -117,6 +133,7 @@ def ranks_are_left(lock: Path) -> bool:
 
 def held_by_rank(rank_locks: Sequence[str]) -> list[int]:
     """Descriptors that hold a lease's `rank_locks` together with its other ranks."""
+    # All opened, then locked
     descriptors = [open_shared(Path(lock)) for lock in rank_locks]
     for descriptor in descriptors:
         take_lock(descriptor, shared=True, wait=True)
@@ -125,11 +142,12 @@ def held_by_rank(rank_locks: Sequence[str]) -> list[int]:
 
 @contextmanager
 def locked(path: Path, wait: bool = False) -> Iterator[int | None]:
-    """A descriptor that holds the lock of a file, or None where another process holds it.
+    """A descriptor that holds the lock of a file, or None if another process holds it.
 
     A lock needs no right to write, so that users share files that each other made.
     """
     descriptor = open_shared(path)
+    # The file must still be there
     try:
         while True:
             if not take_lock(descriptor, wait=wait):
@@ -146,6 +164,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[int | None]:
 
 def is_still(path: Path, descriptor: int) -> bool:
     """Whether an opened file is the one that others find under its name."""
+    # Compare by inode
     try:
         current = path.stat()
     except FileNotFoundError:
@@ -157,18 +176,21 @@ def is_still(path: Path, descriptor: int) -> bool:
 def open_shared(path: Path) -> int:
     """A descriptor of a file, which is made readable for everybody if it is absent."""
     while True:
+        # Usually it exists
         try:
             return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             try:
-                made = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+                descriptor = os.open(
+                    path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444
+                )
             except FileExistsError:
                 continue
             except FileNotFoundError:  # somebody has removed the folder
                 shared_folder(path.parent)
                 continue
-            os.fchmod(made, 0o444)  # whatever the umask
-            return made
+            os.fchmod(descriptor, 0o444)  # whatever the umask
+            return descriptor
 
 
 def shared_folder(folder: Path) -> Path:
@@ -176,11 +198,14 @@ def shared_folder(folder: Path) -> Path:
 
     Raises UserError if it is not such a folder.
     """
+    # Open to everybody
     try:
         folder.mkdir()
         folder.chmod(0o1777)
     except FileExistsError:
         pass
+
+    # Nobody else's trap
     kind = folder.lstat()
     writable = os.access(folder, os.W_OK | os.X_OK)
     if not stat.S_ISDIR(kind.st_mode) or not writable:

@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.base.locks import take_lock
 
+# When jobs are forgotten
 FOLDER = Path("results/.running")
 SILENT = 300  # seconds without a sign after which another machine's job counts as lost
 FORGOTTEN = 86400  # … and after which nobody needs to be told of it any more
@@ -26,10 +27,13 @@ FORGOTTEN = 86400  # … and after which nobody needs to be told of it any more
 class Entry:
     """A launched job."""
 
+    # Who runs
     host: str
     pid: int  # of its launcher
+    # What runs
     module: str
     out: str  # for people: its out= word, else its arguments
+    # What it holds
     gpus: list[str]  # ids that it holds, or the Slurm job that does
     processes: int
     log: str | None
@@ -52,8 +56,11 @@ class Entry:
 
     def is_alive(self) -> bool:
         """Whether its launcher lives; of another machine, whether it gave a sign lately."""
+        # On another machine
         if not self.is_here():
             return self.silent_seconds() < SILENT
+
+        # On this machine
         try:
             with self.path.open() as file:
                 return not take_lock(file, shared=True)
@@ -74,6 +81,7 @@ class Sign:
 
     def __init__(self, entry: Entry) -> None:
         """Write and lock a file under another name first, so that nobody sees it without a lock."""
+        # Hidden until locked
         FOLDER.mkdir(exist_ok=True)
         self.path = entry.path
         hidden = self.path.with_suffix(".new")
@@ -85,6 +93,7 @@ class Sign:
 
     def write(self, entry: Entry) -> None:
         """Say `entry` from now on."""
+        # Replaced in one go
         self.file.seek(0)
         self.file.truncate()
         self.file.write(json.dumps(asdict(entry)))
@@ -105,12 +114,15 @@ class Registered:
     """A job that stands in FOLDER as long as it is launched, waiting for its GPUs included."""
 
     def __init__(self, module: Sequence[str], processes: int, log: Path | None) -> None:
-        """Nothing is written if there is no results folder here: nobody would look."""
+        """Nothing is written without a results folder here: nobody would look."""
+        # In words for people
         out = (w.partition("=")[2] for w in module if w.startswith("out="))
         host, place = socket.gethostname(), str(log) if log else None
-        made = next(out, " ".join(module[2:]))
+        output = next(out, " ".join(module[2:]))
+
+        # Signed on entering
         start = time.time()
-        self.entry = Entry(host, os.getpid(), module[1], made, [], processes, place, start)
+        self.entry = Entry(host, os.getpid(), module[1], output, [], processes, place, start)
         self.sign: Sign | None = None
 
     def __enter__(self) -> "Registered":
@@ -136,6 +148,7 @@ class Registered:
 
 def entries() -> list[Entry]:
     """The jobs that run, the oldest first; files that were left behind go."""
+    # One file each
     running = []
     for path in FOLDER.glob("*.json"):
         try:

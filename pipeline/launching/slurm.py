@@ -23,7 +23,7 @@ def in_allocation(environment: Mapping[str, str] = os.environ) -> bool:
 
 def one_task_a_node(nodes: int, environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this process is one of `nodes` tasks of a step, each on a separate node."""
-    counts = [environment.get(f"SLURM_STEP_NUM_{what}") for what in ("NODES", "TASKS")]
+    counts = [environment.get(f"SLURM_STEP_NUM_{unit}") for unit in ("NODES", "TASKS")]
     return counts == [str(nodes)] * 2
 
 
@@ -33,8 +33,11 @@ def ranks_of_step(environment: Mapping[str, str] = os.environ) -> dict[str, str]
     Empty outside such a step, and if they are set already. The ranks of one node meet
     at the loopback.
     """
+    # Started by a launcher
     if "RANK" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", 1)) < 2:
         return {}
+
+    # Torchrun's variables
     host, _, port = meeting_place(environment).rpartition(":")
     alone = environment["SLURM_STEP_NUM_NODES"] == "1"
     return {
@@ -57,6 +60,7 @@ def meeting_place(environment: Mapping[str, str] = os.environ) -> str:
 
     Raises UserError if Slurm cannot say the nodes' names.
     """
+    # Names of the nodes
     nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]
     try:
         done = subprocess.run(
@@ -67,14 +71,17 @@ def meeting_place(environment: Mapping[str, str] = os.environ) -> str:
             f"the names of the nodes {nodes} cannot be had from scontrol ({error}): "
             "give launch.rdzv_endpoint=HOST:PORT"
         ) from error
+
+    # A port per step
     job, step = (int(environment.get(f"SLURM_{name}_ID", 0)) for name in ("JOB", "STEP"))
     port = FIRST_PORT + (STEPS * job + step % STEPS) % PORTS
     return f"{done.stdout.split()[0]}:{port}"
 
 
-def asked(what: str, environment: Mapping[str, str] = os.environ) -> str:
+def asked(field: str, environment: Mapping[str, str] = os.environ) -> str:
     """The answer of squeue for this job in one of its formats; empty if it does not answer."""
-    words = ["squeue", "-h", "-j", environment["SLURM_JOB_ID"], "-o", what]
+    # Squeue may be silent
+    words = ["squeue", "-h", "-j", environment["SLURM_JOB_ID"], "-o", field]
     try:
         return subprocess.run(words, capture_output=True, text=True, timeout=30).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
@@ -83,8 +90,8 @@ def asked(what: str, environment: Mapping[str, str] = os.environ) -> str:
 
 def num_nodes(environment: Mapping[str, str] = os.environ) -> int:
     """Number of nodes of this job; Snakemake unsets the variable in jobs of several."""
-    said = environment.get("SLURM_JOB_NUM_NODES") or asked("%D", environment)
-    return int(said) if said.isdigit() else 1
+    answer = environment.get("SLURM_JOB_NUM_NODES") or asked("%D", environment)
+    return int(answer) if answer.isdigit() else 1
 
 
 def seconds_left(environment: Mapping[str, str] = os.environ) -> float | None:
@@ -94,11 +101,14 @@ def seconds_left(environment: Mapping[str, str] = os.environ) -> float | None:
     return in_seconds(asked("%L", environment))
 
 
-def in_seconds(said: str) -> float | None:
+def in_seconds(text: str) -> float | None:
     """Slurm's [[days-]hours:]minutes:seconds in seconds; None for anything else."""
-    if not re.fullmatch(r"(\d+-)?(\d+:){0,2}\d+", said):
+    # Any of Slurm's forms
+    if not re.fullmatch(r"(\d+-)?(\d+:){0,2}\d+", text):
         return None
-    days, _, clock = said.rpartition("-")
+
+    # From the right
+    days, _, clock = text.rpartition("-")
     parts = [0, 0, *map(int, clock.split(":"))][-3:]
     return float(86400 * int(days or 0) + 3600 * parts[0] + 60 * parts[1] + parts[2])
 
@@ -111,12 +121,18 @@ def warned(launch: Launch) -> Iterator[None]:
     goes to the processes of the step, of which Snakemake itself ends at it and takes the ranks
     along. launch.slurm.signal_seconds before the end, or half of the time if that is short.
     """
-    left = seconds_left() if in_allocation() else None
-    if left is None:
+    # Without a limit
+    seconds = seconds_left() if in_allocation() else None
+    if seconds is None:
         yield
         return
-    wait = max(left - launch.slurm.signal_seconds, left / 2)
-    print(f"Slurm gives this job {left:.0f} s: it saves and leaves after {wait:.0f} s", flush=True)
+
+    # Half at the latest
+    wait = max(seconds - launch.slurm.signal_seconds, seconds / 2)
+    print(
+        f"Slurm gives this job {seconds:.0f} s: it saves and leaves after {wait:.0f} s", flush=True
+    )
+    # Warned in time
     timer = threading.Timer(wait, os.kill, (os.getpid(), signal.SIGUSR1))
     timer.daemon = True
     timer.start()

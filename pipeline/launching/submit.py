@@ -39,6 +39,7 @@ from pipeline.launching.leases import held_by_rank
 from pipeline.launching.running import Registered
 from pipeline.launching.supervise import show
 
+# How jobs are watched
 STOP = signal.SIGUSR1  # tells the tasks of a Slurm job to save and end
 POLL = 0.5  # seconds between two looks at a job
 SIGN, HURRY = 100, 10  # looks between two signs of life and questions to Slurm; once told to stop
@@ -66,16 +67,22 @@ class Task:
         TorchDistributedEnvironment().export(overwrite=True, set_cuda_visible_devices=False)
         if os.environ["WORLD_SIZE"] == os.environ["LOCAL_WORLD_SIZE"]:
             os.environ["MASTER_ADDR"] = "127.0.0.1"  # whatever this node's name means here
+
+        # The rank as a child
         self.child = subprocess.Popen(
             [sys.executable, *self.module],
             env=os.environ | self.environment,
             preexec_fn=functools.partial(die_with_parent, signal.SIGTERM, os.getpid()),
             pass_fds=held_by_rank(self.rank_locks),
         )
+
+        # Signals and the launcher
         signal.signal(signal.SIGTERM, self._preempted if self.launcher is None else self._stop)
         signal.signal(STOP, self._stop)
         if self.launcher is not None:
             threading.Thread(target=self._follow, args=(self.launcher,), daemon=True).start()
+
+        # Until it ends
         while (
             status := self.child.poll()
         ) is None:  # a blocking wait would hold what checkpoint needs
@@ -90,6 +97,7 @@ class Task:
 
         That one is to be queued again, as on submitit's own warning.
         """
+        # Slurm tells by state
         if slurm.asked("%T") == "RUNNING":
             os.kill(os.getpid(), signal.SIGUSR2)
         else:
@@ -102,9 +110,11 @@ class Task:
 
     def checkpoint(self) -> DelayedSubmission:
         """Let the ranks save, and say what goes on: called by submitit when time is up."""
+        # Let it save
         self.child.send_signal(signal.SIGTERM)
         with suppress(psutil.NoSuchProcess):
             psutil.Process(self.child.pid).wait()
+        # Queued again
         again = Task(self.module, self.environment, self.launcher, self.rank_locks)
         return DelayedSubmission(again)
 
@@ -116,9 +126,10 @@ def executor(
 
     `cluster`: local or slurm. `gpus`: per node. launch.nnodes is 1 for local.
     """
+    # Size of the job
     slurm = cluster == "slurm"
-    made = submitit.AutoExecutor(folder=folder, cluster=cluster, slurm_max_num_timeout=10**6)
-    made.update_parameters(
+    submitter = submitit.AutoExecutor(folder=folder, cluster=cluster, slurm_max_num_timeout=10**6)
+    submitter.update_parameters(
         name="flow-pipeline",
         nodes=launch.nnodes,
         tasks_per_node=count,
@@ -127,30 +138,36 @@ def executor(
         stderr_to_stdout=True,
         timeout_min=launch.slurm.minutes if slurm else UNLIMITED,
     )
+    # Only on Slurm
     if slurm:
-        made.update_parameters(**slurm_parameters(launch))
-    return made
+        submitter.update_parameters(**slurm_parameters(launch))
+    return submitter
 
 
 def slurm_parameters(launch: Launch) -> dict[str, Any]:
     """Settings of Slurm alone, by submitit's names; keys that are null are left to the cluster."""
-    given = launch.slurm
-    wanted = {
-        "slurm_partition": given.partition,
-        "slurm_account": given.account,
-        "slurm_constraint": given.constraint,
-        "mem_gb": given.memory_gb,
-        "slurm_signal_delay_s": given.signal_seconds,
+    # Values of the keys
+    keys = launch.slurm
+    parameters = {
+        "slurm_partition": keys.partition,
+        "slurm_account": keys.account,
+        "slurm_constraint": keys.constraint,
+        "mem_gb": keys.memory_gb,
+        "slurm_signal_delay_s": keys.signal_seconds,
     }
-    return {name: value for name, value in wanted.items() if value is not None}
+    # Null means default
+    return {name: value for name, value in parameters.items() if value is not None}
 
 
-def submit(task: Task, made: submitit.AutoExecutor, folder: Path, registered: Registered) -> int:
+def submit(
+    task: Task, submitter: submitit.AutoExecutor, folder: Path, registered: Registered
+) -> int:
     """Submit, show rank 0's output until the job ends; returns the worst exit status of its ranks.
 
     75 if a signal stopped it.
     """
-    local = made.cluster == "local"
+    # Signals may come early
+    local = submitter.cluster == "local"
     become_subreaper()
     job: Any = None
     signals: list[int] = []
@@ -161,11 +178,15 @@ def submit(task: Task, made: submitit.AutoExecutor, folder: Path, registered: Re
             end(job, local, at_once=len(signals) > 1)
 
     handle_stop_signals(stop)
+
+    # Submitted without Ctrl-C
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for us, who let ranks save
-    job = made.submit(task)
+    job = submitter.submit(task)
     signal.signal(signal.SIGINT, handler)
     if signals:  # one that came while the job was on its way
         end(job, local, at_once=False)
+
+    # Shown until it ends
     print(f"job {job.job_id} by submitit, logs in {folder}", flush=True)
     registered.say(log=str(job.paths.stdout))
     if not local:
@@ -173,6 +194,8 @@ def submit(task: Task, made: submitit.AutoExecutor, folder: Path, registered: Re
     follow(job, registered.touch, signals)
     while local and descendants():  # ranks that still save, though what started them has ended
         time.sleep(POLL)
+
+    # The worst of all
     try:
         status = max(exit_status(int(result)) for result in job.results())
     except (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError) as error:
@@ -185,16 +208,18 @@ def submit(task: Task, made: submitit.AutoExecutor, folder: Path, registered: Re
 
 def end(job: Any, local: bool, at_once: bool) -> None:
     """Have the ranks of a job save and leave; `at_once`: without saving."""
+    # Local without saving
     if local and at_once:
         end_descendants()
+    # Slurm without saving
     elif at_once:
         job.cancel(check=False)
     elif local:
         os.kill(int(job.job_id), signal.SIGTERM)
     else:
         # one that waits in the queue gets no signals: scancel would wait with it
-        for what in (["--state=PENDING"], ["--state=RUNNING", f"--signal={STOP.name}"]):
-            subprocess.run(["scancel", "--quiet", *what, job.job_id], check=False)
+        for filters in (["--state=PENDING"], ["--state=RUNNING", f"--signal={STOP.name}"]):
+            subprocess.run(["scancel", "--quiet", *filters, job.job_id], check=False)
 
 
 def follow(job: Any, alive: Callable[[], None], signals: Sequence[int]) -> None:
@@ -203,19 +228,22 @@ def follow(job: Any, alive: Callable[[], None], signals: Sequence[int]) -> None:
     A job that leaves no result, as one that is cancelled, is known to be done once Slurm is asked;
     submitit by itself asks ever more rarely. `signals`: those that asked this process to stop.
     """
-    seen = 0
+    # Until nothing is new
+    num_bytes = 0
     done = False
     for look in itertools.count():
         if done:
             return
         time.sleep(POLL)
+        # Signs of life
         if look % (HURRY if signals else SIGN) == 0:
             alive()
             job.get_info(mode="force")  # done() of several tasks never asks at once
         done = job.done(force_check=False)
+        # New output
         if job.paths.stdout.exists():
             with job.paths.stdout.open("rb") as stream:
-                stream.seek(seen)
+                stream.seek(num_bytes)
                 chunk = stream.read()
-            seen += len(chunk)
+            num_bytes += len(chunk)
             show(chunk)

@@ -41,6 +41,7 @@ def supervise(
     one kills. The command inherits `descriptors`, which stay open as long as it lives. `alive` is
     called whenever it prints. `stop_with`: the signal that the command wants instead of SIGTERM.
     """
+    # In a separate session
     become_subreaper()
     stream = opened(log) if log else None
     child = subprocess.Popen(
@@ -52,6 +53,8 @@ def supervise(
         preexec_fn=functools.partial(die_with_parent, signal.SIGTERM, os.getpid()),
         pass_fds=descriptors,
     )
+
+    # Ask first, then kill
     signals: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -64,11 +67,14 @@ def supervise(
 
     handle_stop_signals(forward)
     assert child.stdout is not None
+    # Output until the end
     copying = threading.Thread(target=relay, args=(child.stdout, stream, alive))
     copying.start()
     status = child.wait()
     end_descendants()  # they hold the other end of what is copied
     copying.join()
+
+    # Its status in our terms
     if signals and status != 0:
         return EXIT_RESUMABLE
     if status < 0:
@@ -88,6 +94,7 @@ def relay(source: IO[bytes], log: IO[bytes] | None, alive: Callable[[], None]) -
 
     All of it is read even if neither can be written: ranks would else wait for ever in a print.
     """
+    # A full disk stops nothing
     while chunk := os.read(source.fileno(), 65536):
         try:
             if log:
@@ -102,6 +109,7 @@ def relay(source: IO[bytes], log: IO[bytes] | None, alive: Callable[[], None]) -
 
 def show(chunk: bytes) -> None:
     """Write to stdout; if that fails, the rest of the output is dropped."""
+    # A closed terminal neither
     try:
         sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()

@@ -63,6 +63,7 @@ class Agent(LocalElasticAgent):
 
     def run(self, role: str = DEFAULT_ROLE) -> RunResult:
         """Run the ranks; a signal to ranks at their very end leaves them their success."""
+        # Success survives a signal
         try:
             return super().run(role)
         except SignalException:
@@ -75,6 +76,7 @@ class Agent(LocalElasticAgent):
             return result
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        # Some failures are final
         result = super()._monitor_workers(worker_group)
         if result.is_failed() and result.failures:
             rank, failure = cause(result.failures)
@@ -85,10 +87,12 @@ class Agent(LocalElasticAgent):
         return result
 
     def _report(self, rank: int, failure: ProcessFailure, max_restarts: int) -> None:
+        # How it ended
         code = failure.exitcode
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed ({code})"
         restarts = self.num_failures < max_restarts
         number = f"{self.num_failures + 1} of {max_restarts}"
+        # How it goes on
         then = f"all start again ({number})" if restarts else "all have ended"
         print(
             f"error: rank {rank} (process {failure.pid}) {how}: {then}; "
@@ -108,6 +112,7 @@ class Agent(LocalElasticAgent):
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
         """Before a restart: a signal that came meanwhile, or comes now, ends the job."""
         super()._stop_workers(worker_group)
+        # Signals count from here
         for number in STOP_SIGNALS:
             signal.signal(number, stop)
         if self.signals:
@@ -116,9 +121,11 @@ class Agent(LocalElasticAgent):
 
 def quiet_main() -> int:
     """Run torchrun; the exit status of the rank that failed, or 75 after a signal."""
+    # No traceback of the agent
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Our agent in its place
     api.LocalElasticAgent = Agent  # type: ignore[misc]
     try:
         main()
