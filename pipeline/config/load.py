@@ -31,6 +31,7 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, if there: t
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; raises UserError if it is missing or not a mapping."""
+    # Read as YAML
     try:
         loaded = yaml.load(path.read_text(), Loader=LOADER)
     except FileNotFoundError as error:
@@ -39,6 +40,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise UserError(
             f"config file {path} is not YAML: {' '.join(str(error).split())}"
         ) from error
+
+    # A mapping of keys
     if not isinstance(loaded, dict):
         raise UserError(f"config file {path} must hold a mapping of keys")
     return loaded
@@ -50,6 +53,7 @@ def layered(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     `overrides` may hold `set`, dotted `key=value` words as one string or a list of strings (as
     `make SET=...` passes them).
     """
+    # Words of the command line
     words = set_words(overrides.get("set") or [])
     overrides = {k: v for k, v in overrides.items() if k != "set"}
     overrides = merge(overrides, parse_overrides(words))
@@ -63,19 +67,24 @@ def layered(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
             raise UserError(f"experiments.{name}={delta!r} is not a mapping of keys")
     tree = merge(merge(tree, experiment_delta(str(tree.get("experiment")), deltas)), overrides)
     tree.pop("experiments", None)
+
+    # Older keys
     note_older(tree)
     return tree
 
 
-def set_words(given: Any) -> list[str]:
+def set_words(value: Any) -> list[str]:
     """The `key=value` words of a string, or of a list of strings; spaces in a value are part of it.
 
     Raises UserError if it is neither: Snakemake reads a bare `a: b` on its command line as a
     mapping, and strips quotes, so only a list brings every character through.
     """
-    texts = given if isinstance(given, list) else [given]
+    # One text or several
+    texts = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in texts):
-        raise UserError(f"set={given!r} is not text: write it as a list of one text, set=['...']")
+        raise UserError(f"set={value!r} is not text: write it as a list of one text, set=['...']")
+
+    # Split before each key
     words = [re.split(r"\s+(?=[+]{0,2}[A-Za-z_][\w.]*=)", text.strip()) for text in texts]
     return [word for group in words for word in group if word]
 
@@ -90,26 +99,33 @@ def resolve(
 
 
 def experiment_delta(
-    name: str, deltas: Mapping[str, Any], seen: tuple[str, ...] = ()
+    name: str, deltas: Mapping[str, Any], children: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """The keys of experiments.NAME, laid over those of the experiment it is `like`.
 
     Raises UserError if the name is unknown or `like` goes in a circle.
     """
+    # A known name
     if name not in deltas:
         raise UserError(
             f"no experiment {name!r} in config.yaml{nearest(name, deltas)} "
             f"(known: {', '.join(sorted(deltas))}; a new one needs an entry under `experiments:`)"
         )
-    if name in seen:
-        raise UserError(f"experiments.{name} is `like` itself: {' -> '.join((*seen, name))}")
+    # Not its own parent
+    if name in children:
+        raise UserError(f"experiments.{name} is `like` itself: {' -> '.join((*children, name))}")
+
+    # Parents first
     delta = dict(deltas[name] or {})
     parent = delta.pop("like", None)
-    return merge(experiment_delta(str(parent), deltas, (*seen, name)), delta) if parent else delta
+    return (
+        merge(experiment_delta(str(parent), deltas, (*children, name)), delta) if parent else delta
+    )
 
 
 def resolve_resolution(tree: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[Any, str]:
     """The resolution and its origin: the configuration, else IMAGENET_RES, else 64."""
+    # By key or variable
     section = tree.get("data")
     value = section.get("resolution") if isinstance(section, Mapping) else None
     if value not in ("auto", None):
@@ -124,6 +140,7 @@ def validate(tree: Mapping[str, Any], environment: Mapping[str, str] = os.enviro
 
     The message is one sentence, here and in all functions that read a configuration.
     """
+    # Each section, then together
     config = parsed(tree, environment)
     check_runs(config.sample)
     config.model.check(config.data.resolution)
@@ -132,8 +149,10 @@ def validate(tree: Mapping[str, Any], environment: Mapping[str, str] = os.enviro
 
 def parsed(tree: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Config:
     """`tree` as a Config of which each section is valid by itself; raises UserError otherwise."""
+    # The resolution first
     if isinstance(tree.get("data"), Mapping):
         tree = merge(tree, nested("data.resolution", resolve_resolution(tree, environment)[0]))
+    # Checked by pydantic
     try:
         return Config.model_validate(read_older(tree))
     except ValidationError as error:
@@ -147,6 +166,7 @@ def overlaid(config: Config, keys: Mapping[str, Any]) -> Config:
 
 def check_runs(sample: Sample) -> None:
     """Raise UserError if a run is not a valid sampler, or two runs have the same name."""
+    # Each run by itself
     for place, run in enumerate(sample.runs):
         key = f"sample.runs[{place}]"
         if "runs" in run:
@@ -172,12 +192,12 @@ def load_step(
     # torch.distributed.launch adds --local-rank; the environment says the same.
     words = parse_overrides(a for a in argv if not re.match(r"--local[-_]rank=\d+$", a))
     step_words = {k: str(words.pop(k)) for k in list(words) if k in extra and words[k] is not None}
-    given = words.pop("config", None)
-    if isinstance(given, dict):
-        return of_stage(given, words, None, environment), step_words
+    config_word = words.pop("config", None)
+    if isinstance(config_word, dict):
+        return of_stage(config_word, words, None, environment), step_words
     check_words(words, extra)
     # A whole configuration, or the keys of one stage.
-    file = Path(given) if given else DEFAULT_FILE
+    file = Path(config_word) if config_word else DEFAULT_FILE
     tree = load_yaml(file)
     if "experiments" in tree or "experiments" in words:
         return resolve(tree, words, environment), step_words
@@ -197,10 +217,13 @@ def of_stage(
     environment: Mapping[str, str],
 ) -> Config:
     """config.yaml < the experiment, if config.yaml has it < the keys of a stage < words."""
+    # Experiment over defaults
     base = load_yaml(DEFAULT_FILE)
     named = {} if experiment is None else {"experiment": experiment}
     if str(experiment) in base["experiments"]:
         base = layered(base, named)
+
+    # Stage keys over those
     tree = merge({k: v for k, v in base.items() if k != "experiments"}, named)
     config = parsed(merge(merge(tree, keys), words), environment)
     if "model" in keys:
@@ -213,10 +236,11 @@ def check_words(words: Mapping[str, Any], extra: Iterable[str]) -> None:
 
     Those of `extra` that had a value are no longer among the words.
     """
+    # Empty or unknown
     extra = list(extra)
-    known = [*Config.model_fields, "experiments", "config", *extra]
+    names = [*Config.model_fields, "experiments", "config", *extra]
     for word in words:
         if word in extra:
             raise UserError(f"{word}= is empty: give it a value or leave it out")
-        if word not in known:
-            raise UserError(f"unknown key {word}{nearest(word, [*known, *known_keys()])}")
+        if word not in names:
+            raise UserError(f"unknown key {word}{nearest(word, [*names, *known_keys()])}")

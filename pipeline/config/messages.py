@@ -14,6 +14,7 @@ from pipeline.config.schema import Config
 
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     """All dotted keys, sections included; of a union of sections, the keys of all members."""
+    # Sections and their keys
     keys = []
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
@@ -24,18 +25,21 @@ def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
 
 def sections(annotation: Any) -> list[type[BaseModel]]:
     """The sections that a type allows: one, the members of a union, or none."""
+    # A section itself
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
+    # A choice of sections
     if get_origin(annotation) in (Annotated, Union, types.UnionType):
         return [section for member in get_args(annotation) for section in sections(member)]
     return []
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, names: Iterable[str]) -> str:
     """`; did you mean X?` for the known word closest to `word`, else an empty string."""
-    known = list(known)
-    tails = {k.rpartition(".")[2]: k for k in reversed(known)}  # the first of equal tails wins
-    close = difflib.get_close_matches(word, known, 1, 0.6)
+    # Whole keys, then tails
+    names = list(names)
+    tails = {k.rpartition(".")[2]: k for k in reversed(names)}  # the first of equal tails wins
+    close = difflib.get_close_matches(word, names, 1, 0.6)
     close = close or difflib.get_close_matches(word.rpartition(".")[2], tails, 1, 0.6)
     return f"; did you mean {tails.get(close[0], close[0])}?" if close else ""
 
@@ -45,24 +49,32 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def explain(error: ValidationError, model: type[BaseModel] = Config) -> str:
     """One sentence for the first problem with a `model`, unknown keys before bad values."""
+    # The first problem
     problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    first, known = problems[0], known_keys(model)
+    first, keys = problems[0], known_keys(model)
+    # No such network
     if first["type"] == "union_tag_invalid":
         choices = first["ctx"]["expected_tags"].replace("'", "")
         return f"model.kind={first['ctx']['tag']!r} is not valid: use one of {choices}"
     location = without_family([str(part) for part in first["loc"]])
     # Unions add the name of their member to the location; keep what is a key.
     parts = list(location)
-    while first["type"] != "extra_forbidden" and parts and ".".join(parts) not in known:
+    while first["type"] != "extra_forbidden" and parts and ".".join(parts) not in keys:
         parts.pop()
     key = ".".join(parts)
+
+    # Keys that are unknown
     if first["type"] == "extra_forbidden":
-        all_keys = f" (known: {', '.join(known)})" if model is not Config else ""
-        return f"unknown key {key}{nearest(key, known) or all_keys}"
+        all_keys = f" (known: {', '.join(keys)})" if model is not Config else ""
+        return f"unknown key {key}{nearest(key, keys) or all_keys}"
+
+    # Keys that are missing
     if first["type"] == "missing" and parts == location:
         return f"key {key} is missing in config.yaml"
     if first["type"] == "missing":
         return f"{key}={list(first['input'])} is not valid: expected more values"
+
+    # Values out of range
     return f"{key}={first['input']!r} is not valid: {expectation(first, key, model)}"
 
 
@@ -73,6 +85,7 @@ def without_family(location: list[str]) -> list[str]:
 
 def expectation(problem: Any, key: str, model: type[BaseModel]) -> str:
     """The values that are possible instead."""
+    # Listed, or from pydantic
     text = "" if problem["type"] == "value_error" else allowed(key, model)
     text = text or str(problem["msg"]).replace("Input should be", "expected")
     text = text.replace("a valid tuple", "a list").replace("Tuple", "the list")
@@ -81,10 +94,13 @@ def expectation(problem: Any, key: str, model: type[BaseModel]) -> str:
 
 def allowed(key: str, model: type[BaseModel] = Config) -> str:
     """`use one of …` for a key with listed values or several types, else an empty string."""
+    # Down to the key
     kind: Any = model
     for part in key.split("."):
         holders = [section for section in sections(kind) if part in section.model_fields]
         kind = holders[0].model_fields[part].annotation
+
+    # In the user's words
     if get_origin(kind) is Literal:
         return "use one of " + ", ".join(map(str, get_args(kind)))
     if sections(kind):
@@ -96,10 +112,12 @@ def allowed(key: str, model: type[BaseModel] = Config) -> str:
 
 def type_word(kind: Any) -> str:
     """A type as a user would say it."""
+    # Choices and lists
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
     if get_origin(kind) is tuple:
         return "a list"
+    # Plain types
     plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     names = {int: "a whole number", float: "a number", bool: "true|false", str: "text"}
     return names.get(plain, "null")

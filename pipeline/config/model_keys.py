@@ -15,15 +15,19 @@ from pipeline.config.types import Positive, PositiveInt, Section
 class UNetKeys(Section):
     """The UNet of ADM (Dhariwal & Nichol 2021)."""
 
+    # Width and depth
     kind: Literal["unet"] = "unet"
     channels: Annotated[int, Field(ge=32, multiple_of=32)]  # width at full resolution
     channel_mult: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]  # one per resolution
     blocks: PositiveInt  # residual blocks per resolution
+    # Attention
     attention_at: tuple[PositiveInt, ...]  # downsampling factors that have attention
     head_channels: PositiveInt | None  # channels per attention head; None: use `heads`
     heads: PositiveInt
+    # Regularisation and time
     dropout: Annotated[float, Field(ge=0, lt=1)]
     time_scale: Positive  # the time in [0,1] enters the embedding times this
+    # Details of the blocks
     scale_shift_norm: bool
     residual_updown: bool
     conv_resample: bool
@@ -31,6 +35,7 @@ class UNetKeys(Section):
 
     def check(self, resolution: int) -> None:
         """Raise UserError if the network cannot be built, or not for images of `resolution` px."""
+        # Size must halve
         self._check_heads()
         halvings = len(self.channel_mult) - 1
         if resolution % 2**halvings:
@@ -42,6 +47,7 @@ class UNetKeys(Section):
 
     def _check_heads(self) -> None:
         """Raise UserError unless the heads divide the width of every level with attention."""
+        # Levels with attention
         levels = [n for n in range(len(self.channel_mult)) if 2**n in self.attention_at]
         for level in {*levels, len(self.channel_mult) - 1}:  # the middle always has attention
             width = self.channels * self.channel_mult[level]

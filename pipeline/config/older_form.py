@@ -25,19 +25,26 @@ def read_older(tree: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises UserError if downsample.fast is not true or false, or contradicts data.recipe.
     """
+    # Nothing to translate
     downsample, recipe = tree.get("downsample"), _recipe(tree)
     if not isinstance(downsample, Mapping) or "fast" not in downsample:
         return dict(tree)
+
+    # Text or truth
     try:  # Snakemake's --config gives words as text
         fast = TypeAdapter(bool).validate_python(downsample["fast"])
     except ValidationError as error:
-        given = downsample["fast"]
-        raise UserError(f"downsample.fast={given!r} is not valid: use true|false") from error
+        value = downsample["fast"]
+        raise UserError(f"downsample.fast={value!r} is not valid: use true|false") from error
+
+    # Both must agree
     if recipe.endswith(FAST) and not fast:
         raise UserError(
             f"data.recipe={recipe} and downsample.fast=false contradict each other: "
             "leave out downsample.fast"
         )
+
+    # Moved to the recipe
     tree = {**tree, "downsample": {k: v for k, v in downsample.items() if k != "fast"}}
     if fast and recipe and not recipe.endswith(FAST):
         tree = merge(tree, nested("data.recipe", recipe + FAST))
@@ -46,9 +53,11 @@ def read_older(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_older(tree: Mapping[str, Any]) -> dict[str, Any]:
     """All keys of a configuration in the older form: the inverse of `read_older`."""
+    # The recipe's ending
     recipe = _recipe(tree)
     tree = merge(tree, nested("data.recipe", recipe.removesuffix(FAST)))
     tree = merge(tree, nested("downsample.fast", recipe.endswith(FAST)))
+    # Sections without new keys
     downsample = older_downsample(tree["downsample"])
     return {**tree, "downsample": downsample, "model": older_model(tree["model"])}
 

@@ -25,12 +25,15 @@ def image_root(config: Config, environment: Mapping[str, str] = os.environ) -> P
 
     Raises UserError if neither is given or the folder does not exist.
     """
+    # By key or variable
     place = config.data.dir or environment.get("IMAGENET_DIR")
     if not place:
         raise UserError(
             "IMAGENET_DIR is not set: set it to the folder that holds ImageNet "
             "(or give data.dir=FOLDER)"
         )
+
+    # A folder that exists
     if not Path(place).is_dir():
         name = "data.dir" if config.data.dir else "IMAGENET_DIR"
         raise UserError(f"{name}={place} is not a folder: point it at the images")
@@ -42,9 +45,12 @@ def pack_folder(config: Config, environment: Mapping[str, str] = os.environ) -> 
 
     Raises UserError if none of the three is given.
     """
+    # By its path
     data = config.data
     if data.path:
         return Path(data.path)
+
+    # By its name
     root = data.pack_dir or environment.get("IMAGENET_DIR")
     if not root:
         raise UserError(
@@ -61,8 +67,8 @@ def pack_needs_imagenet_dir(config: Config) -> bool:
 
 def images_need_imagenet_dir(config: Config) -> bool:
     """Whether downsample looks at IMAGENET_DIR, for the images or the pack."""
-    made = config.data.source in MADE_SOURCES or config.data.dir is not None
-    return not made or pack_needs_imagenet_dir(config)
+    is_elsewhere = config.data.source in MADE_SOURCES or config.data.dir is not None
+    return not is_elsewhere or pack_needs_imagenet_dir(config)
 
 
 def record_file(config: Config) -> Path:
@@ -94,8 +100,8 @@ def experiment_of(file: Path) -> str | None:
 
 def weights_files(train: Train) -> dict[int, str]:
     """File name of the weights averaged with each half-life, in the key's order."""
-    first, *rest = train.ema_halflife_images
-    further = {halflife: f"weights-ema{halflife}.safetensors" for halflife in rest}
+    first, *other_halflives = train.ema_halflife_images
+    further = {halflife: f"weights-ema{halflife}.safetensors" for halflife in other_halflives}
     return {first: "weights.safetensors", **further}
 
 
@@ -104,14 +110,17 @@ def weights_file(config: Config) -> Path:
 
     Raises UserError if no weights are averaged with that half-life.
     """
-    names, wanted = weights_files(config.train), config.sample.ema_halflife_images
-    wanted = config.train.ema_halflife_images[0] if wanted is None else wanted
-    if wanted not in names:
+    # By key or first
+    names, halflife_images = weights_files(config.train), config.sample.ema_halflife_images
+    halflife_images = (
+        config.train.ema_halflife_images[0] if halflife_images is None else halflife_images
+    )
+    if halflife_images not in names:
         raise UserError(
-            f"sample.ema_halflife_images={wanted} is not among train.ema_halflife_images="
+            f"sample.ema_halflife_images={halflife_images} is not among train.ema_halflife_images="
             f"{list(names)}: use one of them, or null for the first"
         )
-    return run_folder(config) / "train" / names[wanted]
+    return run_folder(config) / "train" / names[halflife_images]
 
 
 def samples_folder(config: Config, seed: int) -> Path:
@@ -133,8 +142,10 @@ def out_folder(path: Path) -> Path:
 
 def out_file(path: Path) -> Path:
     """`path`, the file that a step writes; makes its folder, or raises UserError if it cannot."""
+    # A file, not folder
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the name of a file")
+    # A folder to write
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK):

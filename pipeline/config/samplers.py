@@ -29,6 +29,7 @@ def rounding_note(sample: Sample) -> str:
     bf16 rounds to 2^-9: dopri5 takes that for its own error and shortens its steps, to three times
     the evaluations at 1e-5 for images that are no better (results/benchmarks/sampling.json).
     """
+    # Only if rounding matters
     tolerance = min(sample.rtol, sample.atol)
     if not sample.adaptive or sample.precision != "bf16" or tolerance >= BF16_TOLERANCE:
         return ""
@@ -50,9 +51,11 @@ def one_sampler(config: Config, name: str | None) -> Config:
 
     Raises UserError if there are several and none of them is named.
     """
+    # The only one
     every = by_sampler(config)
     if name is None and len(every) == 1:
         return next(iter(every.values()))
+    # One by name
     if name not in every:
         raise UserError(
             f"{'several samplers' if name is None else f'no sampler {name}'} in this experiment: "
@@ -66,6 +69,7 @@ def family(about: Mapping[str, Any]) -> str:
 
     `about`: a sample.json; one without our keys (another program's) is a separate family.
     """
+    # Older records differ
     try:
         sample = Sample.model_validate({"seeds": [0], "runs": []} | about["config"]["sample"])
     except (KeyError, TypeError, ValidationError):
@@ -82,7 +86,9 @@ def _length(sample: Sample) -> list[str]:
 
 def _kind(sample: Sample) -> list[str]:
     """A part for each other key that differs from the plainest sampler."""
+    # The grid
     parts = [] if sample.adaptive else _grid(sample)
+    # Guidance
     if sample.guidance != 1:
         parts.append(f"g{sample.guidance:g}")
         if sample.guidance_interval != (0, 1):
@@ -90,6 +96,7 @@ def _kind(sample: Sample) -> list[str]:
         if sample.guide is not None:
             stem = re.sub(r"[^A-Za-z0-9_.]", "_", Path(sample.guide).stem)
             parts.append(f"by-{stem}-{sha256_json(sample.guide)[:6]}")
+    # Classes and average
     if sample.classes != "balanced":
         parts.append(sample.classes)
     if sample.ema_halflife_images is not None:
@@ -110,8 +117,11 @@ def check_guidance(sample: Sample, class_conditional: bool, label_dropout: float
     It knows no classes, or was trained with every image's class: `label_dropout` is that of its
     training, None if that is not known.
     """
+    # Nothing to guide
     if sample.guidance == 1 or sample.guide is not None:
         return
+
+    # Without a class
     why = "" if class_conditional else "the network knows no classes"
     if class_conditional and label_dropout == 0:
         why = "the network was trained with train.label_dropout=0, always with the class"
@@ -124,6 +134,7 @@ def check_guidance(sample: Sample, class_conditional: bool, label_dropout: float
 
 def check_names(sample: Sample) -> None:
     """Raise UserError if two samplers have the same name: they would write the same files."""
+    # Each against each
     named = [(place, run, sampler_name(run)) for place, run in enumerate(sample.samplers)]
     for (a, first, name), (b, second, again) in combinations(named, 2):
         if name == again:
@@ -135,6 +146,7 @@ def check_names(sample: Sample) -> None:
 
 def _remedy(first: Sample, second: Sample) -> str:
     """The remedy for two samplers of the same name."""
+    # By their differences
     keys = [k for k in Sample.model_fields if getattr(first, k) != getattr(second, k)]
     if not keys:
         return "they are equal, so leave one out"

@@ -27,12 +27,15 @@ Recipe = Literal["box", "adm", "edm", "box-fast", "adm-fast", "edm-fast"]
 
 
 class Data(Section):
+    # The image set
     source: Source
     layout: Layout
     resolution: Annotated[int, Field(ge=8, le=256)]  # px, both axes
+    # The pack
     recipe: Recipe
     expected_images: PositiveInt | None
     expected_classes: PositiveInt | None
+    # Folders on this machine
     dir: str | None  # folder of the image set; None: IMAGENET_DIR
     pack_dir: str | None  # folder of the packs; None: IMAGENET_DIR
     path: str | None  # one pack folder, instead of the one named by the keys above
@@ -44,26 +47,33 @@ class Downsample(Section):
 
 
 class Train(Section):
+    # Length of the run
     images: PositiveInt  # training length, images seen
     batch: PositiveInt  # global batch, images, over all ranks and accumulation
+    # The path
     times: Literal["uniform", "logit_normal", "edm_skew"]
     time_mean: float | None  # of logit t or ln sigma; None: the published one
     time_std: Positive | None
+    # Noise and images
     coupling: Literal["independent", "optimal_transport"]
     coupling_images: PositiveInt  # consecutive images among which noise is reassigned
+    # Learning rate
     lr: Positive
     lr_schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"]
     lr_final: Fraction  # share of lr left at `images`: linear, cosine
     lr_decay_images: PositiveInt  # images after which inverse_sqrt falls
     warmup_images: NotNegative
+    # The optimiser
     betas: tuple[Beta, Beta]
     weight_decay: Annotated[float, Field(ge=0)]
     clip_grad_norm: Positive | None
+    # Regularisation
     label_dropout: Fraction
     flip: bool
     # half-life of each average, images; 0: the weights themselves
     ema_halflife_images: Annotated[tuple[NotNegative, ...], Field(min_length=1)]
     ema_rampup: Fraction  # half-life is at most this share of the images seen
+    # Reproducibility
     precision: Precision
     seed: Seed
 
@@ -82,6 +92,7 @@ class Train(Section):
     @field_validator("coupling_images")
     @classmethod
     def _groups_fill_the_batch(cls, value: int, info: ValidationInfo) -> int:
+        # Whole groups only
         batch, coupling = info.data.get("batch"), info.data.get("coupling")
         if coupling == "optimal_transport" and batch and batch % value:
             raise ValueError(f"with optimal_transport use a divisor of train.batch={batch}")
@@ -93,15 +104,19 @@ AdaptiveSolver = Literal["dopri5"]
 
 
 class Sample(Section):
+    # Number of samples
     num: PositiveInt
+    # The solver
     solver: Literal[FixedGridSolver, AdaptiveSolver]
     steps: PositiveInt  # of the grids uniform and edm
     grid: Literal["uniform", "edm"] | tuple[Fraction, ...]  # times; not of adaptive solvers
     rtol: Positive  # of adaptive solvers
     atol: Positive
+    # Guidance
     guidance: Annotated[float, Field(ge=0)]  # 1: the conditional velocity alone
     guidance_interval: tuple[Fraction, Fraction]  # times between which it is guided
     guide: str | None  # weights file that guides; None: the network itself without the class
+    # Classes and seeds
     classes: Literal["balanced", "histogram"]
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     ema_halflife_images: NotNegative | None  # which average of the weights; None: the first
@@ -111,8 +126,11 @@ class Sample(Section):
     @field_validator("grid")
     @classmethod
     def _times_increase(cls, value: str | tuple[float, ...]) -> str | tuple[float, ...]:
+        # Named grids
         if isinstance(value, str):
             return value
+
+        # Times to the end
         if len(value) < 2 or value[-1] != 1 or any(a >= b for a, b in pairwise(value)):
             raise ValueError("expected uniform, edm, or increasing times that end at 1")
         return value
@@ -160,10 +178,13 @@ Extractor = Literal[  # rows of scoring/extractors.py
 
 
 class Evaluate(Section):
+    # Features and metrics
     extractor: Extractor
     metrics: Annotated[tuple[Literal["fid", "kid", "isc", "prc"], ...], Field(min_length=1)]
+    # Kernel distance
     kid_subsets: PositiveInt
     kid_subset_size: Annotated[int, Field(ge=2)]
+    # Other metrics
     isc_splits: PositiveInt
     prc_neighbourhood: PositiveInt
     seed: Annotated[int, Field(ge=0, lt=2**32)]
@@ -183,49 +204,62 @@ class Gpus(Section):
 
 
 class Runtime(Section):
+    # The machine's share
     gpus: Gpus
     workers: PositiveInt
     start_method: Literal["spawn", "forkserver", "fork"]
     data_on_device: Literal["auto"] | bool
+    # Execution
     device: Literal["auto", "cpu", "cuda"]
     compile: Literal["auto"] | bool
     strategy: Literal["ddp", "fsdp2"]
+    # Batches that fit
     micro_batch: Literal["auto"] | PositiveInt
     sample_batch: PositiveInt
     feature_batch: PositiveInt
+    # Checkpoints
     checkpoint_images: PositiveInt
     checkpoint_minutes: Positive
     keep_checkpoints: PositiveInt
     milestone_images: PositiveInt | None
+    # Messages
     log_images: PositiveInt
     progress_seconds: Annotated[float, Field(ge=0)]
 
 
 class Slurm(Section):
+    # The queue
     partition: str | None
     account: str | None
     constraint: str | None
+    # Limits of the job
     minutes: PositiveInt
     memory_gb: Positive | None
     signal_seconds: PositiveInt  # before the limit
 
 
 class Launch(Section):
+    # How ranks start
     launcher: Literal["standalone", "torchrun", "submitit_local", "submitit_slurm", "none"]
+    # Where nodes meet
     nnodes: PositiveInt
     rdzv_endpoint: str | None  # host:port of the first node
     rdzv_id: str  # what the nodes of one job have in common
     join_seconds: PositiveInt  # how long nodes wait for each other
+    # Network and folders
     interface: str | None  # of the network between the nodes; None: the one that leads there
     folder: str  # of submitit's jobs
     slurm: Slurm
+    # Restarts and threads
     max_restarts: NotNegative
     threads: Literal["auto"] | PositiveInt
 
 
 class Config(Section):
+    # What is trained
     experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     workload: Literal["flow"]  # what is trained: see pipeline/train.py
+    # Stages of the pipeline
     data: Data
     downsample: Downsample
     model: Model
@@ -233,6 +267,7 @@ class Config(Section):
     sample: Sample
     evaluate: Evaluate
     report: Report
+    # How it runs
     runtime: Runtime
     launch: Launch
 

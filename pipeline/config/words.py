@@ -20,18 +20,19 @@ USE_SUBMITIT = {True: "submitit_slurm", False: "standalone"}
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` laid over `base`, section by section; lists are replaced whole."""
+    # Sections merge, values replace
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
-        both = isinstance(value, Mapping) and isinstance(below, Mapping)
-        merged[key] = merge(below or {}, value) if both else value
+        are_sections = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = merge(below or {}, value) if are_sections else value
     return merged
 
 
 def nested(dotted: str, value: Any) -> dict[str, Any]:
     """{"a": {"b": value}} of "a.b"."""
-    head, _, rest = dotted.partition(".")
-    return {head: nested(rest, value) if rest else value}
+    head, _, tail = dotted.partition(".")
+    return {head: nested(tail, value) if tail else value}
 
 
 def lookup(tree: Any, dotted: str) -> Any:
@@ -48,15 +49,18 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     or its value is not YAML.
     """
     result: dict[str, Any] = {}
+    # Word by word
     for argument in arguments:
         key, equals, text = argument.partition("=")
         key = re.sub(r"^\+{1,2}", "", key)
         if not equals or not key:
             raise UserError(f"argument {argument!r} is not of the form key=value")
+        # Values are YAML
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UserError(f"the value in {argument!r} is not YAML") from error
+        # Names of other trainers
         if key == "trainer.use_submitit":
             value = USE_SUBMITIT.get(value, value)
         result = merge(result, nested(ALIASES.get(key, key), value))
