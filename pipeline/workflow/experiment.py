@@ -73,10 +73,14 @@ class Experiment:
 
         Raises UserError if the network is to guide itself and cannot.
         """
+        # Possible at all
         sample, config = self.samplers[sampler].sample, self.config
         check_guidance(sample, config.model.class_conditional, config.train.label_dropout)
+        # None is needed
         if sample.guide is None or sample.guidance == 1:
             return []
+
+        # Made here, or there
         if sample.guide in self.weights:
             return [sample.guide]
         return existing("sample.guide", sample.guide)
@@ -86,13 +90,16 @@ class Experiment:
 
         Jobs that can run side by side on the GPUs of the run share its cores.
         """
+        # Size of the machine
         machine = dict(workflow.global_resources.unwrapped_items())
-        wanted = getattr(self.runtime.gpus, stage)
-        total, cores = machine.get("gpu") or wanted, machine.get("_cores") or 4 * wanted
-        wanted = min(wanted, total)
+        num_gpus = getattr(self.runtime.gpus, stage)
+        total, cores = machine.get("gpu") or num_gpus, machine.get("_cores") or 4 * num_gpus
+
+        # Jobs side by side
+        num_gpus = min(num_gpus, total)
         jobs = len(self.samples) if stage in ("sample", "evaluate") else 1
-        abreast = max(1, min(jobs, total // wanted))
-        return max(1, min(4 * wanted, cores // abreast))
+        abreast = max(1, min(jobs, total // num_gpus))
+        return max(1, min(4 * num_gpus, cores // abreast))
 
     def banner(self) -> str:
         """One line: experiment, data, and the origin of the resolution."""
@@ -114,8 +121,10 @@ def existing(key: str, file: str | None) -> list[str]:
 
 def start(workflow: Any, experiment: Experiment) -> None:
     """Checks before the first job: no other Snakemake is here, and all that the jobs need is."""
+    # Alone in this folder
     hold_folder(Path(".snakemake") / "pipeline.lock")
     jobs = list(workflow.dag.needrun_jobs())
+    # All that jobs need
     check_environment(jobs)
     if workflow.local_exec:
         check_devices(jobs, experiment.config)
@@ -124,14 +133,16 @@ def start(workflow: Any, experiment: Experiment) -> None:
 
 def check_devices(jobs: Iterable[Any], config: Config) -> None:
     """Stop unless this machine has the GPUs of every job, and the batch divides over them."""
+    # Launcher of the ranks
     launch, visible = config.launch, gpus.visible()
     for job in jobs:
         step = STEPS.get(job.rule.name)
         if step is None or not step.ranked:
             continue
+        # GPUs and batch
         try:
-            wanted = int(job.resources.get("gpu", 0))
-            count = launcher(launch).num_ranks(wanted, config.runtime.device, visible)
+            num_gpus = int(job.resources.get("gpu", 0))
+            count = launcher(launch).num_ranks(num_gpus, config.runtime.device, visible)
             if job.rule.name == "train":
                 images_of_a_rank(config, count)
         except UserError as error:
@@ -145,10 +156,13 @@ def hold_folder(path: Path) -> None:
     This replaces Snakemake's own lock, which outlives a kill and then has to be removed by hand.
     Prints one sentence and exits with status 2 if another Snakemake holds it.
     """
+    # Only one at a time
     file = path.open("a")
     if not take_lock(file):
         print("error: another snakemake is at work in this folder: wait for it", file=sys.stderr)
         sys.exit(2)
+
+    # Named for others
     file.truncate(0)
     file.write(json.dumps({"pid": os.getpid()}))  # for pipeline.stop
     file.flush()
@@ -160,32 +174,38 @@ def check_environment(jobs: Iterable[Any], environment: Mapping[str, str] = os.e
 
     Prints one sentence naming rules, variable and remedy, and exits with status 2.
     """
+    # Variables by job
     missing: dict[str, set[str]] = {}
     for job in jobs:
         for variable in parse_variables(str(job.resources.get("env", ""))):
             if variable.needed and not environment.get(variable.name):
                 missing.setdefault(variable.name, set()).add(job.rule.name)
+
+    # One line each
     for name, rules in missing.items():
-        who = f"rule {', '.join(sorted(rules))} needs {name}, which is not set"
-        print(f"error: {who}: {REMEDIES.get(name, f'set {name}')}", file=sys.stderr)
+        need = f"rule {', '.join(sorted(rules))} needs {name}, which is not set"
+        print(f"error: {need}: {REMEDIES.get(name, f'set {name}')}", file=sys.stderr)
     if missing:
         sys.exit(2)
 
 
-def config_words(given: Mapping[str, Any]) -> list[str]:
+def config_words(values: Mapping[str, Any]) -> list[str]:
     """The words of `--config` that give these values again.
 
     Snakemake strips quotes from both ends of a word, so that `set` can only be a list.
     """
-    whole = {k: [v] if k == "set" and isinstance(v, str) else v for k, v in given.items()}
+    whole = {k: [v] if k == "set" and isinstance(v, str) else v for k, v in values.items()}
     return [f"{key}={json.dumps(value)}" for key, value in whole.items()]
 
 
 def finish(workflow: Any, summary: str) -> None:
     """After a run that made the report's figures: Snakemake's report and the tables."""
+    # Only after a report
     if not any(job.rule.name == "report" for job in workflow.dag.jobs):
         return
     print(f"\n{Path(summary).read_text()}", flush=True)
+
+    # Pages and tables
     target = str(paths.RESULTS / "report.html")
     if snakemake_report(workflow.config_settings, target):
         print(f"report: {target}", flush=True)
@@ -195,6 +215,7 @@ def finish(workflow: Any, summary: str) -> None:
 
 def snakemake_report(settings: Any, target: str) -> bool:
     """Let Snakemake write its report of the run with these settings; returns whether it did."""
+    # The same configuration
     words = [sys.executable, "-m", "snakemake", "--nolock", "--report", target]
     if settings.configfiles:
         words += ["--configfile", *map(str, settings.configfiles)]
