@@ -31,11 +31,14 @@ class DataAbout(JsonObject):
     KIND: ClassVar[str] = "a description of training data"
     REMEDY: ClassVar[str] = "make the weights again"
 
+    # Size and recipe
     source: str  # data.source; "unknown" for imported weights whose pack was not given
     resolution: int  # px, both axes
     recipe: str
+    # Classes
     classes: list[str]  # names in label order
     per_class: dict[str, int] | None = None  # number of images; None in old files
+    # Identity
     sha256: Hashes | None  # None: imported weights whose pack was not given
 
     @property
@@ -76,13 +79,17 @@ class Manifest(Record):
     KIND: ClassVar[str] = "a manifest"
     REMEDY: ClassVar[str] = "delete it and run `make data`"
 
+    # Images per class
     per_class: dict[str, int]
+    # How it was made
     config: dict[str, Any]  # the keys that `downsample` read
     kind: str  # packaging of the image set
     counts: dict[str, int]  # number of images by what was unusual about their files
+    # Unusual files
     ignored: int  # files of the image set that are not images by their names
     ignored_images: int = 0  # of them, those that hold images all the same; 0 in old files too
     left_out: list[LeftOut]
+    # Sizes and versions
     sizes: Sizes | None = None  # None in old files
     order: str | None = None  # of the axes that are filtered; None: columns first in tall images
     versions: dict[str, str]  # of everything that may change a pixel
@@ -105,6 +112,7 @@ def open_pack(folder: Path, record: Record) -> Pack:
 
     Raises UserError if it is missing, is another pack, or its labels do not match the classes.
     """
+    # The record first
     if read_record(folder).sha256 != record.sha256:
         raise UserError(
             f"pack {folder} holds other images than its record in results/data says: "
@@ -121,6 +129,7 @@ def open_pack(folder: Path, record: Record) -> Pack:
 
 def read_record(folder: Path) -> Record:
     """The record that the pack in `folder` carries in its manifest; raises UserError without."""
+    # Made by this project
     manifest = folder / "manifest.json"
     if not manifest.exists():
         raise UserError(
@@ -132,6 +141,7 @@ def read_record(folder: Path) -> Record:
 
 def check_labels(labels: np.ndarray, num_classes: int, where: Path) -> None:
     """Raise UserError unless all labels lie in 0 … num_classes-1."""
+    # Range of the labels
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
         raise UserError(
@@ -148,6 +158,7 @@ def check_arrays(pack: Pack, folder: Path) -> None:
     reading the 15 GB of ImageNet-64 at each start would take minutes, so there a byte that
     changed on the disk goes unnoticed.
     """
+    # Hashed if small enough
     for name, array in (("images", pack.images), ("labels", pack.labels)):
         hashed = array.nbytes <= HASHED
         if hashed and sha256_npy(folder / f"{name}.npy") != getattr(pack.record.sha256, name):

@@ -31,11 +31,12 @@ def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
 
 def rows_at(positions: np.ndarray, seed: int, size: int) -> np.ndarray:
     """Row of the pack at each position n of a run (int64, any shape): see the module."""
+    # Epoch and place
     epochs, places = np.divmod(positions, size)
     rows = np.empty_like(positions)
     for epoch in np.unique(epochs):
-        here = epochs == epoch
-        rows[here] = epoch_order(seed, int(epoch), size)[places[here]]
+        in_epoch = epochs == epoch
+        rows[in_epoch] = epoch_order(seed, int(epoch), size)[places[in_epoch]]
     return rows
 
 
@@ -43,6 +44,7 @@ def moved(array: np.ndarray, device: torch.device) -> Tensor:
     """`array` on `device`, without waiting for a GPU: through pinned memory, which torch hands out
     again only after the copy is over.
     """
+    # Pinned for the GPU
     tensor = torch.from_numpy(array)
     if device.type == "cuda":
         tensor = tensor.pin_memory()
@@ -80,6 +82,7 @@ class Resident:
 
     def __init__(self, pack: Pack, seed: int, device: torch.device) -> None:
         self.pack, self.seed, self.device = pack, seed, device
+        # Chunk by chunk
         self.images = torch.empty(pack.images.shape, dtype=torch.uint8, device=device)
         size = max(1, CHUNK // pack.images[0].nbytes)
         for part in (slice(k, k + size) for k in range(0, len(pack), size)):
@@ -100,11 +103,15 @@ def copy_wanted(pack: Pack, setting: str | bool, device: torch.device) -> tuple[
 
     Raises UserError if it is true and the pack does not fit.
     """
+    # Not asked for
     key = f"runtime.data_on_device={str(setting).lower()}"
     if setting is False or (setting == "auto" and device.type != "cuda"):
         return False, f"{key} on {device.type}"
+
+    # Room on the device
     need, free = pack.images.nbytes + pack.labels.nbytes, free_memory(device)
     sizes = f"the pack has {need / 1e9:.2f} GB, {device} has {free / 1e9:.2f} GB free"
+    # At most a quarter
     if setting == "auto":
         fits = 4 * need <= free
         return fits, f"{key}: {sizes}{'' if fits else ': over a quarter'}"
@@ -117,6 +124,7 @@ def open_reader(
     pack: Pack, seed: int, device: torch.device, setting: str | bool, ahead: int, loud: bool
 ) -> Reader:
     """The reader of batches of `pack`: see copy_wanted. With `loud`, one line says which it is."""
+    # Say it once
     copy, why = copy_wanted(pack, setting, device)
     if loud:
         print(f"images: {f'copied to {device}' if copy else 'memory-mapped'} ({why})", flush=True)
@@ -128,6 +136,7 @@ def load_batch(reader: Reader, positions: np.ndarray, flip: bool) -> tuple[Tenso
 
     With `flip`, the half of the positions that the flip stream names is mirrored.
     """
+    # Mirrored by position
     pixels, labels = reader.read(positions)
     if flip:
         index = moved(positions, reader.device)
