@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+# Exit statuses
 EXIT_USER_ERROR = 2  # bad input; nothing was started
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL: stopped by a signal after saving; the same command goes on
@@ -30,7 +31,9 @@ def run_main(step: Callable[[list[str]], None]) -> NoReturn:
 
     Under a launcher only rank 0 prints an error that every rank meets.
     """
+    # One message per job
     rank = os.environ.get("RANK", "0")
+    # Statuses of the step
     try:
         step(sys.argv[1:])
     except UserError as error:

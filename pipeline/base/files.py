@@ -20,8 +20,11 @@ def atomic(path: Path) -> Iterator[Path]:
     On any failure the temporary file is removed and `path` is left as it was.
     Raises UserError if the disk is full.
     """
+    # Hidden beside it
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+    # Complete before its name
     try:
         yield temporary
         with temporary.open("rb") as stream:
@@ -35,6 +38,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def disk_error(error: OSError, path: Path) -> Exception:
     """The UserError for a full disk or quota; any other OSError comes back as it is."""
+    # Only a full disk
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return error
     return UserError(
@@ -56,7 +60,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     Raises UserError if the disk is full.
     """
+    # Hidden beside it
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+    # Complete before its name
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -76,6 +83,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """The JSON in `path`; raises UserError if it is missing or damaged."""
+    # Read and parsed
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
@@ -101,6 +109,7 @@ def user_error_if_unwritable(path: Path, error_type: type[Exception]) -> Iterato
 
     `error_type`: RuntimeError for torch.save, SafetensorError for safetensors.
     """
+    # In the user's terms
     try:
         yield
     except error_type as error:

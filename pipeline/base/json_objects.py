@@ -25,9 +25,11 @@ class JsonObject(BaseModel):
 
         Raises UserError if keys are missing or of another type; `where` names the file.
         """
+        # Checked by pydantic
         try:
             return cls.model_validate(value)
         except ValidationError as error:
+            # The first problem
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"])) or "the whole"
             reason = first["msg"][:1].lower() + first["msg"][1:]
@@ -47,9 +49,9 @@ class JsonObject(BaseModel):
         return cls.parse(read_json(path), path)
 
     @classmethod
-    def of(cls, other: "JsonObject") -> Self:
-        """The part of `other` that this class knows."""
-        return cls.model_validate(other.to_json())
+    def of(cls, source: "JsonObject") -> Self:
+        """The part of `source` that this class knows."""
+        return cls.model_validate(source.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """The keys that were set, as `parse` takes them."""

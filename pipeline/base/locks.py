@@ -19,6 +19,7 @@ def take_lock(file: IO[Any] | int, shared: bool = False, wait: bool = False) -> 
     `shared`: any number of processes may hold it so. `wait`: until it is free. Raises OSError on a
     file system without locks.
     """
+    # Kind of lock
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
         fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
@@ -33,6 +34,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises UserError naming the holder if another trainer has it.
     """
+    # The folder's lock
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "lock"
     with path.open("a+") as file:
@@ -40,6 +42,8 @@ def locked(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"{folder} is in use by {_holder(path)}: wait for it or stop it with kill -TERM"
             )
+
+        # Named for others
         file.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
@@ -48,6 +52,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _holder(path: Path) -> str:
+    # A lock without a name
     try:
         holder = json.loads(path.read_text())
         return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
@@ -61,6 +66,7 @@ def wait_until_free(folder: Path, every: float = 2.0, remind: float = 60.0) -> b
     `every`: seconds between two looks; `remind`: seconds between two messages. Returns whether it
     had to wait.
     """
+    # Reminded now and then
     waited, last_message = False, 0.0
     while is_held(folder):
         if not waited or time.monotonic() - last_message >= remind:
@@ -81,6 +87,7 @@ def is_held(folder: Path) -> bool:
 
 def is_locked(path: Path) -> bool:
     """Whether another process holds the lock of a file; False if the file does not exist."""
+    # Try to take it
     try:
         with path.open("r+") as file:
             return not take_lock(file)

@@ -30,6 +30,7 @@ def read_header(stream: IO[bytes]) -> Header:
 
     Raises ValueError if the stream does not hold a .npy, or one of a version above 2.0.
     """
+    # Known versions only
     version = np.lib.format.read_magic(stream)
     if version not in _READERS:
         raise ValueError(f"unknown version {version} of .npy")
@@ -50,6 +51,7 @@ def save_npy(path: Path, array: np.ndarray) -> None:
 
 def load_npy(path: Path) -> np.ndarray:
     """Memory-map one .npy read-only; raises UserError if it is missing or damaged."""
+    # Mapped, not read
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:

@@ -11,9 +11,9 @@ from pipeline.base.files import atomic_stream
 
 def clock(seconds: float) -> str:
     """Seconds as h:mm:ss or m:ss."""
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, seconds_left = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return f"{hours}:{minutes:02d}:{seconds_left:02d}" if hours else f"{minutes}:{seconds_left:02d}"
 
 
 class Progress:
@@ -47,12 +47,14 @@ class Progress:
 
     def line(self, num_done: int, note: str = "") -> str:
         """The line without the step's name."""
+        # Speed so far
         rate = self.rate(num_done)
         parts = [f"{num_done:,} images", note, f"{rate:,.0f} images/s"]
+        # Only if length is known
         if self.total is not None:
             parts[0] = f"{num_done:,} of {self.total:,} images"
-            left = max(0, self.total - num_done)
-            parts.append(f"{clock(left / rate) if rate > 0 else '?'} left")
+            num_left = max(0, self.total - num_done)
+            parts.append(f"{clock(num_left / rate) if rate > 0 else '?'} left")
         return "  ".join(part for part in parts if part)
 
 
@@ -67,6 +69,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The complete rows of a JSON-lines file; a last line cut by a kill is dropped."""
     if not path.exists():
         return []
+    # Whole rows only
     rows = []
     for line in path.read_text().splitlines():
         try:

@@ -27,6 +27,7 @@ def load_arrays(stream: IO[bytes], file_name: str) -> Any:
     is damaged, or holds anything except dict, list, tuple, str, bytes, int, float, bool, None and
     arrays or scalars of numbers.
     """
+    # Arrays or nothing
     try:
         return _finished(_Loader(stream, encoding="latin1").load(), {})
     except _Refused as error:
@@ -48,6 +49,7 @@ class _Refused(Exception):
 class _Name(NamedTuple):
     """The stand-in for a name. A tuple, so that the pickle cannot set any attribute of it."""
 
+    # Name and stand-in
     named: str
     make: Callable[..., Any]
 
@@ -94,6 +96,7 @@ class _Loader(pickle._Unpickler):
 class _Dtype:
     """Stand-in for numpy.dtype."""
 
+    # The real type
     __slots__ = ("value",)
     named = "numpy.dtype"
 
@@ -109,6 +112,7 @@ class _Dtype:
 class _Array:
     """Stand-in for numpy.ndarray and numpy's scalars; without a value until its state is read."""
 
+    # The real array
     __slots__ = ("value",)
     named = "numpy.ndarray"
 
@@ -122,11 +126,16 @@ class _Array:
 
 def _array(raw: Any, dtype: _Dtype, shape: tuple[int, ...], order: Any) -> np.ndarray:
     """A read-only array on `raw`; raises ValueError if `shape` claims another size."""
+    # Older text as bytes
     if isinstance(raw, str):  # Python 2
         raw = raw.encode("latin1")
+
+    # Only the claimed size
     claimed = math.prod(shape) * dtype.value.itemsize
     if not all(type(side) is int and side >= 0 for side in shape) or claimed != len(raw):
         raise ValueError(f"an array of shape {shape} has {len(raw)} bytes")
+
+    # Nobody changes it
     array: np.ndarray = np.ndarray(shape, dtype.value, buffer=raw, order=order)
     array.flags.writeable = False
     return array
@@ -134,6 +143,7 @@ def _array(raw: Any, dtype: _Dtype, shape: tuple[int, ...], order: Any) -> np.nd
 
 def _from_buffer(raw: Any, dtype: _Dtype, shape: Any, order: str, axes: Any = None) -> _Array:
     """Stand-in for the function that protocol 5 names; order K: `shape` in the order `axes`."""
+    # Order of the axes
     result = _Array()
     result.value = _array(raw, dtype, shape, "C" if order == "K" else order)
     if axes is not None:
@@ -180,8 +190,10 @@ NAMES: dict[tuple[str, str], Callable[..., Any]] = {
 
 def _finished(value: Any, done: dict[int, Any]) -> Any:
     """`value` with arrays instead of stand-ins; `done` by id keeps shared parts shared."""
+    # Plain values
     if type(value) in PLAIN:
         return value
+    # Shared parts, once
     if id(value) not in done:
         done[id(value)] = _converted(value, done)
     return done[id(value)]
@@ -189,12 +201,14 @@ def _finished(value: Any, done: dict[int, Any]) -> Any:
 
 def _converted(value: Any, done: dict[int, Any]) -> Any:
     """A container of finished values, or a stand-in's array; raises _Refused for anything else."""
+    # Containers
     if type(value) is list:
         return [_finished(part, done) for part in value]
     if type(value) is tuple:
         return tuple(_finished(part, done) for part in value)
     if type(value) is dict:
         return _converted_dict(value, done)
+    # Arrays
     if type(value) is _Array and value.value is not None:
         return value.value
     raise _Refused(getattr(value, "named", f"builtins.{type(value).__name__}"))
@@ -202,6 +216,7 @@ def _converted(value: Any, done: dict[int, Any]) -> Any:
 
 def _converted_dict(value: dict[Any, Any], done: dict[int, Any]) -> dict[Any, Any]:
     """A dict of finished keys and values; raises ValueError if b"a" and "a" are both keys."""
+    # Keys as text
     result = {
         key.decode("latin1") if type(key) is bytes else _finished(key, done): _finished(part, done)
         for key, part in value.items()
