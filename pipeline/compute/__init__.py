@@ -1,1 +1,1 @@
-"""What every rank needs: its place among the others, its device, random numbers by index."""
+"""The needs of every rank: its place among the others, its device, random numbers by index."""

@@ -53,26 +53,34 @@ class Ranks:
 
     def gather(self, value: torch.Tensor) -> list[torch.Tensor]:
         """On rank 0 the CPU tensors (n_r, ...) of all ranks, in their order; elsewhere nothing."""
+        # Rows of each rank
         lengths = torch.zeros(self.world, dtype=torch.int64)
         lengths[self.rank] = len(value)
         lengths = self.sum(lengths)
+
+        # Sent by the others
         if not self.first:
             dist.send(value.contiguous(), 0)
             return []
-        others = [value.new_empty(int(n), *value.shape[1:]) for n in lengths[1:]]
-        for rank, other in enumerate(others, 1):
-            dist.recv(other, rank)
-        return [value, *others]
+
+        # Joined on rank 0
+        tensors = [value.new_empty(int(n), *value.shape[1:]) for n in lengths[1:]]
+        for rank, tensor in enumerate(tensors, 1):
+            dist.recv(tensor, rank)
+        return [value, *tensors]
 
 
-def pick_device(wanted: str, local_rank: int) -> torch.device:
-    """The device of a local rank: `wanted` is auto, cpu or cuda.
+def pick_device(setting: str, local_rank: int) -> torch.device:
+    """The device of a local rank: `setting` is auto, cpu or cuda.
 
     Raises UserError if CUDA is wanted and absent, or devices are fewer than local ranks.
     """
+    # The CPU, if allowed
     count = torch.cuda.device_count()
-    if wanted == "cpu" or (wanted == "auto" and count == 0):
+    if setting == "cpu" or (setting == "auto" and count == 0):
         return torch.device("cpu")
+
+    # A GPU of this rank
     if local_rank >= count:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
         raise UserError(
@@ -90,15 +98,20 @@ def ranks(device: str) -> Iterator[Ranks]:
     If another rank is gone, this one exits with a sentence and status 1. It meets that at the
     latest in the next exchange over gloo; one that waits on its GPU is killed by torchrun.
     """
+    # This rank's device
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     rank_device = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if rank_device.type == "cuda":
         torch.cuda.set_device(rank_device)
+    # Ranks end with torchrun
     if "RANK" in os.environ:
         die_with_parent(signal.SIGKILL)
+    # Alone
     if world == 1:
         yield Ranks(rank, world, rank_device)
         return
+
+    # With other ranks
     dist.init_process_group(
         # gloo beside nccl carries what lives on the CPU, such as the stop flag
         backend="cpu:gloo,cuda:nccl" if rank_device.type == "cuda" else "gloo",
@@ -112,6 +125,7 @@ def ranks(device: str) -> Iterator[Ranks]:
         lost = lost_rank(error)
         if not lost:
             raise
+        # First line of the reason
         reason = str(error).splitlines()[0].rpartition("] ")[2]
         raise SystemExit(
             f"error: rank {rank} lost another rank ({reason[:80]}), which was killed or failed: "
@@ -146,6 +160,7 @@ class StopFlag:
 
         Every rank must ask at the same place; all get the same answer.
         """
+        # Agreed by all
         flags = torch.tensor([self.signal is not None, save], dtype=torch.int32)
         if self.group.world > 1:
             dist.all_reduce(flags, dist.ReduceOp.MAX)
