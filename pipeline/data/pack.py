@@ -73,6 +73,15 @@ class Sizes(JsonObject):
     share: float  # of the images that have it
 
 
+class Listing(JsonObject):
+    """A cheap listing of an image set's files, which tells whether a pack is still of that set."""
+
+    kind: str  # packaging
+    num_files: int  # image files, or shards and archives
+    num_bytes: int  # their sizes in all
+    names: str  # hex sha256 of their sorted names
+
+
 class Manifest(Record):
     """The manifest of a pack: its record, and how it was made."""
 
@@ -84,6 +93,7 @@ class Manifest(Record):
     # How it was made
     config: dict[str, Any]  # the keys that `downsample` read
     kind: str  # packaging of the image set
+    listing: Listing | None = None  # of the image set's files; None in old files
     counts: dict[str, int]  # number of images by what was unusual about their files
     # Unusual files
     ignored: int  # files of the image set that are not images by their names

@@ -68,6 +68,7 @@ def assemble(spool: Spool, source: Source, config: Config) -> Manifest:
         sha256=write_arrays(spool, order, labels),
         config=stage_keys(config, "downsample"),
         kind=source.kind,
+        listing=source.listing,
         per_class=per_class,
         counts={trait: images.traits[trait] for trait in TRAITS},
         ignored=source.ignored.num,

@@ -11,6 +11,7 @@ from pipeline.config.schema import Config
 from pipeline.data.pack import LeftOut, Manifest
 from pipeline.images.formats import IMAGE_SUFFIXES
 from pipeline.images.resample import ORDER
+from pipeline.images.sources.changes import location_at_hand, set_changes
 from pipeline.images.walk import listed
 
 NAMED = 20  # files that an error names
@@ -119,6 +120,7 @@ def existing_pack(folder: Path, config: Config) -> Manifest | None:
         print(MAKE_AGAIN.format(folder, "manifest.json is not a manifest"))
         return None
     check_same_data(folder, manifest, config)
+    check_same_images(folder, manifest, config)
     if problem := damage(folder, manifest):
         print(MAKE_AGAIN.format(folder, problem))
         return None
@@ -142,6 +144,24 @@ def check_same_data(folder: Path, manifest: Manifest, config: Config) -> None:
                 f"the pack in {folder} has {key} {getattr(manifest, key)}, not {wanted[key]}: "
                 "point data.path or data.pack_dir at another folder"
             )
+
+
+def check_same_images(folder: Path, manifest: Manifest, config: Config) -> None:
+    """Raise UserError if the image set at hand is another one than the pack was made of.
+
+    Without an image set at hand nothing is compared. Files are listed, not read: one that was
+    replaced by another of the same name and size goes unnoticed.
+    """
+    location = location_at_hand(config, manifest.kind)
+    if location is None:
+        return
+    if changes := set_changes(location, manifest):
+        raise UserError(
+            f"the pack in {folder} was made of another image set than the one in "
+            f"{location.paths[0]} ({'; '.join(changes)}): set data.pack_dir to another folder for "
+            f"a pack of this set, delete {folder} to make it again there, or point IMAGENET_DIR or "
+            "data.dir at the set it was made of"
+        )
 
 
 def damage(folder: Path, manifest: Manifest) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.base.errors import UserError
+from pipeline.data.pack import Listing
 from pipeline.images.formats import IMAGE_SUFFIXES, is_image
 from pipeline.images.walk import Ignored
 
@@ -67,6 +68,7 @@ class Source:
     batch: int = BATCH  # images that a worker takes at a time
     # if the pixels were made by a recipe already, which the configuration must then name
     made: tuple[int, str] | None = None  # (resolution, recipe)
+    listing: Listing | None = None  # of the files; None: drawn by this project
 
 
 def check_beside_classes(place: Path, names: list[str]) -> None:

@@ -10,8 +10,9 @@ from pipeline.config import paths
 from pipeline.config.image_sets import MADE_SOURCES
 from pipeline.config.schema import Config
 from pipeline.images import shapes
-from pipeline.images.sources import find, tars
+from pipeline.images.sources import find, listing, tars
 from pipeline.images.sources.base import Source
+from pipeline.images.sources.packagings import Location
 
 
 def open_source(config: Config, environment: Mapping[str, str] = os.environ) -> Source:
@@ -24,8 +25,15 @@ def open_source(config: Config, environment: Mapping[str, str] = os.environ) -> 
         return tars.open_tar_of_tars(made_tar(config, environment))
     root = paths.image_root(config, environment)
     data = config.data
-    location = find.choose(root, data.source, data.layout, data.resolution)
+    source = open_at(find.choose(root, data.source, data.layout, data.resolution))
+    check_made(source, config)
+    return source
+
+
+def open_at(location: Location) -> Source:
+    """The image set at a location, with the listing of its files; raises UserError likewise."""
     try:
+        files = listing.list_files(location)
         module = import_module(f"pipeline.images.sources.{location.packaging.module}")
         source: Source = module.open_at(location)
     except OSError as error:
@@ -33,7 +41,7 @@ def open_source(config: Config, environment: Mapping[str, str] = os.environ) -> 
             f"cannot list the images of {location.paths[0]} ({error.strerror}: {error.filename}): "
             "make them readable"
         ) from error
-    check_made(source, config)
+    source.listing = files
     return source
 
 
