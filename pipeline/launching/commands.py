@@ -103,7 +103,7 @@ def local_address(host: str, port: int) -> tuple[str, bool]:
             return str(probe.getsockname()[0]), False
     raise UserError(
         f"launch.rdzv_endpoint names the host {host}, which means {candidates[0][4][0]} here, "
-        "at which other nodes cannot meet: give the first node's address on their network"
+        "where other nodes cannot meet: give the first node's address on their network"
     )
 
 
