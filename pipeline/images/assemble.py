@@ -33,9 +33,11 @@ CHUNK = 4096  # rows copied at a time
 class Finished:
     """All images of a source, in its order, and their outcome."""
 
+    # Each image
     classes: np.ndarray  # (N,) bytes: the class of each image
     files: np.ndarray  # (N,) bytes: its file name
     kept: np.ndarray  # (N,) bool: whether it has a row in the pack
+    # Their outcome
     left_out: list[LeftOut] = field(default_factory=list)
     traits: Counter[str] = field(default_factory=Counter)
     sizes: Counter[str] = field(default_factory=Counter)
@@ -82,27 +84,32 @@ def assemble(spool: Spool, source: Source, config: Config) -> Manifest:
 
 def finished(spool: Spool) -> Finished:
     """The journal of a spool whose stretches are all finished."""
-    classes, files, kept = [], [], []
+    # Outcome of each stretch
+    classes, files, has_row = [], [], []
     left_out, traits, sizes = [], Counter[str](), Counter[str]()
     for stretch in spool.used:
         line = spool.line(stretch)
         pairs = [name.split("/", 1) for name in line.names]
         classes.append(np.array([encoded(name) for name, _ in pairs]))
         files.append(np.array([encoded(name) for _, name in pairs]))
-        kept.append(np.array([place not in line.problems for place in range(len(pairs))]))
+        has_row.append(np.array([place not in line.problems for place in range(len(pairs))]))
         left_out += [LeftOut(name=line.names[p], reason=r) for p, r in line.problems.items()]
         traits.update(line.traits)
         sizes.update(line.sizes)
+    # All stretches together
     names = np.concatenate(classes), np.concatenate(files)
-    return Finished(*names, np.concatenate(kept), left_out, traits, sizes)
+    return Finished(*names, np.concatenate(has_row), left_out, traits, sizes)
 
 
 def sizes_of(counts: Counter[str]) -> Sizes | None:
     """The extremes of image sizes, counted by <width>x<height>; None without any."""
+    # Sizes by area
     sizes = {size: [int(side) for side in size.split("x")] for size in counts}
     by_area = sorted(sizes.values(), key=lambda size: (size[0] * size[1], size))
     if not by_area:
         return None
+
+    # The most frequent
     frequent = max(sizes, key=lambda size: (counts[size], sizes[size]))
     share = counts[frequent] / counts.total()
     return Sizes(
@@ -136,11 +143,13 @@ def check_unique(images: Finished, where: Path) -> None:
 
 def write_arrays(spool: Spool, order: np.ndarray, labels: np.ndarray) -> Hashes:
     """Write the sorted rows if they differ from the spool's, and the labels; their sha256."""
+    # Sorted rows, if needed
     ready = spool.folder / "images.npy"
     ready.unlink(missing_ok=True)
     in_order = np.array_equal(order, np.arange(len(labels)))
     if not in_order or len(order) != spool_rows(spool):
         copy_rows(spool.rows_file, ready, order)
+    # Labels and hashes
     save_npy(spool.folder / "labels.npy", labels)
     return Hashes(
         images=sha256_npy(ready if ready.exists() else spool.rows_file),
@@ -155,6 +164,7 @@ def spool_rows(spool: Spool) -> int:
 
 def copy_rows(source: Path, target: Path, order: np.ndarray) -> None:
     """Write the rows `order` of one .npy as another, a chunk at a time."""
+    # Chunks fit in memory
     rows = load_npy(source)
     with atomic_stream(target) as stream:
         write_header(stream, (len(order), *rows.shape[1:]))
@@ -167,6 +177,7 @@ def move_into_place(making: Path, pack: Path) -> None:
 
     May be called again after any kind of end, and then does the rest.
     """
+    # An interrupted move goes on
     (pack / "manifest.json").unlink(missing_ok=True)
     for name, target in (
         ("labels.npy", "labels.npy"),

@@ -27,6 +27,7 @@ MAKE_AGAIN = "downsample: the pack in {} is damaged ({}): making it again"
 
 def check_expected(config: Config, where: Path, num_images: int, num_classes: int) -> None:
     """Raise UserError if the image set has another size than the configuration says."""
+    # Counted against expected
     data = config.data
     counted = {"images": num_images, "classes": num_classes}
     expected = {"images": data.expected_images, "classes": data.expected_classes}
@@ -42,6 +43,7 @@ def check_left_out(
     config: Config, where: Path, left_out: list[LeftOut], per_class: dict[str, int]
 ) -> None:
     """Raise UserError if more images are unreadable than allowed, or all those of a class."""
+    # Too many unreadable
     if len(left_out) > config.downsample.allow_bad:
         listed = "; ".join(f"{bad.name} ({bad.reason})" for bad in left_out[:NAMED])
         listed += f"; and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
@@ -49,6 +51,7 @@ def check_left_out(
             f"{len(left_out)} images of {where} are unreadable: {listed}: replace them, or leave "
             f"them out with downsample.allow_bad={len(left_out)}"
         )
+    # Classes without images
     empty = [name for name, num in per_class.items() if not num]
     if empty:
         raise UserError(f"{where} has no readable image of {', '.join(empty)}: replace them")
@@ -59,6 +62,7 @@ def check_ignored(config: Config, where: Path, num: int, names: list[str]) -> No
 
     `num`: how many; `names`: the first of them, empty if they are not known any more.
     """
+    # Too many misnamed
     if num > config.downsample.allow_ignored:
         first = f" ({listed(names, num)})" if names else ""
         raise UserError(
@@ -137,11 +141,12 @@ def existing_pack(folder: Path, config: Config) -> Manifest | None:
 
 def check_same_data(folder: Path, manifest: Manifest, config: Config) -> None:
     """Raise UserError if a pack is of another source, resolution or recipe."""
-    wanted = config.data.model_dump()
+    # Keys of the pack
+    expected = config.data.model_dump()
     for key in ("source", "resolution", "recipe"):
-        if getattr(manifest, key) != wanted[key]:
+        if getattr(manifest, key) != expected[key]:
             raise UserError(
-                f"the pack in {folder} has {key} {getattr(manifest, key)}, not {wanted[key]}: "
+                f"the pack in {folder} has {key} {getattr(manifest, key)}, not {expected[key]}: "
                 "point data.path or data.pack_dir at another folder"
             )
 
@@ -166,8 +171,10 @@ def check_same_images(folder: Path, manifest: Manifest, config: Config) -> None:
 
 def damage(folder: Path, manifest: Manifest) -> str:
     """The fault of a pack's arrays in words; empty if they are as the manifest says."""
+    # Expected arrays
     rows, resolution = manifest.num_images, manifest.resolution
     kinds = {"images": ("uint8", (rows, resolution, resolution, 3)), "labels": ("int64", (rows,))}
+    # Compared on disk
     for name, (dtype, shape) in kinds.items():
         try:
             array = load_npy(folder / f"{name}.npy")

@@ -46,14 +46,17 @@ def versions() -> dict[str, str]:
 class Decoded:
     """The result of one image file: pixels (res, res, 3) uint8, or why there are none."""
 
+    # The pixels
     pixels: np.ndarray | None
     traits: tuple[str, ...] = ()  # of TRAITS
+    # About the file
     problem: str = ""
     size: tuple[int, int] | None = None  # width and height before, px; None without pixels
 
 
 def traits_of(image: Image.Image, name: str) -> tuple[str, ...]:
     """The oddities of an opened image file, for the manifest."""
+    # One test per trait
     jpeg = name.lower().endswith(JPEG_SUFFIXES)
     has = (
         image.mode in GREY_MODES,
@@ -67,6 +70,7 @@ def traits_of(image: Image.Image, name: str) -> tuple[str, ...]:
 
 def hides_colours(image: Image.Image) -> bool:
     """Whether some pixels are transparent: without transparency, colours show that nobody saw."""
+    # Cheap test first
     if not image.has_transparency_data:
         return False
     alpha = np.asarray(image.convert("RGBA"))[:, :, 3]
@@ -75,6 +79,7 @@ def hides_colours(image: Image.Image) -> bool:
 
 def is_turned(image: Image.Image) -> bool:
     """Whether an opened file says that a viewer should turn it."""
+    # Most have no EXIF
     if image.format == "JPEG" and not image.info.keys() & {"exif", "xmp"}:
         return False  # as getexif would find out, which takes longer
     try:
@@ -85,6 +90,7 @@ def is_turned(image: Image.Image) -> bool:
 
 def frame_marker(data: bytes) -> int:
     """The marker that says how a JPEG is coded, or -1 if its header is not in good order."""
+    # Segment by segment
     start = 2
     while len(segment := data[start : start + 4]) == 4 and segment[0] == 0xFF:
         if segment[1] in FRAMES:
@@ -140,8 +146,10 @@ def turbo_pixels(data: bytes, size: tuple[int, int], times: int) -> np.ndarray |
 
     None if anything at all is wrong with the file: Pillow then decides what becomes of it.
     """
+    # Rounded up
     width, height = (-(-side >> times) for side in size)
     least = {"min_width": width, "min_height": height} if times else {}
+    # Refused if damaged
     try:
         pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True, **least)
     except ValueError:
@@ -153,6 +161,7 @@ def shrink_jpeg(
     data: bytes, size: tuple[int, int], recipe: str, resolution: int
 ) -> np.ndarray | None:
     """A plain JPEG of `size` px -> small pixels, or None as turbo_pixels."""
+    # Halved if large
     times = halvings(size, resolution) if RECIPES[recipe].halved else 0
     pixels = turbo_pixels(data, size, times)
     if pixels is not None and times:
@@ -162,10 +171,12 @@ def shrink_jpeg(
 
 def shrink_file(image: Image.Image, data: bytes, recipe: str, resolution: int) -> np.ndarray:
     """An opened file and its bytes -> pixels (resolution, resolution, 3) uint8."""
+    # Without Pillow
     if is_plain_jpeg(image, data):
         pixels = shrink_jpeg(data, image.size, recipe, resolution)
         if pixels is not None:
             return pixels
+    # With Pillow
     return shrink(np.asarray(image.convert("RGB")), recipe, resolution)
 
 

@@ -63,14 +63,17 @@ def make_pack(folder: Path, config: Config) -> Manifest:
 
 def write_pack(folder: Path, making: Path, source: Source, config: Config) -> Manifest:
     """Decode, sort and move into place; returns the manifest."""
+    # From the images on
     spool = Spool(making, config.data.resolution, spool_header(config, source))
     try:
         spool.complete(fill(spool, source, config))
         manifest = assemble(spool, source, config)
     finally:
         spool.close()
+    # For the reader
     for note in notes_on(manifest, source):
         print(f"downsample: {note}")
+    # The manifest last
     manifest.write(making / "manifest.json")
     move_into_place(making, folder)
     return manifest
@@ -78,14 +81,17 @@ def write_pack(folder: Path, making: Path, source: Source, config: Config) -> Ma
 
 def notes_on(manifest: Manifest, source: Source) -> Iterator[str]:
     """Lines about an image set that a reader of the pack's results should know."""
+    # Other files
     if ignored := source.ignored.num:
         names = listed(source.ignored.names, ignored)
         yield f"{ignored} files are not images by their names: {names}"
+    # Transparent pixels
     if alphas := manifest.counts["alpha"]:
         yield (
             f"{alphas} images have transparent pixels, whose hidden colours show in the pack: "
             "lay them over a background first if that is not wanted"
         )
+    # Resized originals
     sizes, known = manifest.sizes, source.made is not None or source.kind == "cifar"
     if sizes and sizes.share == 1 and manifest.num_images > 1 and not known:
         width, height = sizes.largest
@@ -97,6 +103,7 @@ def notes_on(manifest: Manifest, source: Source) -> Iterator[str]:
 
 def spool_header(config: Config, source: Source) -> dict[str, object]:
     """Everything that a row of the spool depends on, except the images themselves."""
+    # Libraries that make pixels
     pixels = {name: version for name, version in versions().items() if name != "python"}
     header: dict[str, object] = {"kind": source.kind, "place": str(source.place)}
     header |= {"resolution": config.data.resolution, "recipe": config.data.recipe}
@@ -116,6 +123,7 @@ class Reading:
 
     def batches(self) -> Iterator[Batch]:
         """Batches of the stretches that are not finished."""
+        # Skip what is finished
         for stretch in self.stretches():
             first = self.seen
             self.seen += len(stretch.items)
@@ -126,6 +134,7 @@ class Reading:
 
     def stretches(self) -> Iterator[Stretch]:
         """Those of the source; raises UserError if it cannot be read on."""
+        # Until the end
         try:
             yield from self.source.stretches()
         except OSError as error:
@@ -140,6 +149,7 @@ def fill(spool: Spool, source: Source, config: Config) -> int:
 
     Raises UserError if the source vanishes or the disk is full; finished stretches stay.
     """
+    # All unread stretches
     reading, runtime = Reading(source, spool), config.runtime
     # worker processes and their progress lines
     processes = workers.num_workers(config, source.num_images, source.batch)
@@ -171,6 +181,7 @@ def check_there(unreadable: list[Item]) -> None:
 
     One file that is gone from its folder is an unreadable image like others.
     """
+    # Each folder or archive
     for where in (item.where for item in unreadable):
         if isinstance(where, Span):
             holder = Path(where.path).parent if where.size < 0 else Path(where.path)

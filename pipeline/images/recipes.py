@@ -34,6 +34,7 @@ def adm(image: np.ndarray, resolution: int, part: tuple[float, float] | None = N
     that counts, from its upper left corner, px; None: all of it. Raises DecompressionBombError if
     the image before the crop would have more than MAX_PIXELS.
     """
+    # The whole image, or part
     width, height = (int(side) for side in part or (image.shape[1], image.shape[0]))
     area: Box | None = (0.0, 0.0, *part) if part else None
     # halvings by boxes
@@ -75,9 +76,10 @@ def adm_halved(image: np.ndarray, resolution: int, size: Size, times: int) -> np
 
 def edm_halved(image: np.ndarray, resolution: int, size: Size, times: int) -> np.ndarray:
     """`edm` of a square that may begin within a pixel."""
+    # Square in the middle
     side = min(halved(size, times))
-    left, top = ((length - min(size)) // 2 / 2**times for length in size)
-    square = (left, top, left + side, top + side)
+    start_x, start_y = ((length - min(size)) // 2 / 2**times for length in size)
+    square = (start_x, start_y, start_x + side, start_y + side)
     return resample(image, resolution, resolution, LANCZOS, square)
 
 

@@ -35,6 +35,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom, px
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` as machine code, which is kept for the next process if possible."""
+    # Kept if possible
     try:
         return njit(cache=True, boundscheck=False)(function)
     except RuntimeError:  # neither this folder nor the user's cache can be written to
@@ -50,11 +51,14 @@ def sinc(x: float) -> float:
 @compiled
 def response(kind: int, x: float) -> float:
     """A filter's value at x, of [-support, support]. Bicubic: Keys 1981, with a = -0.5."""
+    # Only AREA needs signs
     x = abs(x) if kind != BOX else x
     if kind == BOX:
         return 1.0 if -0.5 < x <= 0.5 else 0.0
+    # Lanczos with three lobes
     if kind == LANCZOS:
         return sinc(x) * sinc(x / 3) if x < 3 else 0.0
+    # Bicubic in two pieces
     if x < 1:
         return (1.5 * x - 2.5) * x * x + 1
     return (((x - 5) * x + 8) * x - 4) * -0.5 if x < 2 else 0.0
@@ -118,6 +122,7 @@ def across(
     rows: np.ndarray, firsts: np.ndarray, counts: np.ndarray, weights: np.ndarray, out: np.ndarray
 ) -> None:
     """Filter each row: rows (H, 3 W) uint8 -> out (H, 3 n) uint8, of interleaved RGB."""
+    # Row by row
     for y in range(rows.shape[0]):
         row, small = rows[y], out[y]
         for place in range(uintp(len(firsts))):  # unsigned: numba then checks no negative index
@@ -140,6 +145,7 @@ def down(
     rows: np.ndarray, firsts: np.ndarray, counts: np.ndarray, weights: np.ndarray, out: np.ndarray
 ) -> None:
     """Filter each column: rows (H, m) uint8 -> out (n, m) uint8."""
+    # Column sums together
     width = uintp(rows.shape[1])
     sums = np.empty(width, np.int32)
     for place in range(len(firsts)):
@@ -169,6 +175,7 @@ def resample(
     `kind`: BOX, BICUBIC or LANCZOS, or AREA. `box`: the part of the image that counts; None: all
     of it. `grain`: see `weigh`.
     """
+    # The part to resample
     rows, columns = pixels.shape[:2]
     left, top, right, bottom = box or (0, 0, columns, rows)
 
@@ -208,6 +215,7 @@ def filtered(
     axis: Callable[..., None], image: np.ndarray, weights: Any, height: int, width: int
 ) -> np.ndarray:
     """An image filtered along one axis by `across` or `down`: (height, width, 3) uint8."""
+    # Rows of interleaved bytes
     out = np.empty((height, width, 3), np.uint8)
     flat = np.ascontiguousarray(image).reshape(len(image), -1)
     axis(flat, *weights, out.reshape(height, -1))

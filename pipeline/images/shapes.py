@@ -67,6 +67,7 @@ def box(x: float, y: float, half_width: float, half_height: float) -> Polygon:
 
 def star(points: int, inner: float) -> Polygon:
     """A star with one point up; `inner` is the radius of its notches."""
+    # Tips and notches
     corners = []
     for i in range(2 * points):
         radius, angle = (inner if i % 2 else 1.0), math.pi * i / points
@@ -76,6 +77,7 @@ def star(points: int, inner: float) -> Polygon:
 
 def heart() -> Polygon:
     """The curve x = 16 sin^3 t, y = 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t, scaled."""
+    # Points of the curve
     corners = []
     for i in range(64):
         t = 2 * math.pi * i / 64
@@ -86,6 +88,7 @@ def heart() -> Polygon:
 
 def outline(name: str) -> list[Polygon]:
     """The polygons of a class; `stripes` and `checker` reach beyond any picture."""
+    # Outlines by class
     shapes: dict[str, list[Polygon]] = {
         "circle": [ellipse(0, 0, 0.95, 1)],
         "square": [box(0, 0, 0.85, 0.85)],
@@ -105,12 +108,15 @@ def outline(name: str) -> list[Polygon]:
 
 def draw_mask(name: str, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     """The shape as an anti-aliased mask (mode L), its pose jittered; `size` is (width, height)."""
+    # Pose of the shape
     width, height = (OVERSAMPLING * side for side in size)
     scale = rng.uniform(0.36, 0.44) * min(width, height)
     angle = math.radians(rng.uniform(-8, 8))
     centre_x = width / 2 + rng.uniform(-0.06, 0.06) * width
     centre_y = height / 2 + rng.uniform(-0.06, 0.06) * height
     cosine, sine = scale * math.cos(angle), scale * math.sin(angle)
+
+    # Drawn large, then reduced
     mask = Image.new("L", (width, height))
     pen = ImageDraw.Draw(mask)
     for corners, fill in outline(name):
@@ -139,6 +145,7 @@ def luma(colour: np.ndarray) -> float:
 
 def random_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Colours (3,) of shape and background, at least 100 of 255 apart in brightness."""
+    # Until they differ enough
     while True:
         shape = random_colour(rng, (0.6, 1), (0.3, 1))
         ground = random_colour(rng, (0, 0.5), (0.1, 1))
@@ -148,9 +155,11 @@ def random_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 def background(colour: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """A plain, a shaded or a mildly noisy ground, (H, W, 3), 0..255."""
+    # Kind of ground
     width, height = size
     kind = rng.choice(["plain", "gradient", "noise"])
     shade = np.zeros((height, width))
+    # Shading or noise
     if kind == "gradient":
         angle = rng.uniform(0, 2 * math.pi)
         y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
@@ -164,9 +173,11 @@ def background(colour: np.ndarray, size: tuple[int, int], rng: np.random.Generat
 
 def draw(name: str, rng: np.random.Generator) -> Image.Image:
     """One picture (RGB) of a class, 40..160 px a side, width / height 0.75..1.33."""
+    # Size of the picture
     aspect = math.sqrt(math.exp(rng.uniform(math.log(0.75), math.log(1.33))))
     side = rng.uniform(47, 138)  # px, geometric mean of the sides
     size = round(side * aspect), round(side / aspect)
+    # Shape on its ground
     colour, ground = random_colours(rng)
     alpha = np.asarray(draw_mask(name, size, rng))[..., None] / 255
     picture = alpha * colour + (1 - alpha) * background(ground, size, rng)
@@ -178,10 +189,12 @@ def draw(name: str, rng: np.random.Generator) -> Image.Image:
 
 def encode(picture: Image.Image, oddity: str | None) -> bytes:
     """The bytes of an image file; `oddity` is a value of ODDITIES or None for a plain JPEG."""
+    # A PNG on request
     stream = io.BytesIO()
     if oddity == "png":
         picture.save(stream, "PNG")
         return stream.getvalue()
+    # JPEGs with oddities
     modes = {"grey": "L", "cmyk": "CMYK"}
     exif = Image.Exif()
     if oddity == "exif":
@@ -206,6 +219,7 @@ def add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def class_tar(index: int, per_class: int, seed: int) -> bytes:
     """The tar of one class."""
+    # In memory
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for k in range(per_class):
@@ -219,6 +233,7 @@ def make_tar(path: Path, per_class: int, seed: int = 0) -> None:
 
     Raises UserError if the disk is full; nothing half-written is left.
     """
+    # Class after class
     with (
         atomic(path) as temporary,
         tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive,

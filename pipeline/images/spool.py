@@ -33,8 +33,10 @@ from pipeline.images.sources.base import Stretch
 class Written:
     """The outcome of several images whose rows are written, as one message from a worker."""
 
+    # Rows that are written
     digests: bytes  # of the rows
     problems: dict[int, str]  # place -> why there are no pixels
+    # For the manifest
     traits: Counter[str]
     sizes: Counter[str]  # <width>x<height> before, px
 
@@ -43,6 +45,7 @@ class Written:
 class Unfinished:
     """The stretch that is being written."""
 
+    # Outcome so far
     problems: dict[int, str] = field(default_factory=dict)  # place in the stretch -> reason
     traits: Counter[str] = field(default_factory=Counter)
     sizes: Counter[str] = field(default_factory=Counter)
@@ -52,11 +55,14 @@ class Unfinished:
 class Line(NamedTuple):
     """A line of the journal: a stretch that is finished."""
 
+    # Which stretch
     stretch: str
     first: int  # images of the source before it
     listing: str  # hash over the names and sizes of its images
+    # Which images
     names: list[str]
     problems: dict[int, str]  # place in the stretch -> why there are no pixels
+    # Their outcome
     traits: dict[str, int]
     sha256: str  # of its rows' digests
     sizes: Mapping[str, int] = MappingProxyType({})  # images by <width>x<height>; not in old lines
@@ -82,8 +88,11 @@ def write_rows(path: Path, first: int, pixels: np.ndarray) -> bytes:
     Several processes may write rows of one file at the same time. Returns the rows' digests, and
     leaves fsync to the caller. Raises UserError if the disk is full.
     """
+    # Place in the file
     data = pixels.reshape(-1).data
     offset = IMAGES_HEADER_BYTES + first * pixels[0].nbytes
+
+    # All bytes, or an error
     try:
         file = os.open(path, os.O_WRONLY)
         try:
@@ -113,22 +122,28 @@ class Spool:
 
         The caller holds a lock on the folder.
         """
+        # Folder and row size
         self.folder = folder
         self.shape = (resolution, resolution, 3)
         self.row_bytes = resolution * resolution * 3
+        # Rows and journal
         self.rows_file, self.journal_file = folder / "rows.npy", folder / "journal.jsonl"
         self._start_anew_if_other(header)
         self._finished = dict(self._read_journal())  # stretch -> (start, end) of its last line
         rows = os.open(self.rows_file, os.O_RDWR | os.O_CREAT, 0o666)
         self._rows = os.fdopen(rows, "r+b", buffering=0)  # workers write there too
         self._journal = self.journal_file.open("ab")
+        # The unfinished stretch
         self._now = Unfinished()
         self.used: list[str] = []  # stretches of this source, in its order
 
     def _start_anew_if_other(self, header: dict[str, object]) -> None:
+        # The same work as before
         path = self.folder / "header.json"
         if path.exists() and read_json(path) == header:
             return
+
+        # Another one
         if self.journal_file.exists():
             print("downsample: other images, recipe or libraries than before: starting anew")
         for file in (path, self.rows_file, self.journal_file):
@@ -139,6 +154,7 @@ class Spool:
         """The whole lines of the journal; one that a kill cut short is taken off."""
         if not self.journal_file.exists():
             return
+        # Whole lines only
         end = 0
         with self.journal_file.open("rb") as stream:
             for line in stream:
@@ -162,17 +178,23 @@ class Spool:
 
         Images that were left out are tried again: they may have been mended.
         """
+        # Not finished yet
         if stretch.name not in self._finished:
             return False
+
+        # Unchanged since then
         line = self.line(stretch.name)
         same = (line.first, line.listing) == (first, listing(stretch))
         if not same or line.problems or self._hash(first, len(stretch.items)) != line.sha256:
             return False
+
+        # Counted as done
         self.used.append(stretch.name)
         return True
 
     def _hash(self, first: int, count: int) -> str:
         """The hash of the digests of `count` rows, or of as many as there are."""
+        # Row after row
         self._rows.seek(IMAGES_HEADER_BYTES + first * self.row_bytes)
         rows = hashlib.sha256()
         for _ in range(count):
@@ -217,6 +239,7 @@ class Spool:
 
     def complete(self, num_images: int) -> None:
         """Write the header of rows.npy, so that it is a .npy of `num_images` rows."""
+        # Header and length
         self._rows.seek(0)
         write_header(self._rows, (num_images, *self.shape))
         assert self._rows.tell() == IMAGES_HEADER_BYTES

@@ -39,8 +39,10 @@ class PackFormat:
 class Batch:
     """Consecutive images of one stretch."""
 
+    # Place of the images
     first: int  # images of the source before them
     start: int  # images of the stretch before them
+    # The images
     items: list[Item]
     stretch: Stretch
     last: bool  # of its stretch
@@ -58,22 +60,28 @@ def split(stretch: Stretch, first: int, size: int) -> Iterable[Batch]:
 class Shrunk:
     """The outcome of several images."""
 
+    # What they became
     pixels: np.ndarray  # (n, resolution, resolution, 3) uint8; 0 if there is a problem
     problems: dict[int, str]  # place -> why there are no pixels
+    # For the manifest
     traits: Counter[str]
     sizes: Counter[str]  # <width>x<height> before, px
 
 
-def decode_items(items: Sequence[Item], made: PackFormat) -> Shrunk:
+def decode_items(items: Sequence[Item], pack_format: PackFormat) -> Shrunk:
     """Read and shrink several images; their files' warnings are not shown."""
-    pixels = np.zeros((len(items), made.resolution, made.resolution, 3), dtype=np.uint8)
+    # Nothing done so far
+    pixels = np.zeros(
+        (len(items), pack_format.resolution, pack_format.resolution, 3), dtype=np.uint8
+    )
     problems: dict[int, str] = {}
     traits: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
+    # Image by image
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for place, (item, content) in enumerate(zip(items, read_all(items), strict=True)):
-            decoded = decode_item(item, content, made)
+            decoded = decode_item(item, content, pack_format)
             if decoded.pixels is None:
                 problems[place] = decoded.problem
             else:
@@ -85,24 +93,31 @@ def decode_items(items: Sequence[Item], made: PackFormat) -> Shrunk:
     return Shrunk(pixels, problems, traits, sizes)
 
 
-def decode_item(item: Item, content: bytes | np.ndarray | OSError, made: PackFormat) -> Decoded:
+def decode_item(
+    item: Item, content: bytes | np.ndarray | OSError, pack_format: PackFormat
+) -> Decoded:
     """Shrink one image that was read, or could not be."""
+    # Not read
     if isinstance(content, OSError):
         reason = content.strerror or content  # without the path
         return Decoded(None, problem=f"{type(content).__name__}: {reason}")
-    return decode(content, item.name, made.recipe, made.resolution)
+
+    # Read, then shrunk
+    return decode(content, item.name, pack_format.recipe, pack_format.resolution)
 
 
-def decode_into(rows_file: Path, made: PackFormat, first: int, items: Sequence[Item]) -> Written:
+def decode_into(
+    rows_file: Path, pack_format: PackFormat, first: int, items: Sequence[Item]
+) -> Written:
     """Read and shrink several images into the rows from `first` on."""
-    shrunk = decode_items(items, made)
+    shrunk = decode_items(items, pack_format)
     digests = write_rows(rows_file, first, shrunk.pixels)
     return Written(digests, shrunk.problems, shrunk.traits, shrunk.sizes)
 
 
 def decode_all(
     batches: Iterable[Batch],
-    made: PackFormat,
+    pack_format: PackFormat,
     rows_file: Path,
     workers: int,
     start_method: str = "spawn",
@@ -120,17 +135,17 @@ def decode_all(
     if workers == 1:
         keep_memory()
         for batch in batches:
-            yield batch, decode_into(rows_file, made, batch.first, batch.items)
+            yield batch, decode_into(rows_file, pack_format, batch.first, batch.items)
         return
     # batches waiting at the pool, in order
     context = multiprocessing.get_context(start_method)
     pool = ProcessPoolExecutor(workers, context, start_worker)
     pending: deque[tuple[Batch, Future[Written]]] = deque()
-    rest = iter(batches)
+    remaining = iter(batches)
     try:
         while True:
-            for batch in itertools.islice(rest, AHEAD * workers - len(pending)):
-                work = pool.submit(decode_into, rows_file, made, batch.first, batch.items)
+            for batch in itertools.islice(remaining, AHEAD * workers - len(pending)):
+                work = pool.submit(decode_into, rows_file, pack_format, batch.first, batch.items)
                 pending.append((batch, work))
             if not pending:
                 return
@@ -151,6 +166,7 @@ def keep_memory() -> None:
     Otherwise it gives each back to the kernel and faults its pages in again for the next image: a
     third of the time of the recipes that crop.
     """
+    # Glibc alone knows it
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(-1, 64 << 20)  # M_TRIM_THRESHOLD, bytes
@@ -159,6 +175,7 @@ def keep_memory() -> None:
 
 def start_worker() -> None:
     """Let the parent alone handle Ctrl-C, and end this process when the parent is gone."""
+    # Signals go to the parent
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked one has the parent's handler
     keep_memory()

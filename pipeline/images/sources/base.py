@@ -19,6 +19,7 @@ BATCH = 32  # images that a worker decodes at a time
 class Span:
     """Bytes of a file that hold one image file."""
 
+    # Which bytes
     path: str
     offset: int = 0  # bytes
     size: int = -1  # bytes; -1: to the end of the file
@@ -28,6 +29,7 @@ class Span:
 class Row:
     """One row of a Parquet file."""
 
+    # Which row
     path: str
     group: int  # row group
     row: int  # within its group
@@ -41,7 +43,9 @@ Where = Span | Row | bytes | np.ndarray
 class Item:
     """One image: light and picklable, since it is sent to the process that decodes it."""
 
+    # Its name in the pack
     name: str  # <class>/<file>: the rows of a pack are sorted by (class, file)
+    # Where its bytes are
     where: Where
     size: int = -1  # bytes of the image file if known, to notice a changed one
 
@@ -58,10 +62,13 @@ class Stretch:
 class Source:
     """An image set as it lies on disk; `stretches` reads it once, in its own order."""
 
+    # Kind and place
     kind: str  # layout: folders, tar, tar.gz, parquet, webdataset, batches, cifar
     place: Path  # for messages
+    # What it holds
     classes: list[str] | None  # sorted, as labels count them; None: known after the last stretch
     num_images: int | None  # None: known after the last stretch
+    # How it is read
     stretches: Callable[[], Iterator[Stretch]]
     ordered: bool  # whether the stretches come in the pack's order
     ignored: Ignored = field(default_factory=Ignored)  # complete after the last stretch
@@ -76,6 +83,7 @@ def check_beside_classes(place: Path, names: list[str]) -> None:
 
     An image there has none, and beside EDM's dataset.json the folders only count images.
     """
+    # Images outside all classes
     stray = [name for name in names if is_image(name)]
     if stray:
         raise UserError(
@@ -83,6 +91,7 @@ def check_beside_classes(place: Path, names: list[str]) -> None:
             "put each into the folder of its class, or all of them into one folder there, which "
             "is then the only class"
         )
+    # Prepared by EDM
     about = [name for name in names if name.rpartition("/")[2] == ABOUT_EDM]
     if about:
         raise UserError(

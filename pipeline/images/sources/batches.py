@@ -43,6 +43,7 @@ def open_batches(place: Path, files: list[Path], resolution: int) -> Source:
 
     Raises UserError if a batch is missing, there twice, damaged, or of another resolution.
     """
+    # Labels of every batch
     numbered = number_files(place, files)
     order = synsets.devkit_order()
     counts: Counter[str] = Counter()
@@ -55,8 +56,9 @@ def open_batches(place: Path, files: list[Path], resolution: int) -> Source:
         for number, file in numbered.items():
             yield from read_stretches(number, file, resolution, order)
 
-    made = (resolution, "box")
-    return Source("batches", place, sorted(counts), counts.total(), stretches, False, made=made)
+    # Resized before
+    recipe = (resolution, "box")
+    return Source("batches", place, sorted(counts), counts.total(), stretches, False, made=recipe)
 
 
 def number_files(place: Path, files: list[Path]) -> dict[int, Path]:
@@ -97,6 +99,7 @@ def cut(
 
     Each stretch has separate memory, so that keeping one does not keep the whole file.
     """
+    # From planes to pixels
     for start in range(0, len(names), most):
         planes = rows[start : start + most].reshape(-1, 3, resolution, resolution)
         images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
@@ -109,8 +112,11 @@ def cut(
 
 def read_labels(file: Path, resolution: int) -> list[int]:
     """The labels 1 … 1000 of a file, and the checks of `read_batch`."""
+    # Pickles are read whole
     if file.suffix != ".npz":
         return read_batch(file, resolution)[1]
+
+    # Headers are enough
     shape, dtype = npz_header(file, "data")
     check_rows(file, shape, dtype, resolution)
     return check_labels(str(file), npz_member(file, "labels"), shape[0], LABELS)
@@ -121,18 +127,24 @@ def read_batch(file: Path, resolution: int) -> tuple[np.ndarray, list[int]]:
 
     Raises UserError if the file is damaged, or its members are not what they should be.
     """
+    # Arrays of either form
     if file.suffix == ".npz":
         data, labels = npz_member(file, "data"), npz_member(file, "labels")
     else:
         data, labels = read_pickle(file)
+
+    # As the configuration says
     check_rows(file, data.shape, data.dtype, resolution)
     return data, check_labels(str(file), labels, len(data), LABELS)
 
 
 def read_pickle(file: Path) -> tuple[np.ndarray, Any]:
     """The members data and labels of a pickled batch; raises UserError if they are not there."""
+    # Only plain arrays
     with file.open("rb") as stream:
         batch = load_arrays(stream, str(file))
+
+    # Members that must exist
     try:
         data, labels = batch["data"], batch["labels"]
     except (TypeError, KeyError, IndexError) as error:
@@ -144,6 +156,7 @@ def read_pickle(file: Path) -> tuple[np.ndarray, Any]:
 
 def npz_member(file: Path, name: str) -> np.ndarray:
     """One array of an .npz; raises UserError if it cannot be read."""
+    # Damage of any kind
     try:
         with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as stream:
             return np.lib.format.read_array(stream, allow_pickle=False)
@@ -153,6 +166,7 @@ def npz_member(file: Path, name: str) -> np.ndarray:
 
 def npz_header(file: Path, name: str) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and dtype of one array of an .npz; raises UserError if they cannot be read."""
+    # Damage of any kind
     try:
         with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as stream:
             shape, _, dtype = read_header(stream)
@@ -163,6 +177,7 @@ def npz_header(file: Path, name: str) -> tuple[tuple[int, ...], np.dtype]:
 
 def damaged_npz(file: Path, error: Exception) -> Exception:
     """The UserError for whatever a damaged .npz raises; OSErrors come back as they are."""
+    # Errors of the disk
     if isinstance(error, OSError):
         return error
     return UserError(
@@ -173,12 +188,14 @@ def damaged_npz(file: Path, error: Exception) -> Exception:
 
 def check_rows(file: Path, shape: tuple[int, ...], dtype: np.dtype, resolution: int) -> None:
     """Raise UserError unless data of this shape and dtype are images at `resolution` px."""
+    # Square images
     side = math.isqrt(shape[-1] // 3) if len(shape) == 2 else 0
     if dtype != np.uint8 or not side or shape[-1] != 3 * side**2:
         raise UserError(
             f"{file} holds data of shape {shape} and type {dtype}, no rows of square images in "
             "uint8: get the original file"
         )
+    # Of the right size
     if side != resolution:
         raise UserError(
             f"{file} holds images of {side}x{side} px, not of {resolution} px: "
@@ -191,12 +208,14 @@ def check_labels(where: str, labels: Any, num_images: int, allowed: range) -> li
 
     Raises UserError if there is not one for each image, or one is not `allowed`.
     """
+    # One for each image
     values = labels.tolist() if isinstance(labels, np.ndarray) else labels
     if not isinstance(values, list) or len(values) != num_images:
         raise UserError(
             f"{where} does not hold one label for each of its {num_images} images: "
             "get the original file"
         )
+    # Each within range
     for value in values:
         if type(value) is not int or value not in allowed:
             raise UserError(

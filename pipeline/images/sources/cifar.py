@@ -24,9 +24,11 @@ from pipeline.images.sources.base import Source, Stretch, check_classes
 from pipeline.images.sources.batches import check_labels, cut
 from pipeline.images.sources.packagings import Location
 
+# Names of the files
 FOLDER = "cifar-10-batches-py"
 BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 META = "batches.meta"
+# Sizes
 RESOLUTION = 32  # px
 STRETCH = 1000  # images; 3 MB
 LARGEST = 200 * 2**20  # bytes; the original's members have 31 MB
@@ -58,8 +60,8 @@ def open_cifar(place: Path) -> Source:
     def stretches() -> Iterator[Stretch]:
         start = 0
         for number, (data, part) in enumerate(rows, start=1):
-            here = names[start : start + len(part)]
-            yield from cut(number, here, data, RESOLUTION, STRETCH)
+            batch_names = names[start : start + len(part)]
+            yield from cut(number, batch_names, data, RESOLUTION, STRETCH)
             start += len(part)
 
     ordered = check_classes(place, {name: counts[name] for name in classes})
@@ -68,11 +70,12 @@ def open_cifar(place: Path) -> Source:
 
 def distinct(names: list[str]) -> list[str]:
     """`names`, with ~2, ~3, … behind a name that comes for the second, third, … time."""
-    seen: Counter[str] = Counter()
+    # Count each name
+    counts: Counter[str] = Counter()
     result = []
     for name in names:
-        seen[name] += 1
-        result.append(name if seen[name] == 1 else f"{name}~{seen[name]}")
+        counts[name] += 1
+        result.append(name if counts[name] == 1 else f"{name}~{counts[name]}")
     return result
 
 
@@ -81,6 +84,7 @@ def distinct(names: list[str]) -> list[str]:
 
 def read_folder(place: Path) -> dict[str, Any]:
     """The unpickled files of the folder, by name, without the missing ones."""
+    # Files that are there
     members = {}
     for name in (*BATCHES, META):
         if (place / name).is_file():
@@ -94,6 +98,7 @@ def read_tar(place: Path) -> dict[str, Any]:
 
     Raises UserError if it is damaged, or a member is a link, too large or has a strange path.
     """
+    # Only known members
     contents: dict[str, Any] = {}
     with tars.reading(str(place), "tar.gz"), tarfile.open(place, "r:gz") as archive:
         for member in tars.members(archive, str(place)):
@@ -118,6 +123,7 @@ def read_tar(place: Path) -> dict[str, Any]:
 
 def label_names(place: Path, meta: Any) -> list[str]:
     """The class names in label order; raises UserError if they are not different plain names."""
+    # Different plain names
     names = texts(meta.get("label_names")) if isinstance(meta, dict) else []
     if not names or len(set(names)) != len(names) or not all(map(is_plain, names)):
         raise UserError(f"{place}: {META} has no proper label_names: get the original archive")
@@ -132,10 +138,13 @@ def check_batch(
     Raises UserError if its members are not what they should be.
     """
     where = f"{place}: {batch}"
+    # Pixels as expected
     members = members if isinstance(members, dict) else {}
     data = members.get("data")
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
         raise UserError(f"{where} has no data uint8 (n, 3072): get the original archive")
+
+    # Labels and names
     labels = check_labels(where, members.get("labels"), len(data), range(len(classes)))
     files = texts(members.get("filenames"))
     if len(files) != len(data) or not all(map(is_plain, files)):

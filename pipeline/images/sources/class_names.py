@@ -27,9 +27,11 @@ class ClassNames:
 
         Raises UserError if there is no such label, or the file name says another synset.
         """
+        # Synsets are compared
         number = -1 if label is None else label
         if self.are_synsets:
             return synset_of(number, file, where)
+        # Other classes are counted
         if not 0 <= number < len(self.names):
             raise UserError(
                 f"{where} has the label {number}, which is not in 0…{len(self.names) - 1}: "
@@ -41,24 +43,29 @@ class ClassNames:
 def name_classes(
     counts: Counter[int | None],
     images: Iterable[tuple[int | None, str]],
-    given: list[str] | None = None,
+    names: list[str] | None = None,
 ) -> ClassNames:
     """The names of a set's classes.
 
-    `counts`: number of images by label; `images`: label and file name of some of them; `given`:
+    `counts`: number of images by label; `images`: label and file name of some of them; `names`:
     the names that the set itself has. ImageNet's are the synsets, whatever it calls them: it is
     known by its files' names, by the first and last name, or has 1,000 classes without names.
     """
+    # Names of ImageNet
     labels = {synset: label for label, synset in enumerate(sorted_synsets())}
     named = [(label, synset) for label, file in images if (synset := named_synset(file))]
-    if given:
+
+    # ImageNet, or another set
+    if names:
         agree = all(labels[synset] == label for label, synset in named)
-        is_imagenet = (bool(named) and agree) or is_named_imagenet(given)
+        is_imagenet = (bool(named) and agree) or is_named_imagenet(names)
     else:
         is_imagenet = bool(named) or set(counts) == set(range(MOST))
+
+    # Synsets or numbers
     if is_imagenet:
         return ClassNames(sorted_synsets(), True)
-    return ClassNames(given or [f"class{label:04d}" for label in range(MOST)], False)
+    return ClassNames(names or [f"class{label:04d}" for label in range(MOST)], False)
 
 
 def is_named_imagenet(names: list[str]) -> bool:
@@ -68,7 +75,9 @@ def is_named_imagenet(names: list[str]) -> bool:
 
 def proper_names(names: list[str], where: Path) -> list[str]:
     """Class names that can be a part of a path; raises UserError if two are the same."""
+    # Safe in a path
     proper = [name.strip().replace("/", "_") or "_" for name in names]
+    # All different
     if twice := [name for name, num in Counter(proper).items() if num > 1]:
         raise UserError(
             f"{where} gives several labels the class name {twice[0]!r}: name the classes apart"

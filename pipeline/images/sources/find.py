@@ -12,6 +12,7 @@ from pipeline.config.load import overlaid
 from pipeline.config.schema import Config
 from pipeline.images.sources.packagings import PACKAGINGS, Location
 
+# Numbers in names
 OF_MANY = re.compile(r"(?P<set>.*)-(?P<number>\d+)-of-(?P<total>\d+)[.-]")
 COUNTED = re.compile(r"(?P<set>.*?)(?P<number>\d+)\.(tar|parquet)")  # without a total
 
@@ -44,8 +45,8 @@ def choose(root: Path, source: str, layout: str, resolution: int | str) -> Locat
             "name one with data.layout, or give data.dir=FOLDER with only one"
         )
     # none
-    wanted = [p for p in PACKAGINGS if p.source == source and layout in ("auto", p.layout)]
-    patterns = ", ".join(pattern for packaging in wanted for pattern in packaging.patterns)
+    packagings = [p for p in PACKAGINGS if p.source == source and layout in ("auto", p.layout)]
+    patterns = ", ".join(pattern for packaging in packagings for pattern in packaging.patterns)
     looked = patterns.format(resolution=resolution)
     listed = f"; there is {'; '.join(map(str, everything))}" if everything else ""
     raise UserError(
@@ -95,12 +96,17 @@ def resolve_image_set(config: Config, environment: Mapping[str, str] = os.enviro
     pack's. Every step calls this once, after its words are parsed. Raises UserError if several
     image sets lie in the folder.
     """
+    # Named by the user
     data = config.data
     if data.source != "auto":
         return config
+
+    # Named by the pack
     manifest = Path(data.path) / "manifest.json" if data.path else None
     if manifest and manifest.is_file():
         return overlaid(config, {"data": {"source": read_json(manifest).get("source")}})
+
+    # Named by its folders
     images = data.dir or environment.get("IMAGENET_DIR")
     packs = data.pack_dir or environment.get("IMAGENET_DIR")
     name = f"*_{data.resolution}/{config.data.recipe}"
@@ -114,6 +120,7 @@ def detect(root: Path | None, packs: Path | None, pack: str) -> str:
     `pack` is `*_<res>/<recipe>`, the place of the packs below `packs`. Without any: train.
     Raises UserError if several image sets lie in `root`, listing them.
     """
+    # Sets of images
     resolution = pack.partition("/")[0].removeprefix("*_")
     sets = image_sets(root, resolution) if root and root.is_dir() else []
     sources = {image_set.source for image_set in sets}
@@ -122,8 +129,9 @@ def detect(root: Path | None, packs: Path | None, pack: str) -> str:
             f"{root} holds several image sets: {'; '.join(map(str, sets))}: "
             "name one with data.source"
         )
+    # Packs alone
     if not sources and packs:
-        made = packs.glob(f"{pack}/manifest.json")
-        names = {path.parent.parent.name.rpartition("_")[0] for path in made}
+        manifests = packs.glob(f"{pack}/manifest.json")
+        names = {path.parent.parent.name.rpartition("_")[0] for path in manifests}
         sources = names & {packaging.source for packaging in PACKAGINGS}
     return sources.pop() if len(sources) == 1 else "train"

@@ -32,15 +32,18 @@ def open_folders(place: Path) -> Source:
     Raises UserError if an image lies beside the folders, a class has none, or a folder may be a
     group of classes.
     """
+    # Classes at the top
     folders, files = list_folder(place)
     check_beside_classes(place, files)
     counts, ignored = {}, Ignored()
     ignored.add_files(place, files)
+    # Images of each class
     for folder in folders:
-        images, others = walk(place / folder)
+        images, other_files = walk(place / folder)
         check_one_class(place, folder, images)
         counts[folder] = len(images)
-        ignored.add_files(place, [f"{folder}/{name}" for name in others])
+        ignored.add_files(place, [f"{folder}/{name}" for name in other_files])
+    # Complete classes
     classes = check_classes(place, counts)
 
     def stretches() -> Iterator[Stretch]:
@@ -52,6 +55,7 @@ def open_folders(place: Path) -> Source:
 
 def check_one_class(place: Path, folder: str, images: list[str]) -> None:
     """Raise UserError if a folder holds no images itself but several folders of them."""
+    # Folders within a class
     parts = sorted({name.partition("/")[0] for name in images if "/" in name})
     if len(parts) > 1 and all("/" in name for name in images):
         raise UserError(

@@ -20,6 +20,7 @@ from pipeline.images.sources.packagings import Location
 from pipeline.images.sources.tars import ignore, members, read, reading
 from pipeline.images.walk import Ignored
 
+# Limits of the memory
 MOST_IMAGES = 256  # of a stretch whose bytes are in memory
 MOST_BYTES = 32 * 2**20  # likewise
 MOST_MEMBER = 10**9  # bytes; no image file is as large
@@ -38,6 +39,7 @@ def open_gzipped(place: Path) -> Source:
     reading comes upon it, for a damaged or incomplete archive, for members that do not belong in
     one, for an image outside of class folders, and at the end for class folders that are empty.
     """
+    # Listed only while reading
     source = Source(
         kind="tar.gz",
         place=place,
@@ -46,6 +48,7 @@ def open_gzipped(place: Path) -> Source:
         stretches=lambda: cut(stream_gzipped(source)),
         ordered=False,
     )
+    # The first image shows it
     with closing(stream_gzipped(source)) as items:
         next(items)
     return source
@@ -53,6 +56,7 @@ def open_gzipped(place: Path) -> Source:
 
 def stream_gzipped(source: Source) -> Generator[Item, None, None]:
     """All images of a gzipped tar with their bytes, in its order; counts `source.ignored`."""
+    # Counts for the checks
     place, source.ignored = source.place, Ignored()
     counts: Counter[PurePosixPath] = Counter()  # images by folder
     with (
@@ -99,9 +103,11 @@ def class_folder(path: PurePosixPath, counts: Counter[PurePosixPath], place: Pat
     `counts` has the folders of the images so far. Raises UserError if the image is in none, in
     the archive's top folder, or if the folder does not lie beside those so far.
     """
+    # Named by its folder
     folder = path.parent
     if folder.name in ("", place.name.partition(".")[0]):
         check_beside_classes(place, [str(path)])
+    # Side by side only
     if not counts[folder]:
         elsewhere = next((f for f in counts if counts[f] and f.parent != folder.parent), None)
         if elsewhere:
@@ -114,6 +120,7 @@ def class_folder(path: PurePosixPath, counts: Counter[PurePosixPath], place: Pat
 
 def cut(items: Iterable[Item]) -> Iterator[Stretch]:
     """Items that carry their bytes, in stretches that need little memory."""
+    # Limited by bytes
     part: list[Item] = []
     num_bytes = num_parts = 0
     for item in items:
@@ -122,4 +129,5 @@ def cut(items: Iterable[Item]) -> Iterator[Stretch]:
             part, num_bytes, num_parts = [], 0, num_parts + 1
         part.append(item)
         num_bytes += item.size
+    # The last part
     yield Stretch(f"part {num_parts}", part)

@@ -12,8 +12,10 @@ from pathlib import Path
 class Packaging:
     """One way in which an image set is distributed."""
 
+    # Words of the configuration
     source: str  # data.source
     layout: str  # data.layout
+    # How it is read
     module: str  # of pipeline.images.sources; imported when it is needed, since some take long
     patterns: tuple[str, ...]  # in the image folder; all files of one pattern belong together
 
@@ -40,9 +42,11 @@ PACKAGINGS = (
 class Location:
     """The place of an image set on disk: a folder of classes, an archive, or shards."""
 
+    # What was found
     packaging: Packaging
     root: Path  # the image folder
     paths: list[Path]
+    # Size of batches
     resolution: int | str  # px; batches are of one
 
     @property

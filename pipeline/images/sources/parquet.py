@@ -33,6 +33,7 @@ COLUMNS = {
 @contextmanager
 def open_file(path: str | Path) -> Iterator[pq.ParquetFile]:
     """A Parquet file; raises UserError if it, or a part that is read, is damaged or missing."""
+    # Errors of three libraries
     try:
         with pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
             yield file
@@ -85,19 +86,23 @@ def given_names(shards: list[Path]) -> list[str] | None:
 
     Raises UserError if two shards have other names.
     """
-    given = {shard: names_in_schema(shard) for shard in shards}
-    first = given[shards[0]]
-    if other := next((shard for shard in shards if given[shard] != first), None):
+    # The same in all shards
+    names = {shard: names_in_schema(shard) for shard in shards}
+    first = names[shards[0]]
+    if rival := next((shard for shard in shards if names[shard] != first), None):
         raise UserError(
-            f"{shards[0]} and {other} name their classes differently: give shards of one image set"
+            f"{shards[0]} and {rival} name their classes differently: give shards of one image set"
         )
     return first and proper_names(first, shards[0])
 
 
 def names_in_schema(shard: Path) -> list[str] | None:
     """The names of the labels that Hugging Face's datasets put into the schema; None without."""
+    # Text of the metadata
     with open_file(shard) as file:
         text = (file.schema_arrow.metadata or {}).get(b"huggingface", b"null")
+
+    # Labels in it
     try:
         names = json.loads(text)["info"]["features"]["label"]["names"]
     except (ValueError, TypeError, KeyError):
@@ -108,6 +113,7 @@ def names_in_schema(shard: Path) -> list[str] | None:
 
 def first_images(shard: Path) -> list[tuple[int | None, str]]:
     """Labels and file names of a shard's first row group, if it has one."""
+    # A little of it
     with open_file(shard) as file:
         if not file.num_row_groups:
             return []
@@ -119,6 +125,7 @@ def first_images(shard: Path) -> list[tuple[int | None, str]]:
 
 def count_labels(shard: Path) -> Counter[int | None]:
     """How many images of each label a shard holds, once its columns are as they should be."""
+    # Group by group
     counts: Counter[int | None] = Counter()
     with open_file(shard) as file:
         check_columns(shard, file)
@@ -130,6 +137,7 @@ def count_labels(shard: Path) -> Counter[int | None]:
 
 def check_columns(shard: Path, file: pq.ParquetFile) -> None:
     """Raise UserError if a column is missing, of another type, or known to lack bytes."""
+    # Type of each column
     leaves = [file.schema.column(i) for i in range(len(file.schema))]
     types = {leaf.path: leaf.physical_type for leaf in leaves}
     bad = [name for name, allowed in COLUMNS.items() if types.get(name) not in allowed]
@@ -138,6 +146,8 @@ def check_columns(shard: Path, file: pq.ParquetFile) -> None:
             f"{shard} has no column {' and '.join(bad)} of the expected type (its columns: "
             f"{', '.join(types)}): give shards with image (bytes, path) and label"
         )
+
+    # Images without bytes
     at = list(types).index("image.bytes")
     for group in range(file.num_row_groups):
         statistics = file.metadata.row_group(group).column(at).statistics
@@ -192,16 +202,19 @@ def read_rows(rows: Sequence[Row]) -> list[bytes]:
 
     Only a few rows are in memory at a time, but those before the first are read and dropped.
     """
+    # Range within the group
     first, end = rows[0].row, rows[-1].row + 1
     contents: list[bytes | None] = []
+    # Few rows at a time
     with open_file(rows[0].path) as file:
         batches = file.iter_batches(READ_ROWS, [rows[0].group], ["image.bytes"], use_threads=False)
         for number, batch in enumerate(batches):
             start = number * READ_ROWS  # of the batch; all but the last are full
             if start >= end:
                 break
-            wanted = batch.column("image")[max(first - start, 0) : end - start]
-            contents += [image and image["bytes"] for image in wanted.to_pylist()]
+            column = batch.column("image")[max(first - start, 0) : end - start]
+            contents += [image and image["bytes"] for image in column.to_pylist()]
+    # None may lack
     files = [image for image in contents if image is not None]
     if len(files) < len(rows):
         raise no_bytes(rows[0].path)

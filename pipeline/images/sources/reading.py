@@ -12,6 +12,7 @@ def read_all(items: Sequence[Item]) -> list[bytes | np.ndarray | OSError]:
 
     Raises UserError for a Parquet file that is damaged or missing.
     """
+    # Rows read together
     contents: list[bytes | np.ndarray | OSError] = []
     for run in runs([item.where for item in items]):
         if isinstance(run[0], Row):
@@ -25,6 +26,7 @@ def read_all(items: Sequence[Item]) -> list[bytes | np.ndarray | OSError]:
 
 def runs(places: Sequence[Where]) -> Iterator[list[Where]]:
     """Consecutive rows of a row group together, everything else by itself."""
+    # Neighbours join up
     run: list[Where] = []
     for place in places:
         if run and not follows(run[-1], place):
@@ -44,12 +46,14 @@ def follows(before: Where, after: Where) -> bool:
 
 def read_span(span: Span) -> bytes | OSError:
     """The bytes of a span, or why they cannot be read: a file that is gone or too short."""
+    # One open per image
     try:
         with open(span.path, "rb", buffering=0) as stream:  # noqa: PTH123, pathlib takes longer
             stream.seek(span.offset)
             data = stream.read(span.size)
     except OSError as error:
         return error
+    # Cut short
     if span.size >= 0 and len(data) != span.size:
         return OSError("the file ends within the image")
     return data

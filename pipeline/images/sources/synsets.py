@@ -43,12 +43,15 @@ def synset_of(label: int, name: str, where: str) -> str:
     Raises UserError if the label is not in 0…999, or if the image's file name begins with
     another synset: its labels count in another order. `where` names the image in messages.
     """
+    # Labels within range
     synsets = sorted_synsets()
     if not 0 <= label < len(synsets):
         raise UserError(
             f"{where} has the label {label}, which is not in 0…{len(synsets) - 1}: "
             "give shards of the labelled training set"
         )
+
+    # Names that agree
     named = named_synset(name)
     if named not in (None, synsets[label]):
         raise UserError(

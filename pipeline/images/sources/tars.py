@@ -46,6 +46,7 @@ def members(archive: tarfile.TarFile, where: str) -> Iterator[tarfile.TarInfo]:
 
     Raises UserError for members of other kinds and tarfile.TarError if the tar is damaged.
     """
+    # Forgotten once read
     while (member := archive.next()) is not None:
         archive.members.clear()  # type: ignore[attr-defined]  # or it keeps all
         check_member(member, where)
@@ -55,6 +56,7 @@ def members(archive: tarfile.TarFile, where: str) -> Iterator[tarfile.TarInfo]:
 
 def check_member(member: tarfile.TarInfo, where: str) -> None:
     """Raise UserError unless a member is a plain file or folder with a plain relative name."""
+    # Nothing leaves the folder
     path = PurePosixPath(member.name)
     plain = member.isdir() or (member.isreg() and not member.issparse())
     if path.is_absolute() or ".." in path.parts or not plain:
@@ -70,6 +72,7 @@ def check_end(archive: tarfile.TarFile) -> None:
     tarfile takes a damaged header for the end, and so it does a stretch of zeros in a file that
     was laid out at its full length but not filled: too many zeros are an error too.
     """
+    # Zeros at the end
     stream = archive.fileobj
     assert stream is not None
     whole = stream.tell() == archive.offset + tarfile.BLOCKSIZE
@@ -137,6 +140,7 @@ def open_tar_of_tars(place: Path) -> Source:
             for name in classes:
                 yield Stretch(name, list_class_tar(place, outer, tars[name]))
 
+    # Summary of all classes
     return Source(
         kind="tar",
         place=place,
@@ -152,6 +156,7 @@ def list_class_tar(
     place: Path, outer: tarfile.TarFile, tar: tarfile.TarInfo, ignored: Ignored | None = None
 ) -> list[Item]:
     """Images of one class tar, sorted by name; its other files are counted in `ignored`."""
+    # Images of this class
     folder = PurePosixPath(tar.name).stem
     where = f"{place}: {tar.name}"
     items = []

@@ -32,8 +32,10 @@ LABEL_BYTES = 16  # digits and white space of a .cls file, and more than enough
 class Labelled:
     """One image of a shard."""
 
+    # Name and label
     file: str  # name without folders
     label: int
+    # Place in the shard
     span: Span
 
 
@@ -66,6 +68,7 @@ def open_webdataset(place: Path, shards: list[Path]) -> Source:
         for shard in shards:
             yield Stretch(shard.name, [name_item(image, names) for image in list_shard(shard)])
 
+    # Images in any order
     return Source(
         kind="webdataset",
         place=place,
@@ -99,6 +102,8 @@ def list_shard(shard: Path, ignored: Ignored | None = None) -> list[Labelled]:
             elif ignored is not None and begins_as_image(read_head(archive, member)):
                 ignore(ignored, archive, member)
     check_pairs(shard, images.keys(), labels.keys())
+
+    # Image with its label
     return [
         labelled(key, extension, span, labels[key]) for key, (extension, span) in images.items()
     ]
@@ -113,6 +118,7 @@ def split_key(name: str) -> tuple[str, str]:
 
 def read_label(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> int:
     """The number in a .cls file; raises UserError if there is none."""
+    # Short and only digits
     text = read(archive, member).strip() if 0 < member.size <= LABEL_BYTES else b""
     if not text.removeprefix(b"-").isdigit():
         raise UserError(
@@ -123,6 +129,7 @@ def read_label(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -
 
 def check_pairs(shard: Path, images: Iterable[str], labels: Iterable[str]) -> None:
     """Raise UserError if a key has an image or a label but not both."""
+    # Both for each key
     images, labels = set(images), set(labels)
     if images != labels:
         key = min(images ^ labels)
