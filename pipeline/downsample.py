@@ -25,6 +25,7 @@ from pipeline.steps import STEPS
 
 def downsample(config: Config, record: Path) -> None:
     """Make the pack if it is not there yet, then write its record."""
+    # Whole already, or made
     start = time.monotonic()
     folder = paths.pack_folder(config)
     manifest = existing_pack(folder, config)
@@ -36,6 +37,7 @@ def downsample(config: Config, record: Path) -> None:
             f"{len(manifest.left_out)} left out, in {seconds:.1f} s "
             f"({manifest.num_images / seconds:.0f} images/s): {folder}"
         )
+    # Last of all
     Record.of(manifest).write(record)
 
 

@@ -49,9 +49,11 @@ STEP = STEPS["evaluate"]
 class Job:
     """All that is known before the first image is looked at."""
 
+    # What is compared
     config: Config
     inputs: Inputs
     reference: Path
+    # Where scores go
     out: Path | None  # file of the scores; None: they are only printed
     run: bool  # whether the images are the samples of a run
 
@@ -63,6 +65,7 @@ def prepare(argv: list[str]) -> Job:
 
 def job_of(config: Config, path_words: dict[str, str]) -> Job:
     """The job that a configuration and the paths of the command line ask for."""
+    # The extractor is there
     config = resolve_image_set(config)
     KINDS[config.evaluate.extractor].find(config.evaluate.weights)
     across, out = path_words.get("across"), path_words.get("out")
@@ -92,6 +95,7 @@ def preflight(config: Config, paths: dict[str, str], world: int) -> None:
 
 def show(result: ImagesEvaluation) -> None:
     """Print one line per score, then the notes."""
+    # One line each
     for score in result.metrics:
         line = f"{score.label}: {score.value:.4g}"
         if near := score.bracket:
@@ -100,9 +104,11 @@ def show(result: ImagesEvaluation) -> None:
         if score.real is not None:
             line += f" (real images: {score.real:.4g})"
         print(line)
+    # Classes
     if accuracy := result.class_accuracy:
         real = accuracy.floor.overall
         print(f"Class accuracy: {accuracy.overall:.4g} (real images: {real:.4g})")
+    # Notes
     for note in result.notes:
         print(f"note: {note}")
 
@@ -128,11 +134,14 @@ def save_neighbours(path: Path, neighbours: Neighbours, images: ImageSet, real: 
 
 def main(argv: list[str]) -> None:
     """Entry point of every rank."""
+    # Perhaps by another launcher
     hand_over(STEP.module, argv, STEP.words)
     start = time.monotonic()
     job = prepare(argv)
     if job.run and job.out and os.environ.get("RANK", "0") == "0":
         write_config(job.out.parent, job.config, "evaluate")
+
+    # Features, scores, files
     settings = job.config.evaluate
     with ranks(job.config.runtime.device) as group:
         extractor = load_extractor(settings.extractor, settings.weights, group.device)

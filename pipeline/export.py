@@ -28,25 +28,32 @@ WORDS = ("samples", "png", "npz")
 class Samples(NamedTuple):
     """A folder of samples, memory-mapped."""
 
+    # The arrays
     images: np.ndarray  # uint8 (N,H,W,3)
     labels: np.ndarray | None  # int64 (N,); None: images without classes
+    # For the copies
     classes: list[str]  # names in label order
     about: Path  # the file that says how they were made
 
 
 def read_samples(folder: Path) -> Samples:
     """The samples in a folder; raises UserError if something is missing or damaged."""
+    # Images as bytes
     images = load_npy(folder / "images.npy")
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise UserError(
             f"{folder / 'images.npy'} holds {images.dtype} {images.shape}, not uint8 (N,H,W,3): "
             "sample again"
         )
+
+    # Names of the classes
     try:
         about = folder / "sample.json"
         classes = read_json(about)["data"]["classes"]
     except (KeyError, TypeError) as error:
         raise UserError(f"{about} does not name the classes: sample again") from error
+
+    # One label each
     labels = read_labels(folder / "labels.npy", len(images), len(classes))
     return Samples(images, labels, classes, about)
 
@@ -62,13 +69,17 @@ def check_targets(targets: list[Path]) -> None:
 
 def write_png(target: Path, samples: Samples, progress_seconds: float) -> None:
     """Write the folder of PNGs and labels.csv."""
+    # Names in order
     names = [f"{k:06d}.png" for k in range(len(samples.images))]
     progress = Progress("export", len(names), progress_seconds)
+
+    # Whole or not at all
     with atomic_folder(target) as folder:
         for k, name in enumerate(names):
             Image.fromarray(np.ascontiguousarray(samples.images[k])).save(folder / name)
             if progress.due():
                 progress.show(k + 1)
+        # Labels beside them
         if samples.labels is not None:
             labels = samples.labels.tolist()
             rows = [(n, lb, samples.classes[lb]) for n, lb in zip(names, labels, strict=True)]
@@ -86,16 +97,23 @@ def write_npz(target: Path, samples: Samples) -> None:
 
 def main(argv: list[str]) -> None:
     """Write what the words ask for."""
+    # The samples
     config, words = load_step(argv, WORDS)
     if "samples" not in words:
         raise UserError("samples=FOLDER is missing: give the folder that holds images.npy")
+
+    # Targets, all free
     targets = {name: Path(words[name]) for name in ("png", "npz") if name in words}
     check_targets(list(targets.values()))
     samples = read_samples(Path(words["samples"]))
+
+    # Each form
     if "png" in targets:
         write_png(targets["png"], samples, config.runtime.progress_seconds)
     if "npz" in targets:
         write_npz(targets["npz"], samples)
+
+    # One line for people
     written = " and ".join(map(str, targets.values()))
     print(f"export: {len(samples.images):,} images, {written}", flush=True)
 

@@ -27,6 +27,7 @@ WORDS = STEPS["fetch"].words
 class ExtractorRecord(JsonObject):
     """results/extractors/<extractor>.json: the weights on which references and scores depend."""
 
+    # Which weights
     extractor: str
     sha256: str  # of the weights file
     known: bool  # whether it is a published one
@@ -37,9 +38,12 @@ def fetch(sources: WeightsSources) -> None:
 
     Raises UserError if that cannot be done.
     """
+    # Needed at all
     published = sources.published
     if published is None or sources.present():
         return
+
+    # One process downloads
     try:
         with ExitStack() as stack:
             hold(stack, published.path.parent / f".{sources.name}")
@@ -73,13 +77,13 @@ def download(source: Published) -> None:
 def main(argv: list[str]) -> None:
     """Fetch the weights of evaluate.extractor, check them and record which they are."""
     config, path_words = load_step(argv, WORDS)
-    sources, given = KINDS[config.evaluate.extractor], config.evaluate.weights
+    sources, weights = KINDS[config.evaluate.extractor], config.evaluate.weights
     out = out_file(Path(path_words.get("out", extractor_file(config))))
     # Download
-    if given is None:
+    if weights is None:
         fetch(sources)
     # Record
-    file = sources.find(given)
+    file = sources.find(weights)
     _, sha256 = read_weights(file)
     ExtractorRecord(extractor=sources.name, sha256=sha256, known=sources.knows(sha256)).write(out)
     print(f"weights of {sources.name}: {file.path} (sha256 {sha256[:8]}…)", flush=True)

@@ -49,18 +49,22 @@ EXCLUSIVE = (("record", "data.path"), ("model.heads", "model.head_channels"))
 
 def check_fits(peer: Peer, model: Model, num_classes: int) -> State:
     """Our state dict; raises UserError about the first tensor that is missing or does not fit."""
+    # Shapes that are needed
     with torch.device("meta"):
         needed = families.build(model, num_classes).state_dict()
-    theirs = {our_name(name): name for name in peer.state}
+    # Tensors under both names
+    sources = {our_name(name): name for name in peer.state}
     ours = our_state(peer.state)
     for name, value in ours.items():
         if name not in needed:
-            raise UserError(f"{peer.path} has {theirs[name]}, which this network does not have")
+            raise UserError(f"{peer.path} has {sources[name]}, which this network does not have")
         if value.shape != needed[name].shape:
             raise UserError(
-                f"{theirs[name]} of {peer.path} is {tuple(peer.state[theirs[name]].shape)}, but "
+                f"{sources[name]} of {peer.path} is {tuple(peer.state[sources[name]].shape)}, but "
                 f"its other tensors ask for {tuple(needed[name].shape)}"
             )
+
+    # None may lack
     missing = [name for name in needed if name not in ours]
     if missing:
         raise UserError(
@@ -86,11 +90,14 @@ def data_about(peer: Peer, num_classes: int, options: Mapping[str, Any]) -> Data
 
     Raises UserError if the resolution is not known or the record is of other data.
     """
+    # A record, if given
     size = options.get("data.resolution", resolution_of(peer.args))
     if "record" in options:
         return given_record(Path(str(options["record"])), size, num_classes)
     if "data.path" in options:
         return given_record(Path(str(options["data.path"])) / "manifest.json", size, num_classes)
+
+    # Else the size alone
     if size is None:
         raise UserError(
             f"{peer.path} does not say what resolution it was trained at: give data.resolution=N "
@@ -104,7 +111,9 @@ def data_about(peer: Peer, num_classes: int, options: Mapping[str, Any]) -> Data
 
 def given_record(path: Path, size: int | None, num_classes: int) -> DataAbout:
     """The record at `path`, checked: `num_classes` classes (0: any) and `size` px (None: any)."""
+    # The record itself
     record = Record.read(path)
+    # It must agree
     if num_classes not in (0, len(record.classes)):
         raise UserError(
             f"{path} has {len(record.classes)} classes, the checkpoint {num_classes}: give its pack"
@@ -122,6 +131,7 @@ def given_record(path: Path, size: int | None, num_classes: int) -> DataAbout:
 
 def read_options(words: list[str]) -> dict[str, Any]:
     """The dotted keys of `key=value` words; raises UserError for a key that is not in KEYS."""
+    # Word by word
     options = {}
     for word in words:
         key = word.partition("=")[0].lstrip("+")
@@ -130,6 +140,8 @@ def read_options(words: list[str]) -> dict[str, Any]:
             raise UserError(f"unknown key {key}{nearest(key, KEYS)} (known: {', '.join(KEYS)})")
         if lookup(tree, key) not in (None, "auto"):
             options[key] = lookup(tree, key)
+
+    # Words that exclude each other
     for first, second in EXCLUSIVE:
         if first in options and second in options:
             raise UserError(f"{first} and {second} are both given: give one of them")
@@ -167,10 +179,13 @@ def imported(path: Path, options: Mapping[str, Any]) -> tuple[State, WeightsAbou
 
 def summary(state: State, about: WeightsAbout) -> str:
     """The imported network, in one line."""
+    # Its parts
     model, origin = about.config["model"], about.config["imported"]
     data = DataAbout.parse(about.record, "the data")
     classes = f"{len(data.classes)} classes" if model["class_conditional"] else "no classes"
     per_head, num_heads = model["head_channels"], model["heads"]
+
+    # In one sentence
     return (
         f"imported {sum(value.numel() for value in state.values()):,} parameters "
         f"({origin['weights']} weights, epoch {origin['epoch']}): {model['channels']} channels x "

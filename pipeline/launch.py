@@ -31,10 +31,12 @@ from pipeline.steps import BY_MODULE, Step
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be started."""
+    """The job that is to be started."""
 
+    # The command
     module: list[str]  # -m MODULE and its arguments
     settings: list[str]  # words before it, launch.key=value
+    # Its share
     wanted: int  # GPUs
     threads: int  # CPU threads, all processes together
 
@@ -67,6 +69,7 @@ class Job:
 
 def check_torch(visible: list[str], device: str) -> None:
     """Raise UserError if GPUs are visible but this build of torch cannot use them."""
+    # Only if GPUs count
     if not visible or device != "auto":
         return
     import torch  # takes seconds, and is needed on machines with GPUs only
@@ -80,11 +83,15 @@ def check_torch(visible: list[str], device: str) -> None:
 
 def run(job: Job, log: Path | None) -> int:
     """Check, lease, start and watch a job; returns the exit status."""
+    # The launcher
     config, paths = job.parsed()
     launch = launcher(config.launch).settled(config.launch)
     config = config.model_copy(update={"launch": launch})
+    # One start per node
     if launcher(launch).is_started_by_srun(launch):
         return on_every_node(job, launch, log)
+
+    # Checked, then started
     with Registered(job.module, max(1, job.wanted), log) as registered:  # its checks may wait
         num_ranks = checked_ranks(job, config, paths)
         start = Start(
@@ -98,13 +105,17 @@ def checked_ranks(job: Job, config: Config, paths: dict[str, str]) -> int:
 
     Raises UserError if the job cannot have its GPUs, or its preflight finds a problem.
     """
+    # The launcher's GPUs
     launch, visible = config.launch, gpus.visible()
     chosen = launcher(launch)
+    # Modules of others
     if not job.ours:
         check_gpus(job, visible if chosen.leases_gpus else None)
         return max(1, job.wanted)
     if not job.ranked:
         return 1
+
+    # Steps of ranks
     num_ranks = chosen.num_ranks(job.wanted, config.runtime.device, visible)
     if chosen.leases_gpus:
         check_torch([] if gpus.declared() else visible, config.runtime.device)
@@ -123,10 +134,13 @@ def check_gpus(job: Job, visible: list[str] | None) -> None:
 
 def run_here(job: Job, config: Config, start: Start) -> int:
     """Lease this machine's GPUs, unless a scheduler finds the job's, and start the ranks."""
+    # A scheduler finds them
     chosen, registered = launcher(config.launch), start.registered
     if not chosen.leases_gpus:
         registered.say(processes=start.num_ranks * config.launch.nnodes)
         return chosen.start(start, None)
+
+    # Leased here
     visible = gpus.visible()
     registered.say(processes=start.num_ranks)
     announce(job, start.num_ranks, visible)
@@ -145,13 +159,16 @@ def num_leased(job: Job, config: Config, num_ranks: int, visible: list[str]) -> 
 
 def on_every_node(job: Job, launch: Launch, log: Path | None) -> int:
     """Start this command once on each node of the allocation; --gpus counts those of all nodes."""
+    # Equal shares
     if job.wanted % launch.nnodes:
         raise UserError(
             f"{job.wanted} GPUs cannot be divided over launch.nnodes={launch.nnodes}: "
             "ask for a multiple, the GPUs of all nodes together"
         )
-    each = ["--gpus", str(job.wanted // launch.nnodes), "--threads", str(job.threads)]
-    again = [sys.executable, "-m", "pipeline.launch", *each, *job.settings, "--", *job.module]
+
+    # The same command again
+    shares = ["--gpus", str(job.wanted // launch.nnodes), "--threads", str(job.threads)]
+    again = [sys.executable, "-m", "pipeline.launch", *shares, *job.settings, "--", *job.module]
     words = [*slurm.srun(launch.nnodes, job.threads), *again]
     print(f"$ {shlex.join(words[:6])} …", flush=True)
     # srun kills its tasks on SIGTERM; SIGUSR1 it hands on, to the launchers of the nodes
@@ -169,6 +186,7 @@ def announce(job: Job, count: int, visible: list[str]) -> None:
 
 def main(argv: list[str]) -> None:
     """Entry point; see the module."""
+    # The options
     parser = argparse.ArgumentParser(
         prog="pipeline.launch",
         description=__doc__,
@@ -179,12 +197,16 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--threads", type=int, default=gpus.cpu_cores(), help="CPU threads in all")
     parser.add_argument("--log", type=Path, help="file that gets a copy of the output")
     parser.add_argument("settings", nargs="*", help="launch.key=value")
+
+    # The job's words
     before, after = argv, []
     if "--" in argv:
         before, after = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
     options = parser.parse_args(before)
     if len(after) < 2 or after[0] != "-m":
         parser.error("after -- comes what to start: -m MODULE key=value …")
+
+    # The job itself
     job = Job(after, options.settings, options.gpus, options.threads)
     sys.exit(run(job, options.log))
 

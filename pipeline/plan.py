@@ -53,6 +53,7 @@ def variables(job: Job) -> str:
 
 def job_table(jobs: list[Job]) -> str:
     """One row per job: rule, GPUs, threads, variables, and why it runs."""
+    # Table of the jobs
     rows = [("job", "GPUs", "threads", "environment", "because")]
     for job in jobs:
         why = job.fields.get("reason", "").split(":")[0].split(";")[0]
@@ -61,6 +62,8 @@ def job_table(jobs: list[Job]) -> str:
             name += f" ({job.fields['wildcards'].replace('sampler=', '').replace(', ', ' ')})"
         threads = job.fields.get("threads", "1")
         rows.append((name, job.resource("gpu") or "-", threads, variables(job), why))
+
+    # Columns as wide as needed
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = [
         "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]])
@@ -91,30 +94,38 @@ def num_classes(config: Config) -> int:
 
 def facts(config: Config) -> str:
     """Training length, network size and sizes on disk, a line each."""
+    # Size of the network
     num, res, train = num_images(config), config.data.resolution, config.train
     with torch.device("meta"):
         net = families.build(config.model, num_classes(config))
     weights = 4 * sum(p.numel() for p in net.parameters())
+
+    # Size of the files
     pack = num * (res * res * 3 + 8) if num else 0
     samplers = config.sample.samplers
     samples = sum(s.num * len(s.seeds) for s in samplers) * (res * res * 3 + 8)
     averages = len(train.ema_halflife_images)
     saved = (3 + averages) * weights  # the weights, the averages and two moments of AdamW
+    # Length and checkpoints
     every, steps = config.runtime.milestone_images, math.ceil(train.images / train.batch)
-    kept = config.runtime.keep_checkpoints + (train.images // every if every else 0)
-    total = pack + kept * saved + averages * weights + samples
+    num_kept = config.runtime.keep_checkpoints + (train.images // every if every else 0)
+    total = pack + num_kept * saved + averages * weights + samples
     epochs = f"{train.images / num:,.1f} epochs of {num:,}" if num else "epochs: not known yet"
+
+    # Line by line
     lines = {
         "network": f"{weights / 4e6:.1f} M parameters",
         "training": f"{steps:,} steps of {train.batch:,} = {train.images:,} images, {epochs}",
         "pack": size(pack) if num else "not known yet",
-        "checkpoints": f"{size(saved)} each, {kept:,} kept",
+        "checkpoints": f"{size(saved)} each, {num_kept:,} kept",
         "weights": f"{size(weights)} for each of {averages} average(s)",
         "sample files": size(samples),
         "disk": f"{size(total)} in all{'' if num else ', and the pack'}",
     }
-    made = [("sampler", sampler_line(sampler)) for sampler in samplers]
-    return "\n".join(f"  {name:<13} {text}" for name, text in [*lines.items(), *made])
+
+    # Samplers one by one
+    sampler_lines = [("sampler", sampler_line(sampler)) for sampler in samplers]
+    return "\n".join(f"  {name:<13} {text}" for name, text in [*lines.items(), *sampler_lines])
 
 
 def sampler_line(sample: Sample) -> str:
@@ -131,14 +142,16 @@ def ranks(config: Config, most: int) -> int:
     """
     if not gpus.visible() or config.runtime.device == "cpu":
         return 1
-    wanted = min(config.runtime.gpus.train, most)
-    return launcher(config.launch).num_ranks(wanted, config.runtime.device, gpus.visible())
+    num_gpus = min(config.runtime.gpus.train, most)
+    return launcher(config.launch).num_ranks(num_gpus, config.runtime.device, gpus.visible())
 
 
 def expectation(config: Config, measured: Calibration, world: int) -> str:
     """How long the training takes by a calibration, if `world` ranks are `world` times as fast."""
+    # Time of the training
     hours = config.train.images / (measured.images_per_s * world) / 3600
     use = f", MFU {measured.mfu:.0%}" if measured.mfu is not None else ""
+    # Words for the device
     cpu = measured.device == "CPU"
     devices = "the CPU, whose cores all ranks share" if cpu else f"{world} GPU(s)"
     lines = {
@@ -153,14 +166,19 @@ def expectation(config: Config, measured: Calibration, world: int) -> str:
 
 def describe(config: Config, jobs: list[Job]) -> str:
     """The whole plan as text."""
+    # The machine
     devices = gpus.visible()
     machine = (
         f"GPUs {','.join(devices)}" if devices else f"no GPU: {gpus.cpu_cores()} CPU cores, gloo"
     )
+
+    # The folders
     try:
         pack = str(paths.pack_folder(config))
     except UserError as error:
         pack = f"({error})"
+
+    # All parts together
     head = f"experiment {config.experiment}   data {paths.data_name(config)}   {machine}"
     places = f"pack    {pack}\nresults {paths.run_folder(config)}"
     table = job_table(jobs) if jobs else "nothing to do: every result is up to date"
@@ -172,23 +190,28 @@ def configuration(configfiles: list[str], overrides: list[str]) -> Config:
     base: dict[str, Any] = load_yaml(DEFAULT_FILE)
     for path in configfiles:
         base = merge(base, load_yaml(Path(path)))
-    given = parse_overrides(overrides)
-    return resolve_image_set(resolve(merge(base, given), given))
+    words = parse_overrides(overrides)
+    return resolve_image_set(resolve(merge(base, words), words))
 
 
 def main(argv: list[str]) -> None:
     """Entry point; arguments as snakemake takes them."""
+    # Words as Snakemake takes them
     parser = argparse.ArgumentParser(prog="pipeline.plan", description=__doc__)
     parser.add_argument("--configfile", nargs="+", default=[])
     parser.add_argument("--config", nargs="+", default=[])
     parser.add_argument("--resources", nargs="+", default=[])
     parser.add_argument("--calibrate", action="store_true")
     options, _ = parser.parse_known_args(argv)
+
+    # The plan
     config = configuration(options.configfile, options.config)
     print(describe(config, dry_run([word for word in argv if word != "--calibrate"])), flush=True)
+
+    # Speed of this machine
     if options.calibrate:
-        given = dict(word.split("=", 1) for word in options.resources)
-        world = ranks(config, int(given.get("gpu", config.runtime.gpus.train)))
+        resources = dict(word.split("=", 1) for word in options.resources)
+        world = ranks(config, int(resources.get("gpu", config.runtime.gpus.train)))
         print(
             expectation(
                 config,

@@ -37,6 +37,7 @@ STEP = STEPS["reference"]
 class Job:
     """All that is known before the first image."""
 
+    # All that it needs
     config: Config
     pack: Pack
     out: Path
@@ -88,6 +89,7 @@ def measure(
             f"the pack's images have sha256 {sha256[:8]}…, its record says {expected[:8]}…: "
             "run `make data` to build the pack again"
         )
+    # Moments and their origin
     return Reference(
         mu=moments.mu,
         sigma=moments.sigma,

@@ -130,9 +130,9 @@ def first_seeds(samples: list[tuple[str, Panel]]) -> dict[str, Panel]:
 
 def left_out(inputs: Inputs) -> list[str]:
     """One sentence about the samplers that the picture leaves out, if there are too many."""
-    rest = list(first_seeds(inputs.samples))[PANELS:]
-    note = f"Note: samples_vs_real.png shows the first {PANELS} samplers, not {', '.join(rest)}"
-    return [note] if rest else []
+    samplers = list(first_seeds(inputs.samples))[PANELS:]
+    note = f"Note: samples_vs_real.png shows the first {PANELS} samplers, not {', '.join(samplers)}"
+    return [note] if samplers else []
 
 
 def samples_picture(inputs: Inputs, keys: Report) -> bytes:

@@ -17,6 +17,7 @@ from pipeline.base.progress import clock, read_rows
 from pipeline.launching import running
 from pipeline.reporting.tables import text_table
 
+# How logs are read
 TAIL = 8192  # bytes of a log that are looked at
 PROGRESS = re.compile(r"^[\w ,]+: .*(images/s|left)")
 COLUMNS = {
@@ -47,6 +48,7 @@ def progress(log: Path | None) -> str:
 
 def measured(entry: running.Entry) -> dict[str, str]:
     """Progress, GPU utilisation and peak memory of a training, from its metrics."""
+    # Metrics it may have written
     files: list[Path] = []
     with suppress(OSError):  # what a job makes is not always a path
         files = [*Path(entry.out).glob("checkpoints/*/metrics.jsonl")] if entry.out else []
@@ -54,11 +56,15 @@ def measured(entry: running.Entry) -> dict[str, str]:
     newest = max(written, key=lambda path: written[path], default=None)
     if newest is None or written[newest] < entry.started:  # an earlier job's
         return {}
+
+    # Its latest numbers
     rows: list[dict[str, Any]] = read_rows(newest)
     use = [r["gpu_utilisation"] for r in rows if r.get("gpu_utilisation") is not None]
     peak = [r["peak_memory_gb"] for r in rows if r.get("peak_memory_gb") is not None]
     columns = {"use": f"{use[-1]:.0%}"} if use else {}
     columns |= {"memory": f"{peak[-1]:.1f} GB"} if peak else {}
+
+    # Its progress
     last = rows[-1] if rows else {}
     return columns | (
         {"progress": f"step {last['step']} {last['images_per_s']:.0f} images/s"} if last else {}
@@ -67,9 +73,12 @@ def measured(entry: running.Entry) -> dict[str, str]:
 
 def row(entry: running.Entry) -> dict[str, Any]:
     """One job as a row of COLUMNS."""
-    said = progress(Path(entry.log) if entry.log else None)
+    # Alive or silent
+    text = progress(Path(entry.log) if entry.log else None)
     if not entry.is_here() and not entry.is_alive():
-        said = f"SILENT for {clock(entry.silent_seconds())}: look at {entry.host}"
+        text = f"SILENT for {clock(entry.silent_seconds())}: look at {entry.host}"
+
+    # Numbers and progress
     numbers = measured(entry)
     return {
         **numbers,
@@ -79,7 +88,7 @@ def row(entry: running.Entry) -> dict[str, Any]:
         "gpus": ",".join(entry.gpus) or "-",
         "processes": entry.processes,
         "running": clock(time.time() - entry.started),
-        "progress": said or numbers.get("progress", "starting"),
+        "progress": text or numbers.get("progress", "starting"),
     }
 
 

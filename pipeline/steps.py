@@ -22,7 +22,7 @@ class Step:
 
     @property
     def module(self) -> str:
-        """What `python -m` takes."""
+        """The module, as `python -m` takes it."""
         return f"pipeline.{self.name}"
 
 

@@ -63,30 +63,40 @@ def stop_launchers(seconds: float) -> dict[Path, bool]:
 
     Returns when those that may be stopped have ended, or after `seconds`.
     """
-    asked: dict[Path, bool] = {}
+    # Jobs may start meanwhile
+    allowed: dict[Path, bool] = {}
     until = time.monotonic() + seconds
     while True:
-        here = [entry for entry in running.entries() if entry.is_here()]
-        asked |= {entry.path: stop_launcher(entry) for entry in here if entry.path not in asked}
-        if not any(asked[entry.path] for entry in here) or time.monotonic() > until:
-            return asked
+        entries = [entry for entry in running.entries() if entry.is_here()]
+        allowed |= {
+            entry.path: stop_launcher(entry) for entry in entries if entry.path not in allowed
+        }
+        if not any(allowed[entry.path] for entry in entries) or time.monotonic() > until:
+            return allowed
         time.sleep(0.1)
 
 
 def main(argv: list[str]) -> None:
     """Stop, wait, say what was stopped; status 1 if something did not end."""
+    # Nothing new starts
     pid = snakemake_pid()
     allowed = pid is None or stop_snakemake(pid)
+
+    # Other machines
     elsewhere = [entry for entry in running.entries() if not entry.is_here()]
     for entry in elsewhere:
         print(f"{entry.module} runs on {entry.host}: run `make stop` there, or cancel its job")
-    asked = stop_launchers(MAX_WAIT)
-    left = [entry for entry in running.entries() if asked.get(entry.path)]
-    for entry in left:
+
+    # Jobs on this machine
+    stopped = stop_launchers(MAX_WAIT)
+    remaining = [entry for entry in running.entries() if stopped.get(entry.path)]
+    for entry in remaining:
         print(f"{entry.module} (process {entry.pid}) is still there: kill -KILL {entry.pid}")
-    if not asked and not elsewhere and pid is None:
+
+    # How it went
+    if not stopped and not elsewhere and pid is None:
         print("nothing runs in this folder")
-    sys.exit(0 if allowed and all(asked.values()) and not left else 1)
+    sys.exit(0 if allowed and all(stopped.values()) and not remaining else 1)
 
 
 if __name__ == "__main__":

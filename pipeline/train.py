@@ -66,12 +66,16 @@ def read(config: Config, paths: dict[str, str], world: int) -> tuple[Config, Pac
 
     Raises UserError with one sentence about the first problem.
     """
+    # The image set
     config = resolve_image_set(config)
     if config.data.path and "record" not in paths:
         config = adopt_pack(config)
+
+    # The pack, checked
     folder = pack_folder(config)
     record = Record.read(Path(paths["record"])) if "record" in paths else read_record(folder)
     pack = open_pack(folder, record)
+    # Equal shares
     images_of_a_rank(config, world)
     return config, pack
 

@@ -38,7 +38,6 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def disk_error(error: OSError, path: Path) -> Exception:
     """The UserError for a full disk or quota; any other OSError comes back as it is."""
-    # Only a full disk
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return error
     return UserError(
@@ -83,7 +82,6 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """The JSON in `path`; raises UserError if it is missing or damaged."""
-    # Read and parsed
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
@@ -109,7 +107,6 @@ def user_error_if_unwritable(path: Path, error_type: type[Exception]) -> Iterato
 
     `error_type`: RuntimeError for torch.save, SafetensorError for safetensors.
     """
-    # In the user's terms
     try:
         yield
     except error_type as error:

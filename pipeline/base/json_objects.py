@@ -25,11 +25,9 @@ class JsonObject(BaseModel):
 
         Raises UserError if keys are missing or of another type; `where` names the file.
         """
-        # Checked by pydantic
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            # The first problem
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"])) or "the whole"
             reason = first["msg"][:1].lower() + first["msg"][1:]

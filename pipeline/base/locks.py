@@ -19,7 +19,6 @@ def take_lock(file: IO[Any] | int, shared: bool = False, wait: bool = False) -> 
     `shared`: any number of processes may hold it so. `wait`: until it is free. Raises OSError on a
     file system without locks.
     """
-    # Kind of lock
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
         fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
@@ -52,7 +51,6 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _holder(path: Path) -> str:
-    # A lock without a name
     try:
         holder = json.loads(path.read_text())
         return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
@@ -87,7 +85,6 @@ def is_held(folder: Path) -> bool:
 
 def is_locked(path: Path) -> bool:
     """Whether another process holds the lock of a file; False if the file does not exist."""
-    # Try to take it
     try:
         with path.open("r+") as file:
             return not take_lock(file)

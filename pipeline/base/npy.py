@@ -30,7 +30,6 @@ def read_header(stream: IO[bytes]) -> Header:
 
     Raises ValueError if the stream does not hold a .npy, or one of a version above 2.0.
     """
-    # Known versions only
     version = np.lib.format.read_magic(stream)
     if version not in _READERS:
         raise ValueError(f"unknown version {version} of .npy")

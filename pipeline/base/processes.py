@@ -45,9 +45,7 @@ def die_with_parent(number: int, parent: int | None = None) -> None:
     `parent`: process id of the parent, for a child before its exec, which ends at once if the
     parent is gone already.
     """
-    # Asked of Linux
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
-    # Already dead
     if parent is not None and os.getppid() != parent:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
@@ -60,7 +58,6 @@ def become_subreaper() -> None:
 
 def descendants() -> list[int]:
     """Process ids of the living children, including those inherited from ended parents."""
-    # Of every thread
     children: list[int] = []
     for thread in Path("/proc/self/task").iterdir():
         with suppress(OSError):
@@ -78,7 +75,6 @@ def state(pid: int) -> str:
 
 def end_descendants() -> None:
     """Kill all processes that are left below this one, and wait for them."""
-    # Until none is left
     while children := descendants():
         for child in children:
             with suppress(ProcessLookupError):

@@ -47,10 +47,8 @@ class Progress:
 
     def line(self, num_done: int, note: str = "") -> str:
         """The line without the step's name."""
-        # Speed so far
         rate = self.rate(num_done)
         parts = [f"{num_done:,} images", note, f"{rate:,.0f} images/s"]
-        # Only if length is known
         if self.total is not None:
             parts[0] = f"{num_done:,} of {self.total:,} images"
             num_left = max(0, self.total - num_done)

@@ -143,7 +143,6 @@ def _array(raw: Any, dtype: _Dtype, shape: tuple[int, ...], order: Any) -> np.nd
 
 def _from_buffer(raw: Any, dtype: _Dtype, shape: Any, order: str, axes: Any = None) -> _Array:
     """Stand-in for the function that protocol 5 names; order K: `shape` in the order `axes`."""
-    # Order of the axes
     result = _Array()
     result.value = _array(raw, dtype, shape, "C" if order == "K" else order)
     if axes is not None:
@@ -190,10 +189,8 @@ NAMES: dict[tuple[str, str], Callable[..., Any]] = {
 
 def _finished(value: Any, done: dict[int, Any]) -> Any:
     """`value` with arrays instead of stand-ins; `done` by id keeps shared parts shared."""
-    # Plain values
     if type(value) in PLAIN:
         return value
-    # Shared parts, once
     if id(value) not in done:
         done[id(value)] = _converted(value, done)
     return done[id(value)]
@@ -216,7 +213,6 @@ def _converted(value: Any, done: dict[int, Any]) -> Any:
 
 def _converted_dict(value: dict[Any, Any], done: dict[int, Any]) -> dict[Any, Any]:
     """A dict of finished keys and values; raises ValueError if b"a" and "a" are both keys."""
-    # Keys as text
     result = {
         key.decode("latin1") if type(key) is bytes else _finished(key, done): _finished(part, done)
         for key, part in value.items()

@@ -16,15 +16,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="pipeline.bench", description="measure and record")
     parser.add_argument("names", nargs="*", choices=[[], *NAMES], metavar="NAME", help=str(NAMES))
     parser.add_argument("--no-record", action="store_true", help="print only")
-    given = parser.parse_args()
-    for name in given.names or NAMES:
+    options = parser.parse_args()
+    for name in options.names or NAMES:
         result = import_module(f"pipeline.bench.{name}").run()
         print(f"\n{record.table(result)}", flush=True)
-        for one in result.get("bars", []):
-            print(record.bar_line(one), flush=True)
+        for bar in result.get("bars", []):
+            print(record.bar_line(bar), flush=True)
         for note in result.get("notes", []):
             print(note, flush=True)
-        if not given.no_record:
+        if not options.no_record:
             print(f"record: {record.write(name, result)}", flush=True)
 
 

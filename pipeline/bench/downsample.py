@@ -76,8 +76,8 @@ def peak_memory(root: Path, processes: int) -> dict[str, float]:
         peaks = {"parent": 0.0, "worker": 0.0}
         parent = psutil.Process(run.pid)
         while run.poll() is None:
-            for who, process in [("parent", parent), *(("worker", c) for c in children(parent))]:
-                peaks[who] = max(peaks[who], resident(process))
+            for role, process in [("parent", parent), *(("worker", c) for c in children(parent))]:
+                peaks[role] = max(peaks[role], resident(process))
             time.sleep(0.005)
         if run.returncode:
             raise RuntimeError(f"the step ended with status {run.returncode}")
@@ -126,8 +126,8 @@ def run(files: int = 64000, rounds: int = 3, distinct: int = 200) -> dict[str, A
         }
         rates = record.interleaved(cases, rounds)
         peaks = memory(root, paths, processes)
-    what = "downsampling photographs of 500 x 375 px to 64 x 64, files to pack, page cache warm"
-    result = record.summary(what, "images/s", rates, baseline="png")
+    title = "downsampling photographs of 500 x 375 px to 64 x 64, files to pack, page cache warm"
+    result = record.summary(title, "images/s", rates, baseline="png")
     return result | {
         "files": files,
         "processes": processes,
@@ -137,7 +137,7 @@ def run(files: int = 64000, rounds: int = 3, distinct: int = 200) -> dict[str, A
 
 
 def bars(rate: dict[str, float], peaks: dict[str, Any]) -> list[dict[str, Any]]:
-    """What was promised, what was measured, and whether it holds."""
+    """Every promise with its measured value, and whether it holds."""
     large = peaks["and one of 24 megapixels"]["worker"] - 24 * 8
     worker = max(large, *(p["worker"] for name, p in peaks.items() if "mega" not in name))
     fewer, more = (p["worker"] for name, p in peaks.items() if "mega" not in name)

@@ -113,6 +113,6 @@ def run(rounds: int = 9, num: int = IMAGES) -> dict[str, Any]:
         ways = cases(Path(folder), num)
         timed = {name: partial(rate, load, num, count()) for name, load in ways.items()}
         values = record.interleaved(timed, rounds)
-    what = f"loading {num:,} images of {SIZE} px in random order, batches of {BATCH}, one core"
-    result = record.summary(what, "images per second of processor time", values, "png")
+    title = f"loading {num:,} images of {SIZE} px in random order, batches of {BATCH}, one core"
+    result = record.summary(title, "images per second of processor time", values, "png")
     return result | {"bars": [record.bar("gathered / png", result["ratio"]["gathered"], BAR)]}

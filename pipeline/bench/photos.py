@@ -67,8 +67,8 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=60)
     parser.add_argument("--size", type=int, default=128, help="px, typical side of a crop")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    write_photos(given.out, given.per_class, given.size, given.seed)
+    options = parser.parse_args()
+    write_photos(options.out, options.per_class, options.size, options.seed)
 
 
 if __name__ == "__main__":

@@ -71,8 +71,8 @@ class PlainTrainer:
 
     def train_step(self) -> None:
         """One optimiser step over the batch."""
-        train, seen = self.config.train, self.step * self.config.train.batch
-        batch = self.job.workload.batch(share(seen, 0, 0, 1, train.batch))
+        train, num_images = self.config.train, self.step * self.config.train.batch
+        batch = self.job.workload.batch(share(num_images, 0, 0, 1, train.batch))
         self.optimizer.zero_grad()
         half = self.cuda and train.precision != "fp32"
         with torch.autocast(self.group.device.type, torch.float16, enabled=half):
@@ -81,7 +81,7 @@ class PlainTrainer:
         loss = probability_path.loss(velocity, batch.x0, batch.x1)
         self.scaler.scale(loss).backward()
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(train, seen)
+            group["lr"] = learning_rate(train, num_images)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.loss = loss.item()
@@ -91,8 +91,8 @@ class PlainTrainer:
 
     @torch.no_grad()
     def _average(self, average: nn.Module, halflife: float) -> None:
-        train, seen = self.config.train, self.step * self.config.train.batch
-        halflife = min(halflife, seen * train.ema_rampup) if train.ema_rampup else halflife
+        train, num_images = self.config.train, self.step * self.config.train.batch
+        halflife = min(halflife, num_images * train.ema_rampup) if train.ema_rampup else halflife
         decay = torch.tensor(0.5 ** (train.batch / max(halflife, 1e-8)))
         for old, new in zip(average.parameters(), self.net.parameters(), strict=True):
             old.mul_(decay.item()).add_(new, alpha=1 - decay.item())

@@ -26,7 +26,7 @@ Case = Callable[[], float]  # one round of a case: its seconds, or its rate
 
 
 def hardware() -> dict[str, Any]:
-    """What a number depends on besides the code: processor, memory, GPU, versions."""
+    """Everything that a number depends on besides the code: processor, memory, GPU, versions."""
     cpu = [x.split(":")[1] for x in _lines("/proc/cpuinfo") if x.startswith("model name")]
     memory = next(x.split()[1] for x in _lines("/proc/meminfo") if x.startswith("MemTotal"))
     return {
@@ -57,7 +57,7 @@ def commit(folder: Path = ROOT) -> str | None:
 
 
 def _git(folder: Path, *words: str) -> str | None:
-    """Output of a git command in `folder`; None if it fails or there is no git."""
+    """Output of a git command in `folder`; None if it fails or git is missing."""
     try:
         done = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True)
     except FileNotFoundError:
@@ -85,10 +85,10 @@ def ratios(values: dict[str, list[float]], baseline: str) -> dict[str, float]:
     return {name: value / middle[baseline] for name, value in middle.items()}
 
 
-def summary(what: str, unit: str, values: dict[str, list[float]], baseline: str) -> dict[str, Any]:
+def summary(title: str, unit: str, values: dict[str, list[float]], baseline: str) -> dict[str, Any]:
     """The result that `values` (rounds of each case, in `unit`) amount to: see the module."""
     return {
-        "what": what,
+        "what": title,
         "unit": unit,
         "baseline": baseline,
         "rounds": values,
@@ -117,23 +117,23 @@ def write(name: str, result: dict[str, Any], folder: Path = FOLDER) -> Path:
     """
     path = folder / f"{name}.json"
     run = {**result, "commit": commit(), "hardware": hardware(), "date": str(date.today())}
-    what = run.pop("what")
+    title = run.pop("what")
     before = read_json(path)["runs"] if path.exists() else []
     same = ("commit", "hardware")
-    kept = [r for r in before if any(r[key] != run[key] for key in same)]
-    write_json(path, {"what": what, "runs": [*kept, run]})
+    runs = [r for r in before if any(r[key] != run[key] for key in same)]
+    write_json(path, {"what": title, "runs": [*runs, run]})
     return path
 
 
 def bar(
-    what: str, value: float, at_least: float | None = None, at_most: float | None = None
+    title: str, value: float, at_least: float | None = None, at_most: float | None = None
 ) -> dict[str, Any]:
     """One promise: what it is about, the value measured, its bounds, and whether it holds."""
     holds = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
-    return {"what": what, "value": value, "at_least": at_least, "at_most": at_most, "holds": holds}
+    return {"what": title, "value": value, "at_least": at_least, "at_most": at_most, "holds": holds}
 
 
-def bar_line(one: dict[str, Any]) -> str:
+def bar_line(bar: dict[str, Any]) -> str:
     """A promise as one line."""
-    bound = f">= {one['at_least']:g}" if one["at_least"] is not None else f"<= {one['at_most']:g}"
-    return f"{'holds ' if one['holds'] else 'MISSED'}  {one['what']}: {one['value']:.3g} ({bound})"
+    bound = f">= {bar['at_least']:g}" if bar["at_least"] is not None else f"<= {bar['at_most']:g}"
+    return f"{'holds ' if bar['holds'] else 'MISSED'}  {bar['what']}: {bar['value']:.3g} ({bound})"

@@ -170,9 +170,9 @@ class TwoCalls(Field):
     ) -> tuple[Tensor, Tensor]:
         """As in Field, by two calls."""
         assert self.no_class is not None
-        none = torch.full_like(labels[chosen], self.no_class)
+        no_labels = torch.full_like(labels[chosen], self.no_class)
         strong = self.evaluate(self.net, x, t, labels)
-        return strong, self.evaluate(self.net, x[chosen], t[chosen], none)
+        return strong, self.evaluate(self.net, x[chosen], t[chosen], no_labels)
 
 
 @torch.inference_mode()
@@ -232,8 +232,8 @@ def run(rounds: int = 5) -> dict[str, Any]:
         "bf16_grey_levels": differ,
         "trained_on": trained_images,
     }
-    said = notes(solved, lower, differ)
-    return result | extra | {"bars": bars(result, solved, device), "notes": said}
+    note_lines = notes(solved, lower, differ)
+    return result | extra | {"bars": bars(result, solved, device), "notes": note_lines}
 
 
 def on(device: torch.device) -> str:
@@ -245,12 +245,12 @@ def bars(result: dict[str, Any], solved: dict[str, Any], device: torch.device) -
     """The promised ratios, the measured ones, and whether they hold."""
     measured = []
     for tolerance, entry in solved.items():
-        what = f"evaluations at {tolerance}, ours / torchdiffeq"
-        measured.append(record.bar(what, entry["nfe_ratio"], at_most=1.05))
+        title = f"evaluations at {tolerance}, ours / torchdiffeq"
+        measured.append(record.bar(title, entry["nfe_ratio"], at_most=1.05))
         # a sample's neighbours move it by less than the tolerance itself does
         moved = entry["ours"]["furthest_from_alone"] / entry["ours"]["furthest_from_exact"]
-        what = f"moved by the batch / by the tolerance, at {tolerance}"
-        measured.append(record.bar(what, moved, at_most=0.2))
+        title = f"moved by the batch / by the tolerance, at {tolerance}"
+        measured.append(record.bar(title, moved, at_most=0.2))
     if device.type == "cuda":
         middle = result["median"]
         ratio = middle["one batched call, bf16"] / middle["one batched call"]
@@ -269,9 +269,9 @@ def notes(solved: dict[str, Any], lower: dict[str, Any], differ: float) -> list[
                 f"{case['furthest_from_alone']:.2g} from the solution alone and "
                 f"{case['furthest_from_exact']:.2g} from that at {EXACT:g}"
             )
-    for what, case in lower.items():
+    for title, case in lower.items():
         lines.append(
-            f"dopri5 in {what}: {case['nfe_mean']:.1f} evaluations, at most "
+            f"dopri5 in {title}: {case['nfe_mean']:.1f} evaluations, at most "
             f"{case['furthest_from_exact']:.2g} from the solution in fp32 at {EXACT:g}"
         )
     if not torch.cuda.is_available():

@@ -142,27 +142,27 @@ def baseline(folder: Path, extractor: str) -> float:
 
 def others_on(device: str) -> list[str]:
     """The extractor that takes too long for a CPU, on a GPU and with its weights at hand."""
-    there = device == "cuda" and KINDS[INCEPTION].present()
-    return [INCEPTION] if there else []
+    is_present = device == "cuda" and KINDS[INCEPTION].present()
+    return [INCEPTION] if is_present else []
 
 
 def run(rounds: int = 1) -> dict[str, Any]:
     """Images/s of both, and peaks of memory with all images and a tenth."""
     device = pick_device("auto", 0)
     with tempfile.TemporaryDirectory() as name:
-        many, few = Path(name, "many"), Path(name, "few")
-        make_pack(many, MANY)
-        make_pack(few, MANY // 10)
+        many_folder, few_folder = Path(name, "many"), Path(name, "few")
+        make_pack(many_folder, MANY)
+        make_pack(few_folder, MANY // 10)
         peaks = {}
         values: dict[str, list[float]] = {"torch-fidelity": [], "ours": []}
         for _ in range(rounds):
-            values["torch-fidelity"].append(baseline(few, EXTRACTOR))
-            small, large = reference(few, EXTRACTOR), reference(many, EXTRACTOR)
+            values["torch-fidelity"].append(baseline(few_folder, EXTRACTOR))
+            small, large = reference(few_folder, EXTRACTOR), reference(many_folder, EXTRACTOR)
             values["ours"].append(MANY / large["seconds"])
             peaks = {f"{MANY // 10} images": small["peak_mb"], f"{MANY} images": large["peak_mb"]}
-        others = {name: reference(many, name) for name in others_on(device.type)}
-    what = f"features of images of {SIZE} px by EfficientNet-Lite0 at 96 px, {MANY:,} streamed"
-    result = record.summary(what, "images/s", values, baseline="torch-fidelity")
+        by_extractor = {name: reference(many_folder, name) for name in others_on(device.type)}
+    title = f"features of images of {SIZE} px by EfficientNet-Lite0 at 96 px, {MANY:,} streamed"
+    result = record.summary(title, "images/s", values, baseline="torch-fidelity")
     grown = peaks[f"{MANY} images"] / peaks[f"{MANY // 10} images"]
     return result | {
         "processes": gpus.default_processes(),
@@ -172,9 +172,9 @@ def run(rounds: int = 1) -> dict[str, Any]:
             record.bar("memory with 10 x the images / with 1 x", grown, at_most=1.1),
             record.bar("MB of the largest process", peaks[f"{MANY} images"], at_most=2000),
         ],
-        "other_extractors": others,
+        "other_extractors": by_extractor,
         "notes": [
             f"{MANY:,} images in {large['seconds']:.0f} s on {device}",
-            *(f"{name}: {found['seconds']:.0f} s" for name, found in others.items()),
+            *(f"{name}: {result_of['seconds']:.0f} s" for name, result_of in by_extractor.items()),
         ],
     }

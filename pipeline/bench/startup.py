@@ -36,8 +36,8 @@ def import_torch() -> float:
 def cpu_seconds(process: psutil.Process) -> float:
     """CPU seconds of a process, its living descendants, and those that they have waited for."""
     total = 0.0
-    for each in [process, *process.children(recursive=True)]:
-        total += sum(each.cpu_times()[:4])
+    for member in [process, *process.children(recursive=True)]:
+        total += sum(member.cpu_times()[:4])
     return total
 
 
@@ -71,7 +71,7 @@ def run(rounds: int = 3, code: Path = record.ROOT) -> dict[str, Any]:
             "two ranks to their first step": lambda: first_step(pack, code),
         }
         values = record.interleaved(cases, rounds)
-    what = "start-up of a training on the CPU: launcher, agent and two ranks"
-    result = record.summary(what, "CPU seconds", values, "import torch")
+    title = "start-up of a training on the CPU: launcher, agent and two ranks"
+    result = record.summary(title, "CPU seconds", values, "import torch")
     ratio = result["ratio"]["two ranks to their first step"]
     return result | {"bars": [record.bar("two ranks / import torch", ratio, at_most=BAR)]}

@@ -76,8 +76,8 @@ def losses_differ(trainers: Mapping[str, AnyTrainer], steps: int) -> float:
     """
     most = 0.0
     for _ in range(steps):
-        first, *others = [loss_of(trainer) for trainer in trainers.values()]
-        most = max(most, *(abs(other - first) / first for other in others))
+        first, *later_losses = [loss_of(trainer) for trainer in trainers.values()]
+        most = max(most, *(abs(later - first) / first for later in later_losses))
     if not most <= TOLERANCE:
         raise RuntimeError(f"losses of {', '.join(trainers)} differ by {most:.2g}")
     return most
@@ -194,8 +194,8 @@ def on_cpu(
         cases = {name: partial(rate, trainer, steps) for name, trainer in trainers.items()}
         values = record.interleaved(cases, rounds)
         spent = sorted(overhead(trainers["ours, float32"], steps) for _ in range(rounds))
-    what = f"training steps of {batch} images, network of the smoke run, one process on the CPU"
-    result = record.summary(what, "images/s", values, "plain, float32")
+    title = f"training steps of {batch} images, network of the smoke run, one process on the CPU"
+    result = record.summary(title, "images/s", values, "plain, float32")
     bars = [
         record.bar("ours, bf16 / plain", result["ratio"]["ours, bf16"], at_least=1.3),
         record.bar("loop overhead, float32", spent[len(spent) // 2], at_most=0.03),
@@ -247,8 +247,8 @@ def on_gpu(rounds: int, steps: int) -> dict[str, Any]:
         cases = {name: partial(rate, trainer, steps) for name, trainer in trainers.items()}
         values = record.interleaved(cases, rounds)
         times = profiled(ours)
-    what = f"training steps of {batch} images of 64 px, network of imagenet, one GPU"
-    result = record.summary(what, "images/s", values, "plain, fp16")
+    title = f"training steps of {batch} images of 64 px, network of imagenet, one GPU"
+    result = record.summary(title, "images/s", values, "plain, fp16")
     name, reached = ours.meter.name, result["median"]["ours, bf16"]
     use = flops.mfu(reached, ours.meter.flops, name)
     bars = [

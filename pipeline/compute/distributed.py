@@ -160,7 +160,6 @@ class StopFlag:
 
         Every rank must ask at the same place; all get the same answer.
         """
-        # Agreed by all
         flags = torch.tensor([self.signal is not None, save], dtype=torch.int32)
         if self.group.world > 1:
             dist.all_reduce(flags, dist.ReduceOp.MAX)

@@ -48,13 +48,11 @@ def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, .
 
 def words(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
     """(B, 4, ceil(count/4)) int64: 32-bit words for each of the B int64 indices."""
-    # Words of each block
     blocks = torch.arange((count + 3) // 4, device=index.device)
     rows = index.unsqueeze(1)
     counter = torch.broadcast_tensors(
         blocks, rows & _MASK, (rows >> 32) & _MASK, torch.full_like(blocks, stream)
     )
-    # Halves of the seed
     return torch.stack(philox(counter, (seed & _MASK, (seed >> 32) & _MASK)), dim=1)
 
 
@@ -81,10 +79,8 @@ def category(seed: int, stream: int, index: np.ndarray, counts: Sequence[int]) -
 
 def normal(seed: int, stream: int, index: Tensor, shape: tuple[int, ...]) -> Tensor:
     """(B, *shape) float32 standard normals, by Box and Muller (1958) of pairs of words."""
-    # Words for pairs
     count = math.prod(shape)
     word = words(seed, stream, index, count)
-    # From words to normals
     radius = torch.sqrt(-2.0 * torch.log(_unit(word[:, :2])))
     angle = (2.0 * math.pi) * _unit(word[:, 2:])
     pairs = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)

@@ -65,10 +65,8 @@ def compiles(device: torch.device, setting: str | bool, loud: bool) -> bool:
 
     Auto compiles on CUDA only: on CPU the compilation takes longer than it saves in a short run.
     """
-    # Not asked for
     if setting is False:
         return False
-    # No compiler
     if compiler(device) is None:
         if loud:
             print(f"torch.compile is off: no C++ compiler was found for {device.type}", flush=True)
@@ -78,7 +76,6 @@ def compiles(device: torch.device, setting: str | bool, loud: bool) -> bool:
 
 def prepare(net: nn.Module, device: torch.device, setting: str | bool, loud: bool) -> nn.Module:
     """`net` on `device` in its memory format; compiled if `compiles` says so."""
-    # Placed, then compiled
     net = place(net, device)
     if not compiles(device, setting, loud):
         return net
@@ -88,9 +85,7 @@ def prepare(net: nn.Module, device: torch.device, setting: str | bool, loud: boo
 
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on a CUDA device, or in the memory of this machine."""
-    # Of the GPU
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    # Of the machine
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     return int(lines["MemAvailable"].split()[0]) * 1024

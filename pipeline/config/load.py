@@ -79,12 +79,9 @@ def set_words(value: Any) -> list[str]:
     Raises UserError if it is neither: Snakemake reads a bare `a: b` on its command line as a
     mapping, and strips quotes, so only a list brings every character through.
     """
-    # One text or several
     texts = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in texts):
         raise UserError(f"set={value!r} is not text: write it as a list of one text, set=['...']")
-
-    # Split before each key
     words = [re.split(r"\s+(?=[+]{0,2}[A-Za-z_][\w.]*=)", text.strip()) for text in texts]
     return [word for group in words for word in group if word]
 
@@ -125,7 +122,6 @@ def experiment_delta(
 
 def resolve_resolution(tree: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[Any, str]:
     """The resolution and its origin: the configuration, else IMAGENET_RES, else 64."""
-    # By key or variable
     section = tree.get("data")
     value = section.get("resolution") if isinstance(section, Mapping) else None
     if value not in ("auto", None):
@@ -140,7 +136,6 @@ def validate(tree: Mapping[str, Any], environment: Mapping[str, str] = os.enviro
 
     The message is one sentence, here and in all functions that read a configuration.
     """
-    # Each section, then together
     config = parsed(tree, environment)
     check_runs(config.sample)
     config.model.check(config.data.resolution)
@@ -149,10 +144,8 @@ def validate(tree: Mapping[str, Any], environment: Mapping[str, str] = os.enviro
 
 def parsed(tree: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Config:
     """`tree` as a Config of which each section is valid by itself; raises UserError otherwise."""
-    # The resolution first
     if isinstance(tree.get("data"), Mapping):
         tree = merge(tree, nested("data.resolution", resolve_resolution(tree, environment)[0]))
-    # Checked by pydantic
     try:
         return Config.model_validate(read_older(tree))
     except ValidationError as error:
@@ -236,7 +229,6 @@ def check_words(words: Mapping[str, Any], extra: Iterable[str]) -> None:
 
     Those of `extra` that had a value are no longer among the words.
     """
-    # Empty or unknown
     extra = list(extra)
     names = [*Config.model_fields, "experiments", "config", *extra]
     for word in words:

@@ -14,7 +14,6 @@ from pipeline.config.schema import Config
 
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     """All dotted keys, sections included; of a union of sections, the keys of all members."""
-    # Sections and their keys
     keys = []
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
@@ -25,10 +24,8 @@ def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
 
 def sections(annotation: Any) -> list[type[BaseModel]]:
     """The sections that a type allows: one, the members of a union, or none."""
-    # A section itself
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    # A choice of sections
     if get_origin(annotation) in (Annotated, Union, types.UnionType):
         return [section for member in get_args(annotation) for section in sections(member)]
     return []
@@ -36,7 +33,6 @@ def sections(annotation: Any) -> list[type[BaseModel]]:
 
 def nearest(word: str, names: Iterable[str]) -> str:
     """`; did you mean X?` for the known word closest to `word`, else an empty string."""
-    # Whole keys, then tails
     names = list(names)
     tails = {k.rpartition(".")[2]: k for k in reversed(names)}  # the first of equal tails wins
     close = difflib.get_close_matches(word, names, 1, 0.6)
@@ -85,7 +81,6 @@ def without_family(location: list[str]) -> list[str]:
 
 def expectation(problem: Any, key: str, model: type[BaseModel]) -> str:
     """The values that are possible instead."""
-    # Listed, or from pydantic
     text = "" if problem["type"] == "value_error" else allowed(key, model)
     text = text or str(problem["msg"]).replace("Input should be", "expected")
     text = text.replace("a valid tuple", "a list").replace("Tuple", "the list")
@@ -112,12 +107,10 @@ def allowed(key: str, model: type[BaseModel] = Config) -> str:
 
 def type_word(kind: Any) -> str:
     """A type as a user would say it."""
-    # Choices and lists
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
     if get_origin(kind) is tuple:
         return "a list"
-    # Plain types
     plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     names = {int: "a whole number", float: "a number", bool: "true|false", str: "text"}
     return names.get(plain, "null")

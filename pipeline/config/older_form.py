@@ -53,11 +53,9 @@ def read_older(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_older(tree: Mapping[str, Any]) -> dict[str, Any]:
     """All keys of a configuration in the older form: the inverse of `read_older`."""
-    # The recipe's ending
     recipe = _recipe(tree)
     tree = merge(tree, nested("data.recipe", recipe.removesuffix(FAST)))
     tree = merge(tree, nested("downsample.fast", recipe.endswith(FAST)))
-    # Sections without new keys
     downsample = older_downsample(tree["downsample"])
     return {**tree, "downsample": downsample, "model": older_model(tree["model"])}
 

@@ -69,7 +69,6 @@ def family(about: Mapping[str, Any]) -> str:
 
     `about`: a sample.json; one without our keys (another program's) is a separate family.
     """
-    # Older records differ
     try:
         sample = Sample.model_validate({"seeds": [0], "runs": []} | about["config"]["sample"])
     except (KeyError, TypeError, ValidationError):
@@ -134,7 +133,6 @@ def check_guidance(sample: Sample, class_conditional: bool, label_dropout: float
 
 def check_names(sample: Sample) -> None:
     """Raise UserError if two samplers have the same name: they would write the same files."""
-    # Each against each
     named = [(place, run, sampler_name(run)) for place, run in enumerate(sample.samplers)]
     for (a, first, name), (b, second, again) in combinations(named, 2):
         if name == again:

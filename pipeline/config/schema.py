@@ -92,7 +92,6 @@ class Train(Section):
     @field_validator("coupling_images")
     @classmethod
     def _groups_fill_the_batch(cls, value: int, info: ValidationInfo) -> int:
-        # Whole groups only
         batch, coupling = info.data.get("batch"), info.data.get("coupling")
         if coupling == "optimal_transport" and batch and batch % value:
             raise ValueError(f"with optimal_transport use a divisor of train.batch={batch}")
@@ -126,11 +125,8 @@ class Sample(Section):
     @field_validator("grid")
     @classmethod
     def _times_increase(cls, value: str | tuple[float, ...]) -> str | tuple[float, ...]:
-        # Named grids
         if isinstance(value, str):
             return value
-
-        # Times to the end
         if len(value) < 2 or value[-1] != 1 or any(a >= b for a, b in pairwise(value)):
             raise ValueError("expected uniform, edm, or increasing times that end at 1")
         return value

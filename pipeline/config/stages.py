@@ -18,11 +18,9 @@ from pipeline.config.words import lookup, merge, nested
 
 def stage_keys(config: Config, stage: str) -> dict[str, Any]:
     """The resolved keys that `stage` reads, nothing else: the content of its config.json."""
-    # In the older form
     tree = write_older(config.model_dump(mode="json"))
     result: dict[str, Any] = {}
     assert config.data.source != "auto" or "data.source" not in STAGE_KEYS[stage]
-    # Key by key
     for key in STAGE_KEYS[stage]:
         result = merge(result, nested(key, lookup(tree, key)))
     return result
@@ -33,11 +31,9 @@ def settings_words(config: Config) -> str:
 
     Only those that differ from config.yaml, which the step reads itself.
     """
-    # Keys that change nothing
     tree, base = config.model_dump(mode="json"), load_yaml(DEFAULT_FILE)
     keys = [k for k in known_keys() if k.startswith(("runtime.", "launch."))]
     keys = [k for k in keys if not k.startswith("runtime.gpus")] + list(PLACES)
-    # Only those that differ
     keys = [k for k in keys if not isinstance(lookup(tree, k), dict)]
     changed = [k for k in keys if lookup(tree, k) != lookup(base, k)]
     return shlex.join(f"{k}={yaml_word(lookup(tree, k))}" for k in changed)

@@ -26,7 +26,6 @@ class Section(BaseModel):
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """true and false are not numbers here, though Python counts them as 1 and 0."""
-        # Only real booleans
         kind = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and kind is not bool and bool not in get_args(kind):
             raise ValueError("expected no true or false")

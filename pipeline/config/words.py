@@ -20,7 +20,6 @@ USE_SUBMITIT = {True: "submitit_slurm", False: "standalone"}
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` laid over `base`, section by section; lists are replaced whole."""
-    # Sections merge, values replace
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)

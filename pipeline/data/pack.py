@@ -139,7 +139,6 @@ def open_pack(folder: Path, record: Record) -> Pack:
 
 def read_record(folder: Path) -> Record:
     """The record that the pack in `folder` carries in its manifest; raises UserError without."""
-    # Made by this project
     manifest = folder / "manifest.json"
     if not manifest.exists():
         raise UserError(
@@ -151,7 +150,6 @@ def read_record(folder: Path) -> Record:
 
 def check_labels(labels: np.ndarray, num_classes: int, where: Path) -> None:
     """Raise UserError unless all labels lie in 0 … num_classes-1."""
-    # Range of the labels
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
         raise UserError(
@@ -168,7 +166,6 @@ def check_arrays(pack: Pack, folder: Path) -> None:
     reading the 15 GB of ImageNet-64 at each start would take minutes, so there a byte that
     changed on the disk goes unnoticed.
     """
-    # Hashed if small enough
     for name, array in (("images", pack.images), ("labels", pack.labels)):
         hashed = array.nbytes <= HASHED
         if hashed and sha256_npy(folder / f"{name}.npy") != getattr(pack.record.sha256, name):

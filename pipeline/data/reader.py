@@ -31,7 +31,6 @@ def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
 
 def rows_at(positions: np.ndarray, seed: int, size: int) -> np.ndarray:
     """Row of the pack at each position n of a run (int64, any shape): see the module."""
-    # Epoch and place
     epochs, places = np.divmod(positions, size)
     rows = np.empty_like(positions)
     for epoch in np.unique(epochs):
@@ -44,7 +43,6 @@ def moved(array: np.ndarray, device: torch.device) -> Tensor:
     """`array` on `device`, without waiting for a GPU: through pinned memory, which torch hands out
     again only after the copy is over.
     """
-    # Pinned for the GPU
     tensor = torch.from_numpy(array)
     if device.type == "cuda":
         tensor = tensor.pin_memory()
@@ -82,7 +80,6 @@ class Resident:
 
     def __init__(self, pack: Pack, seed: int, device: torch.device) -> None:
         self.pack, self.seed, self.device = pack, seed, device
-        # Chunk by chunk
         self.images = torch.empty(pack.images.shape, dtype=torch.uint8, device=device)
         size = max(1, CHUNK // pack.images[0].nbytes)
         for part in (slice(k, k + size) for k in range(0, len(pack), size)):
@@ -124,7 +121,6 @@ def open_reader(
     pack: Pack, seed: int, device: torch.device, setting: str | bool, ahead: int, loud: bool
 ) -> Reader:
     """The reader of batches of `pack`: see copy_wanted. With `loud`, one line says which it is."""
-    # Say it once
     copy, why = copy_wanted(pack, setting, device)
     if loud:
         print(f"images: {f'copied to {device}' if copy else 'memory-mapped'} ({why})", flush=True)
@@ -136,7 +132,6 @@ def load_batch(reader: Reader, positions: np.ndarray, flip: bool) -> tuple[Tenso
 
     With `flip`, the half of the positions that the flip stream names is mirrored.
     """
-    # Mirrored by position
     pixels, labels = reader.read(positions)
     if flip:
         index = moved(positions, reader.device)

@@ -94,11 +94,11 @@ def png(figure: Figure) -> bytes:
     return stream.getvalue()
 
 
-def plain_log(axis: Axes, which: str, low: float, high: float) -> None:
-    """A log scale with plain numbers on axis `which` (x or y) for values from `low` to `high`."""
+def plain_log(axis: Axes, letter: str, low: float, high: float) -> None:
+    """A log scale with plain numbers on axis `letter` (x or y) for values from `low` to `high`."""
     several_decades = high / low > 100
-    axis.set(**{f"{which}scale": "log"})
-    ticks = getattr(axis, f"{which}axis")
+    axis.set(**{f"{letter}scale": "log"})
+    ticks = getattr(axis, f"{letter}axis")
     ticks.set_major_locator(LogLocator(subs=(1,) if several_decades else (1, 1.5, 2, 3, 5, 7)))
     ticks.set_major_formatter(FuncFormatter(short_number))
     ticks.set_minor_formatter(NullFormatter())
@@ -233,8 +233,8 @@ def draw_family(axis: Axes, name: str, rows: Sequence[Score], colour: str, lift:
     means = sorted((mean_of(g, "nfe_mean"), mean_of(g, "value")) for g in samplers.values())
     nfe, values = zip(*means, strict=True)
     axis.plot(nfe, values, color=colour, marker="o", markersize=7, linewidth=1.8, label=name)
-    each = [row.nfe_mean for row in rows], [row.value for row in rows]
-    axis.scatter(*each, s=14, c="white", edgecolors=colour, zorder=3)
+    points = [row.nfe_mean for row in rows], [row.value for row in rows]
+    axis.scatter(*points, s=14, c="white", edgecolors=colour, zorder=3)
     for place in means:
         axis.annotate(
             number(place[1]), place, (0, lift), textcoords="offset points", ha="center",
@@ -258,16 +258,19 @@ def frame_nfe(axis: Axes, rows: Sequence[Score]) -> None:
     nfe = [row.nfe_mean for row in rows]
     values = [row.value for row in rows]
     values += [row.bracket.floor for row in rows if row.bracket]
+    # Evaluations below
     axis.set_xscale("log")
     axis.set_xlim(min(nfe) / 1.3, max(nfe) * 1.3)
     axis.xaxis.set_major_locator(FixedLocator(apart(nfe)))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    # Distances at the side
     if 0 < 4 * min(values) < max(values):
         plain_log(axis, "y", min(values), max(values))
     axis.margins(y=0.12)
     axis.set_xlabel("network evaluations of an image (NFE)")
     axis.set_ylabel("distance to the real images")
+    # Grid and legend
     axis.grid(alpha=0.25)
     axis.figure.legend(loc="outside lower center", ncols=2)
 

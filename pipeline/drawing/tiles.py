@@ -12,11 +12,14 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import atomic
 from pipeline.base.text import shorten
 
+# Spaces, px
 GAP = 4  # px between cells, and between rows
 MARGIN = 12  # px around the picture; twice that between panels
+# Text
 FONT_SIZE = 14  # px
 CHARACTER_WIDTH = 8  # px, of most letters
 TITLE_HEIGHT = 28  # px
+# Names and panels
 NAME_LENGTH = 22  # characters of a class name
 NO_CLASS = "any class"  # name of the rows of images without classes
 PANELS_ABREAST = 2
@@ -64,9 +67,11 @@ def tiles(panel: Panel, picked: Sequence[int], columns: int, scale: int) -> Imag
     A class that is picked again goes on where its last row ended. Cells without an image stay
     white. Pixels are repeated `scale` times along both axes.
     """
+    # A canvas for all cells
     height, width = (size * scale for size in panel.images.shape[1:3])
     size = (columns * (width + GAP) - GAP, len(picked) * (height + GAP) - GAP)
     canvas = Image.new("RGB", size, "white")
+    # Row by row
     for row, label in enumerate(picked):
         first = columns * list(picked[:row]).count(label)
         indices = np.flatnonzero(panel.labels == label)[first : first + columns]
@@ -113,15 +118,20 @@ def panel_grid(
     (images without classes), so do all panels. `scale` None: cells of 48..96 px.
     Raises UserError if the last panel holds no images.
     """
+    # Something to draw
     if not len(panels[-1].images):
         raise UserError("there are no images to draw: make at least one (sample.num)")
     if any((panel.labels < 0).any() for panel in panels):
         panels, classes = [one_class(panel, rows * columns) for panel in panels], [NO_CLASS]
+
+    # Classes that are shown
     picked = spread(panels[-1].labels, rows)
     names = [shorten(classes[label], NAME_LENGTH) for label in picked]
     if len(picked) == 1:
         rows = min(rows, -(-len(panels[-1].images) // columns))
         picked, names = picked * rows, names + [""] * (rows - 1)
+
+    # Panels, two abreast
     scale = scale or cell_scale(panels[0].images.shape[2])
     lines = [
         panel_line(panels[i : i + PANELS_ABREAST], names, picked, columns, scale)
@@ -132,9 +142,12 @@ def panel_grid(
 
 def stacked(lines: Sequence[Image.Image]) -> Image.Image:
     """Lines of panels one above the other, with a margin above each and below the last."""
+    # Room for all lines
     width = max(line.width for line in lines)
     height = MARGIN + sum(line.height + MARGIN for line in lines)
     canvas = Image.new("RGB", (width, height), "white")
+
+    # One below another
     top = MARGIN
     for line in lines:
         canvas.paste(line, (0, top))

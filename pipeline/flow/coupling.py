@@ -36,7 +36,6 @@ def assign(x0: Tensor, x1: Tensor) -> np.ndarray:
     """
     from scipy.optimize import linear_sum_assignment  # half a second, which other couplings save
 
-    # Exact on any device
     noises, images = (x.cpu().double().flatten(1).numpy() for x in (x0, x1))
     rows, columns = linear_sum_assignment((images @ noises.T).round(DECIMALS), maximize=True)
     return columns[np.argsort(rows)]

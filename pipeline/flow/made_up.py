@@ -11,7 +11,6 @@ IMAGES = 2048  # of 64 px they take 25 MB
 
 def made_up_pack(resolution: int, num_classes: int, num: int = IMAGES) -> Pack:
     """`num` images of noise in host memory, their labels in turn."""
-    # Noise compresses least
     images = np.random.default_rng(0).integers(0, 256, (num, resolution, resolution, 3), np.uint8)
     classes = [f"class {k}" for k in range(num_classes)]
     record = Record(

@@ -86,16 +86,13 @@ class FlowMatching:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean squared error of the velocity at x_t (Lipman et al. 2023): a float32 scalar."""
-        # A point of the path
         layout = execution.memory_format(batch.x0.device)
         x_t = probability_path.interpolate(batch.x0, batch.x1, batch.t)
-        # Its velocity
         velocity = model(x_t.contiguous(memory_format=layout), batch.t, batch.labels)
         return probability_path.loss(velocity, batch.x0, batch.x1)
 
     def zeros(self, num: int, device: torch.device) -> Batch:
         """A batch of `num` black images without noise."""
-        # All of one size
         size = self.pack.record.resolution
         x = torch.zeros(num, 3, size, size, device=device)
         labels = torch.zeros(num, dtype=torch.int64, device=device)
@@ -112,7 +109,6 @@ class FlowMatching:
 
     def locate(self, positions: np.ndarray) -> str:
         """The rows of the pack at the positions, the first few by number."""
-        # The first few rows
         rows = rows_at(positions, self.config.train.seed, len(self.pack))
         shown = ", ".join(str(row) for row in rows[:MOST_ROWS])
         more = len(rows) - MOST_ROWS

@@ -164,7 +164,6 @@ def spool_rows(spool: Spool) -> int:
 
 def copy_rows(source: Path, target: Path, order: np.ndarray) -> None:
     """Write the rows `order` of one .npy as another, a chunk at a time."""
-    # Chunks fit in memory
     rows = load_npy(source)
     with atomic_stream(target) as stream:
         write_header(stream, (len(order), *rows.shape[1:]))

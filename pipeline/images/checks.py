@@ -62,7 +62,6 @@ def check_ignored(config: Config, where: Path, num: int, names: list[str]) -> No
 
     `num`: how many; `names`: the first of them, empty if they are not known any more.
     """
-    # Too many misnamed
     if num > config.downsample.allow_ignored:
         first = f" ({listed(names, num)})" if names else ""
         raise UserError(
@@ -141,7 +140,6 @@ def existing_pack(folder: Path, config: Config) -> Manifest | None:
 
 def check_same_data(folder: Path, manifest: Manifest, config: Config) -> None:
     """Raise UserError if a pack is of another source, resolution or recipe."""
-    # Keys of the pack
     expected = config.data.model_dump()
     for key in ("source", "resolution", "recipe"):
         if getattr(manifest, key) != expected[key]:

@@ -70,7 +70,6 @@ def traits_of(image: Image.Image, name: str) -> tuple[str, ...]:
 
 def hides_colours(image: Image.Image) -> bool:
     """Whether some pixels are transparent: without transparency, colours show that nobody saw."""
-    # Cheap test first
     if not image.has_transparency_data:
         return False
     alpha = np.asarray(image.convert("RGBA"))[:, :, 3]
@@ -79,7 +78,6 @@ def hides_colours(image: Image.Image) -> bool:
 
 def is_turned(image: Image.Image) -> bool:
     """Whether an opened file says that a viewer should turn it."""
-    # Most have no EXIF
     if image.format == "JPEG" and not image.info.keys() & {"exif", "xmp"}:
         return False  # as getexif would find out, which takes longer
     try:
@@ -90,7 +88,6 @@ def is_turned(image: Image.Image) -> bool:
 
 def frame_marker(data: bytes) -> int:
     """The marker that says how a JPEG is coded, or -1 if its header is not in good order."""
-    # Segment by segment
     start = 2
     while len(segment := data[start : start + 4]) == 4 and segment[0] == 0xFF:
         if segment[1] in FRAMES:
@@ -146,10 +143,8 @@ def turbo_pixels(data: bytes, size: tuple[int, int], times: int) -> np.ndarray |
 
     None if anything at all is wrong with the file: Pillow then decides what becomes of it.
     """
-    # Rounded up
     width, height = (-(-side >> times) for side in size)
     least = {"min_width": width, "min_height": height} if times else {}
-    # Refused if damaged
     try:
         pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True, **least)
     except ValueError:
@@ -161,7 +156,6 @@ def shrink_jpeg(
     data: bytes, size: tuple[int, int], recipe: str, resolution: int
 ) -> np.ndarray | None:
     """A plain JPEG of `size` px -> small pixels, or None as turbo_pixels."""
-    # Halved if large
     times = halvings(size, resolution) if RECIPES[recipe].halved else 0
     pixels = turbo_pixels(data, size, times)
     if pixels is not None and times:
@@ -171,12 +165,10 @@ def shrink_jpeg(
 
 def shrink_file(image: Image.Image, data: bytes, recipe: str, resolution: int) -> np.ndarray:
     """An opened file and its bytes -> pixels (resolution, resolution, 3) uint8."""
-    # Without Pillow
     if is_plain_jpeg(image, data):
         pixels = shrink_jpeg(data, image.size, recipe, resolution)
         if pixels is not None:
             return pixels
-    # With Pillow
     return shrink(np.asarray(image.convert("RGB")), recipe, resolution)
 
 

@@ -103,7 +103,6 @@ def notes_on(manifest: Manifest, source: Source) -> Iterator[str]:
 
 def spool_header(config: Config, source: Source) -> dict[str, object]:
     """Everything that a row of the spool depends on, except the images themselves."""
-    # Libraries that make pixels
     pixels = {name: version for name, version in versions().items() if name != "python"}
     header: dict[str, object] = {"kind": source.kind, "place": str(source.place)}
     header |= {"resolution": config.data.resolution, "recipe": config.data.recipe}
@@ -123,7 +122,6 @@ class Reading:
 
     def batches(self) -> Iterator[Batch]:
         """Batches of the stretches that are not finished."""
-        # Skip what is finished
         for stretch in self.stretches():
             first = self.seen
             self.seen += len(stretch.items)
@@ -134,7 +132,6 @@ class Reading:
 
     def stretches(self) -> Iterator[Stretch]:
         """Those of the source; raises UserError if it cannot be read on."""
-        # Until the end
         try:
             yield from self.source.stretches()
         except OSError as error:

@@ -76,7 +76,6 @@ def adm_halved(image: np.ndarray, resolution: int, size: Size, times: int) -> np
 
 def edm_halved(image: np.ndarray, resolution: int, size: Size, times: int) -> np.ndarray:
     """`edm` of a square that may begin within a pixel."""
-    # Square in the middle
     side = min(halved(size, times))
     start_x, start_y = ((length - min(size)) // 2 / 2**times for length in size)
     square = (start_x, start_y, start_x + side, start_y + side)

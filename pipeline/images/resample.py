@@ -35,7 +35,6 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom, px
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` as machine code, which is kept for the next process if possible."""
-    # Kept if possible
     try:
         return njit(cache=True, boundscheck=False)(function)
     except RuntimeError:  # neither this folder nor the user's cache can be written to
@@ -215,7 +214,6 @@ def filtered(
     axis: Callable[..., None], image: np.ndarray, weights: Any, height: int, width: int
 ) -> np.ndarray:
     """An image filtered along one axis by `across` or `down`: (height, width, 3) uint8."""
-    # Rows of interleaved bytes
     out = np.empty((height, width, 3), np.uint8)
     flat = np.ascontiguousarray(image).reshape(len(image), -1)
     axis(flat, *weights, out.reshape(height, -1))

@@ -67,7 +67,6 @@ def box(x: float, y: float, half_width: float, half_height: float) -> Polygon:
 
 def star(points: int, inner: float) -> Polygon:
     """A star with one point up; `inner` is the radius of its notches."""
-    # Tips and notches
     corners = []
     for i in range(2 * points):
         radius, angle = (inner if i % 2 else 1.0), math.pi * i / points
@@ -77,7 +76,6 @@ def star(points: int, inner: float) -> Polygon:
 
 def heart() -> Polygon:
     """The curve x = 16 sin^3 t, y = 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t, scaled."""
-    # Points of the curve
     corners = []
     for i in range(64):
         t = 2 * math.pi * i / 64
@@ -145,7 +143,6 @@ def luma(colour: np.ndarray) -> float:
 
 def random_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Colours (3,) of shape and background, at least 100 of 255 apart in brightness."""
-    # Until they differ enough
     while True:
         shape = random_colour(rng, (0.6, 1), (0.3, 1))
         ground = random_colour(rng, (0, 0.5), (0.1, 1))
@@ -173,11 +170,9 @@ def background(colour: np.ndarray, size: tuple[int, int], rng: np.random.Generat
 
 def draw(name: str, rng: np.random.Generator) -> Image.Image:
     """One picture (RGB) of a class, 40..160 px a side, width / height 0.75..1.33."""
-    # Size of the picture
     aspect = math.sqrt(math.exp(rng.uniform(math.log(0.75), math.log(1.33))))
     side = rng.uniform(47, 138)  # px, geometric mean of the sides
     size = round(side * aspect), round(side / aspect)
-    # Shape on its ground
     colour, ground = random_colours(rng)
     alpha = np.asarray(draw_mask(name, size, rng))[..., None] / 255
     picture = alpha * colour + (1 - alpha) * background(ground, size, rng)
@@ -219,7 +214,6 @@ def add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def class_tar(index: int, per_class: int, seed: int) -> bytes:
     """The tar of one class."""
-    # In memory
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for k in range(per_class):
@@ -233,7 +227,6 @@ def make_tar(path: Path, per_class: int, seed: int = 0) -> None:
 
     Raises UserError if the disk is full; nothing half-written is left.
     """
-    # Class after class
     with (
         atomic(path) as temporary,
         tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive,

@@ -194,7 +194,6 @@ class Spool:
 
     def _hash(self, first: int, count: int) -> str:
         """The hash of the digests of `count` rows, or of as many as there are."""
-        # Row after row
         self._rows.seek(IMAGES_HEADER_BYTES + first * self.row_bytes)
         rows = hashlib.sha256()
         for _ in range(count):
@@ -239,7 +238,6 @@ class Spool:
 
     def complete(self, num_images: int) -> None:
         """Write the header of rows.npy, so that it is a .npy of `num_images` rows."""
-        # Header and length
         self._rows.seek(0)
         write_header(self._rows, (num_images, *self.shape))
         assert self._rows.tell() == IMAGES_HEADER_BYTES

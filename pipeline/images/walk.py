@@ -23,10 +23,8 @@ class Ignored:
 
     def add(self, name: str, head: bytes) -> None:
         """Count a file by its name and its first HEAD_BYTES bytes."""
-        # Any other file
         self.num += 1
         self.names += [name] if len(self.names) < NAMED else []
-        # A misnamed image
         if begins_as_image(head) and not is_hidden(name):
             self.num_images += 1
             self.images += [name] if len(self.images) < NAMED else []
@@ -39,7 +37,6 @@ class Ignored:
 
 def first_bytes(file: Path) -> bytes:
     """The beginning of a plain file; empty if it is not one or cannot be read."""
-    # Only plain files
     try:
         if not file.is_file():  # a pipe would be waited for
             return b""
@@ -57,7 +54,6 @@ def listed(names: list[str], num: int) -> str:
 
 def list_folder(folder: str | Path) -> tuple[list[str], list[str]]:
     """Names of the folders that are not hidden, and of everything else, dead links too."""
-    # One call of the system
     with os.scandir(folder) as scan:
         entries = [(entry.name, entry.is_dir()) for entry in scan]
     folders = [name for name, is_folder in entries if is_folder and not is_hidden(name)]
@@ -70,7 +66,6 @@ def walk(folder: str | Path) -> tuple[list[str], list[str]]:
     Hidden files are among the others, hidden folders are not entered. Links are followed, but
     never into a folder that is being walked.
     """
-    # Sorted by kind
     images: list[str] = []
     other_files: list[str] = []
     for name in files_below(Path(folder), "", frozenset()):
@@ -83,10 +78,8 @@ def files_below(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) ->
 
     `above`: device and number of the folders that are being walked.
     """
-    # Files of this folder
     folders, files = list_folder(folder)
     yield from (prefix + name for name in files)
-    # Folders that are no loop
     if folders:
         above |= {identity(folder)}
     for name in folders:

@@ -97,12 +97,9 @@ def decode_item(
     item: Item, content: bytes | np.ndarray | OSError, pack_format: PackFormat
 ) -> Decoded:
     """Shrink one image that was read, or could not be."""
-    # Not read
     if isinstance(content, OSError):
         reason = content.strerror or content  # without the path
         return Decoded(None, problem=f"{type(content).__name__}: {reason}")
-
-    # Read, then shrunk
     return decode(content, item.name, pack_format.recipe, pack_format.resolution)
 
 
@@ -166,7 +163,6 @@ def keep_memory() -> None:
     Otherwise it gives each back to the kernel and faults its pages in again for the next image: a
     third of the time of the recipes that crop.
     """
-    # Glibc alone knows it
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(-1, 64 << 20)  # M_TRIM_THRESHOLD, bytes

@@ -30,15 +30,19 @@ State = dict[str, Tensor]
 class Peer(NamedTuple):
     """A checkpoint: a network's tensors by its trainer's names, and how it was trained."""
 
+    # The file
     path: Path
+    # Its weights
     state: State
     weights: str  # ema | plain
+    # Its training
     args: Mapping[str, Any]
     epoch: int | None
 
 
 def load(path: Path) -> dict[str, Any]:
     """The dict in a checkpoint; raises UserError if it is not a checkpoint."""
+    # Checksums, then tensors
     try:
         with zipfile.ZipFile(path) as archive:  # torch does not check the sums
             if archive.testzip():
@@ -49,6 +53,8 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} does not exist") from error
     except Exception as error:  # any damage shows as some exception of the unpickler or zip
         raise UserError(refusal(path, error)) from error
+
+    # Tensors by name
     if type(checkpoint) is not dict or not isinstance(checkpoint.get("model"), dict):
         raise UserError(f"{path} has no `model` with tensors: give a checkpoint of {TRAINER}")
     return checkpoint
@@ -56,12 +62,15 @@ def load(path: Path) -> dict[str, Any]:
 
 def refusal(path: Path, error: Exception) -> str:
     """One sentence for what torch raised; a class or function that it refused is named."""
+    # What was refused
     refused = re.search(r"GLOBAL (\S+)", str(error))
     if refused is None:
         return (
             f"{path} is damaged or not a checkpoint of torch.save ({type(error).__name__}): "
             "copy it again"
         )
+
+    # A way out
     remedy = "if you trust it, save it again with nothing but tensors and numbers"
     if refused[1].startswith("pathlib."):
         remedy = "on its own machine, turn the paths of its `args` into str and save it again"
@@ -73,15 +82,20 @@ def read_peer(path: Path, weights: str | None) -> Peer:
 
     Raises UserError about the first problem.
     """
+    # Tensors that can be trusted
     checkpoint = load(path)
     tensors = checkpoint["model"].items()
     state = {str(name).removeprefix("module."): value for name, value in tensors}
     for name, value in state.items():
         check_tensor(path, name, value)
+
+    # Averaged or not
     plain, shadows = unwrapped(state)
     if weights == "ema" and not shadows:
         raise UserError(f"weights=ema, but {path} holds no averaged weights: use weights=plain")
     kind = weights or ("ema" if shadows else "plain")
+
+    # How it was trained
     args, epoch = checkpoint.get("args"), checkpoint.get("epoch")
     args = vars(args) if isinstance(args, argparse.Namespace) else args
     return Peer(
@@ -108,8 +122,8 @@ def unwrapped(state: State) -> tuple[State, State]:
     if not any(name.startswith("model.") for name in state):
         return state, {}
     shadows = {name: value for name, value in state.items() if name.startswith("shadow_params.")}
-    rest = {k: v for k, v in state.items() if k not in shadows and k != "num_updates"}
-    return {name.removeprefix("model."): value for name, value in rest.items()}, shadows
+    tensors = {k: v for k, v in state.items() if k not in shadows and k != "num_updates"}
+    return {name.removeprefix("model."): value for name, value in tensors.items()}, shadows
 
 
 def averaged(path: Path, plain: State, shadows: State) -> State:
@@ -118,11 +132,14 @@ def averaged(path: Path, plain: State, shadows: State) -> State:
     The numbers follow model.parameters(), and so does a state dict: the network has no buffers.
     Raises UserError if the count or the shapes differ.
     """
+    # One for each parameter
     if set(shadows) != {f"shadow_params.{n}" for n in range(len(plain))}:
         raise UserError(
             f"{path} has {len(shadows)} averaged tensors for {len(plain)} parameters: "
             "use weights=plain"
         )
+
+    # Of the same shape
     values = [shadows[f"shadow_params.{n}"] for n in range(len(plain))]
     for place, ((name, value), shadow) in enumerate(zip(plain.items(), values, strict=True)):
         if value.shape != shadow.shape:

@@ -75,10 +75,12 @@ def resampling(shapes: Shapes) -> tuple[int, bool, bool]:
     Decoder stage n ends a level if it holds a second residual block; a level of the encoder ends
     before a stage that is not a residual block: a convolution, or a mean without tensors.
     """
+    # Blocks that resample
     total = shapes.stages()
     for stage in range(total):
         if any(f"output_blocks.{stage}.{k}.in_layers.0.weight" in shapes for k in (1, 2)):
             return stage + 1, True, True
+    # Separate convolutions
     for stage in range(1, total):
         if f"input_blocks.{stage}.0.in_layers.0.weight" not in shapes:
             return stage, False, f"input_blocks.{stage}.0.op.weight" in shapes
@@ -91,16 +93,21 @@ def architecture(peer: Peer) -> dict[str, Any]:
     Raises UserError if they are not those of such a network. Attention must be of the kind that all
     of that trainer's networks have (use_new_attention_order), which does not show in any shape.
     """
+    # Widths of the levels
     shapes = Shapes(peer)
     channels = shapes.side("time_embed.0.weight", 1)
     period, residual, conv = resampling(shapes)
     firsts = [f"input_blocks.{n + 1}" for n in range(0, shapes.stages(), max(period, 1))]
     widths = [shapes.side(f"{first}.0.in_layers.2.weight", 0) for first in firsts]
+
+    # Multiples of the first
     if not widths or not channels or any(width % channels for width in widths):
         raise UserError(
             f"{peer.path} has levels of {widths} channels, not multiples of {channels}: "
             f"is it of {TRAINER}?"
         )
+
+    # Keys of the section
     doubled = shapes.side(f"{firsts[0]}.0.emb_layers.1.weight", 0) == 2 * widths[0]
     return {
         "channels": channels,
@@ -122,19 +129,22 @@ def heads(peer: Peer, shape: Mapping[str, Any], options: Mapping[str, Any]) -> d
     `shape` is the `architecture` of the checkpoint. Raises UserError if neither gives the heads, or
     if the dataset's network has another architecture.
     """
+    # The user's choice
     keys = ("heads", "head_channels")
-    given = {key: options[f"model.{key}"] for key in keys if f"model.{key}" in options}
-    if not given:
+    chosen = {key: options[f"model.{key}"] for key in keys if f"model.{key}" in options}
+
+    # Else the known network
+    if not chosen:
         dataset = str(peer.args.get("dataset"))
-        expected, given = ARCHITECTURES.get(dataset, ({}, {}))
-        if not given or any(shape[key] != value for key, value in expected.items()):
+        expected, chosen = ARCHITECTURES.get(dataset, ({}, {}))
+        if not chosen or any(shape[key] != value for key, value in expected.items()):
             raise UserError(
                 f"the attention heads of {peer.path} do not show in its shapes, and its args "
                 f"(dataset: {dataset}) name no known network of these shapes: give "
                 "model.head_channels=N or model.heads=N, as its trainer's num_head_channels or "
                 "num_heads"
             )
-    return {"heads": 1, "head_channels": None} | given
+    return {"heads": 1, "head_channels": None} | chosen
 
 
 # --- names -------------------------------------------------------------------------------------

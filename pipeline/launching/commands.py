@@ -65,7 +65,6 @@ def meeting(launch: Launch) -> list[str]:
 
 def endpoint(launch: Launch) -> tuple[str, int]:
     """Host and port of launch.rdzv_endpoint; raises UserError if there is none."""
-    # Both parts are needed
     host, _, port = (launch.rdzv_endpoint or "").rpartition(":")
     if not host or not port.isdigit():
         raise UserError(
@@ -128,10 +127,8 @@ def interface(launch: Launch) -> str:
 
     Ranks of one machine use the loopback, whatever the machine's name resolves to.
     """
-    # The user's choice
     if launch.interface:
         return launch.interface
-    # Only this machine
     if launch.nnodes == 1:
         return next(name for address, name in addresses().items() if is_loopback(address))
     return addresses()[local_address(*endpoint(launch))[0]]
@@ -169,7 +166,6 @@ def rank_environment(
 
 def network(launch: Launch, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Interfaces for gloo and, between nodes, for nccl, if the user has not set them."""
-    # Nodes talk by nccl
     names = ["GLOO_SOCKET_IFNAME"]
     if launch.interface or launch.nnodes > 1:
         names.append("NCCL_SOCKET_IFNAME")

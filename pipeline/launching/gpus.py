@@ -90,7 +90,6 @@ def is_uuid(word: str) -> bool:
 
 def said_by(environment: Mapping[str, str] = os.environ) -> str:
     """The variable that says which GPUs are visible, for messages."""
-    # Both variables
     named = environment.get("CUDA_VISIBLE_DEVICES", "not set")
     if DECLARED in environment:
         return f"{DECLARED}={environment[DECLARED]}, CUDA_VISIBLE_DEVICES={named}"

@@ -63,11 +63,9 @@ class Launcher:
 
         `lease`: the job's GPUs; None if a scheduler finds them or there are none to choose from.
         """
-        # Environment and command
         ids = lease.ids if lease else None
         variables = commands.environment(ids, job.threads, job.num_ranks, job.launch)
         words = commands.command(job.module, job.num_ranks, job.launch, job.is_step)
-        # Shown, then started
         show(words[: -len(job.module)] + job.module[:2], variables)
         descriptors, alive = lease.descriptors if lease else (), job.registered.touch
         return supervise(words, os.environ | variables, job.log, descriptors, alive)
@@ -115,7 +113,6 @@ class SubmititLocal(Launcher):
 
     def start(self, job: Start, lease: Lease | None) -> int:
         """As every launcher does."""
-        # GPUs of the lease
         ids = lease.ids if lease and lease.ids else None
         variables = commands.environment(ids, job.threads, job.num_ranks, job.launch)
         locks = lease.rank_locks if lease else ()

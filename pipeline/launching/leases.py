@@ -82,11 +82,8 @@ def allocation(environment: Mapping[str, str]) -> str:
 
     Two steps may each call another device 0, and so may two nodes that share a folder.
     """
-    # Outside Slurm
     if "SLURM_JOB_ID" not in environment:
         return ""
-
-    # Each job numbers anew
     names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURMD_NODENAME")
     return "-".join(["slurm", *(environment.get(name, "") for name in names), ""])
 
@@ -94,7 +91,6 @@ def allocation(environment: Mapping[str, str]) -> str:
 @contextmanager
 def in_use(folder: Path) -> Iterator[int]:
     """A descriptor that keeps systemd-tmpfiles from clearing the folder: a shared lock of it."""
-    # Shared with all users
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         take_lock(descriptor, shared=True)
@@ -133,7 +129,6 @@ def ranks_are_left(lock: Path) -> bool:
 
 def held_by_rank(rank_locks: Sequence[str]) -> list[int]:
     """Descriptors that hold a lease's `rank_locks` together with its other ranks."""
-    # All opened, then locked
     descriptors = [open_shared(Path(lock)) for lock in rank_locks]
     for descriptor in descriptors:
         take_lock(descriptor, shared=True, wait=True)
@@ -164,7 +159,6 @@ def locked(path: Path, wait: bool = False) -> Iterator[int | None]:
 
 def is_still(path: Path, descriptor: int) -> bool:
     """Whether an opened file is the one that others find under its name."""
-    # Compare by inode
     try:
         current = path.stat()
     except FileNotFoundError:

@@ -93,7 +93,6 @@ class Sign:
 
     def write(self, entry: Entry) -> None:
         """Say `entry` from now on."""
-        # Replaced in one go
         self.file.seek(0)
         self.file.truncate()
         self.file.write(json.dumps(asdict(entry)))
@@ -115,12 +114,9 @@ class Registered:
 
     def __init__(self, module: Sequence[str], processes: int, log: Path | None) -> None:
         """Nothing is written without a results folder here: nobody would look."""
-        # In words for people
         out = (w.partition("=")[2] for w in module if w.startswith("out="))
         host, place = socket.gethostname(), str(log) if log else None
         output = next(out, " ".join(module[2:]))
-
-        # Signed on entering
         start = time.time()
         self.entry = Entry(host, os.getpid(), module[1], output, [], processes, place, start)
         self.sign: Sign | None = None

@@ -80,7 +80,6 @@ def meeting_place(environment: Mapping[str, str] = os.environ) -> str:
 
 def asked(field: str, environment: Mapping[str, str] = os.environ) -> str:
     """The answer of squeue for this job in one of its formats; empty if it does not answer."""
-    # Squeue may be silent
     words = ["squeue", "-h", "-j", environment["SLURM_JOB_ID"], "-o", field]
     try:
         return subprocess.run(words, capture_output=True, text=True, timeout=30).stdout.strip()
@@ -103,11 +102,8 @@ def seconds_left(environment: Mapping[str, str] = os.environ) -> float | None:
 
 def in_seconds(text: str) -> float | None:
     """Slurm's [[days-]hours:]minutes:seconds in seconds; None for anything else."""
-    # Any of Slurm's forms
     if not re.fullmatch(r"(\d+-)?(\d+:){0,2}\d+", text):
         return None
-
-    # From the right
     days, _, clock = text.rpartition("-")
     parts = [0, 0, *map(int, clock.split(":"))][-3:]
     return float(86400 * int(days or 0) + 3600 * parts[0] + 60 * parts[1] + parts[2])

@@ -97,7 +97,6 @@ class Task:
 
         That one is to be queued again, as on submitit's own warning.
         """
-        # Slurm tells by state
         if slurm.asked("%T") == "RUNNING":
             os.kill(os.getpid(), signal.SIGUSR2)
         else:
@@ -110,11 +109,9 @@ class Task:
 
     def checkpoint(self) -> DelayedSubmission:
         """Let the ranks save, and say what goes on: called by submitit when time is up."""
-        # Let it save
         self.child.send_signal(signal.SIGTERM)
         with suppress(psutil.NoSuchProcess):
             psutil.Process(self.child.pid).wait()
-        # Queued again
         again = Task(self.module, self.environment, self.launcher, self.rank_locks)
         return DelayedSubmission(again)
 

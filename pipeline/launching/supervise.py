@@ -109,7 +109,6 @@ def relay(source: IO[bytes], log: IO[bytes] | None, alive: Callable[[], None]) -
 
 def show(chunk: bytes) -> None:
     """Write to stdout; if that fails, the rest of the output is dropped."""
-    # A closed terminal neither
     try:
         sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()

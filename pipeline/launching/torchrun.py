@@ -112,7 +112,6 @@ class Agent(LocalElasticAgent):
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
         """Before a restart: a signal that came meanwhile, or comes now, ends the job."""
         super()._stop_workers(worker_group)
-        # Signals count from here
         for number in STOP_SIGNALS:
             signal.signal(number, stop)
         if self.signals:

@@ -17,6 +17,7 @@ from pipeline.networks.unet import Attention, Resample, ResBlock, UNet
 class Family:
     """How a network is built, and which of its modules fsdp2 gathers at a time."""
 
+    # Network and its blocks
     build: Callable[[Model, int], nn.Module]
     blocks: tuple[type[nn.Module], ...]
     after_step: Callable[[nn.Module], None] | None = None  # changes the weights after each step

@@ -56,11 +56,14 @@ class ResBlock(nn.Module):
         self, cin: int, cout: int, width: int, model: UNetKeys, resample: str | None = None
     ) -> None:
         super().__init__()
+        # First half
         self.scale_shift = model.scale_shift_norm
         self.norm1 = nn.GroupNorm(GROUPS, cin)
         self.resample = Resample(cin, resample == "up", conv=False) if resample else None
         self.conv1 = nn.Conv2d(cin, cout, 3, padding=1)
+        # Time and class
         self.embed = nn.Linear(width, 2 * cout if model.scale_shift_norm else cout)
+        # Second half
         self.norm2 = nn.GroupNorm(GROUPS, cout)
         self.dropout = nn.Dropout(model.dropout)
         self.conv2 = zeroed(nn.Conv2d(cout, cout, 3, padding=1))
@@ -68,16 +71,19 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x (B,cin,H,W), embedding (B,E) -> (B,cout,H',W')."""
+        # First convolution
         h = F.silu(self.norm1(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = self.conv1(h)
+        # Time and class
         offset = self.embed(F.silu(embedding))[:, :, None, None]
         if self.scale_shift:
             scale, shift = offset.chunk(2, dim=1)
             h = self.norm2(h) * (1 + scale) + shift
         else:
             h = self.norm2(h + offset)
+        # Second convolution
         return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
 
 
@@ -93,6 +99,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """(B,C,H,W) -> (B,C,H,W); the embedding is not used."""
+        # Heads beside each other
         b, c, h, w = x.shape
         q, k, v = (
             part.reshape(b, self.heads, c // self.heads, h * w).transpose(
@@ -100,6 +107,7 @@ class Attention(nn.Module):
             )  # (B,heads,HW,C/heads)
             for part in self.qkv(self.norm(x)).chunk(3, dim=1)
         )
+        # Mixed over the pixels
         mixed = F.scaled_dot_product_attention(q, k, v)
         return x + self.proj(mixed.transpose(2, 3).reshape(b, c, h, w))
 
@@ -112,6 +120,7 @@ class UNet(nn.Module):
     """
 
     def __init__(self, model: UNetKeys, num_classes: int) -> None:
+        # Times and classes
         super().__init__()
         self.model = model
         self.num_classes = num_classes
@@ -121,6 +130,8 @@ class UNet(nn.Module):
         )
         conditional = model.class_conditional
         self.label_embedding = nn.Embedding(num_classes + 1, self.width) if conditional else None
+
+        # Encoder, middle and decoder
         widths = [model.channels * m for m in model.channel_mult]
         self.stem = nn.Conv2d(3, widths[0], 3, padding=1)
         skips = self._build_encoder(widths)
@@ -129,14 +140,19 @@ class UNet(nn.Module):
             [self._block(middle, middle), self._attention(middle), self._block(middle, middle)]
         )
         self._build_decoder(widths, skips)
+
+        # Back to colours
         self.out_norm = nn.GroupNorm(GROUPS, widths[0])
         self.out_conv = zeroed(nn.Conv2d(widths[0], 3, 3, padding=1))
 
     def _build_encoder(self, widths: list[int]) -> list[int]:
         """Fill `encoder`; returns the channels of every skip connection, the stem's first."""
+        # One skip per layer
         self.encoder = nn.ModuleList()
         channels = widths[0]
         skips = [channels]
+
+        # Level by level
         for level, width in enumerate(widths):
             for _ in range(self.model.blocks):
                 self.encoder.append(self._stage(channels, width, 2**level))
@@ -149,8 +165,11 @@ class UNet(nn.Module):
 
     def _build_decoder(self, widths: list[int], skips: list[int]) -> None:
         """Fill `decoder`; consumes `skips` from its end."""
+        # From the deepest level
         self.decoder = nn.ModuleList()
         channels = widths[-1]
+
+        # Skips in reverse order
         for level, width in reversed(list(enumerate(widths))):
             for block in range(self.model.blocks + 1):
                 stage = self._stage(channels + skips.pop(), width, 2**level)
@@ -181,17 +200,23 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Velocity (B,3,H,W) of images x (B,3,H,W) at times t (B,) in [0,1]; labels (B,) int64."""
+        # Times and classes
         embedding = self.time_mlp(time_embedding(t * self.model.time_scale, self.model.channels))
         if self.label_embedding is not None:
             embedding = embedding + self.label_embedding(labels)
+
+        # Down, with skips
         h = self.stem(x)
         skips = [h]
         for stage in self.encoder:
             for layer in stage.children():
                 h = layer(h, embedding)
             skips.append(h)
+
+        # Through the middle
         for layer in self.middle:
             h = layer(h, embedding)
+        # Up, joined with skips
         for stage in self.decoder:
             h = torch.cat([h, skips.pop()], dim=1)
             for layer in stage.children():

@@ -53,7 +53,9 @@ NO_SCORES = "There are no scores yet."
 class Overview(NamedTuple):
     """The scores below the results, protocols by number, files left out and why."""
 
+    # The page
     page: Path
+    # Its content
     rows: list["ExperimentRow"]
     protocols: list[str]
     left_out: list[str]
@@ -62,8 +64,10 @@ class Overview(NamedTuple):
 class Scored(NamedTuple):
     """A metrics file in the folder of its experiment and data."""
 
+    # Where it lies
     experiment: str
     data: str
+    # What it says
     evaluation: Evaluation
 
 
@@ -71,8 +75,10 @@ class Scored(NamedTuple):
 class ExperimentRow(SeedsRow):
     """A metric of a sampler of an experiment, over its seeds."""
 
+    # The experiment
     experiment: str
     data: str
+    # The training
     trained: int | None  # images
     gpu_hours: float | None
     weights: str  # first digits of their sha256
@@ -80,6 +86,7 @@ class ExperimentRow(SeedsRow):
 
 def read(results: Path) -> tuple[list[Scored], list[str]]:
     """The metrics files below `results`, and why others are left out."""
+    # Good and bad files
     entries, left_out = [], []
     for path in sorted(results.glob("*/*/metrics/*.json")):
         if path.name == "config.json":
@@ -95,6 +102,7 @@ def read(results: Path) -> tuple[list[Scored], list[str]]:
 
 def experiment_rows(entries: list[Scored], protocols: list[str]) -> list[ExperimentRow]:
     """One row per metric of a sampler of an experiment: equal in all but the seed."""
+    # Equal but for seeds
     groups: dict[tuple[object, ...], tuple[Scored, list[Row]]] = {}
     for entry in entries:
         protocol = protocols.index(entry.evaluation.protocol.text) + 1
@@ -103,11 +111,14 @@ def experiment_rows(entries: list[Scored], protocols: list[str]) -> list[Experim
             key = (row.name, row.sampler, row.num_images, protocol)
             place = (entry.data, entry.experiment, weights(entry))
             groups.setdefault((place, key), (entry, []))[1].append(row)
+
+    # The best first
     return sorted((experiment_row(entry, rows) for entry, rows in groups.values()), key=rank)
 
 
 def experiment_row(entry: Scored, rows: list[Row]) -> ExperimentRow:
     """One row of rows that differ in their seed; `entry` is that of the first."""
+    # Cost of the training
     train = entry.evaluation.sample.train or TrainAbout()
     return ExperimentRow(
         **vars(over_seeds(rows)),

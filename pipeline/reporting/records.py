@@ -19,19 +19,25 @@ class CurveRow(JsonObject):
     KIND: ClassVar[str] = "a row of a training curve"
     REMEDY: ClassVar[str] = "run the training again"
 
+    # How far it is
     step: int
     images: int  # seen so far
+    # How it goes
     loss: float
     grad_norm: float
     images_per_s: float
+    # What it cost
     seconds: float  # wall time of all steps so far
     gpu_hours: float | None = None  # wall time x number of devices
 
 
 def read_curve(path: Path) -> list[CurveRow]:
     """The rows of a training curve; raises UserError if it is missing, damaged or empty."""
+    # A file with rows
     if not path.is_file():
         raise UserError(f"training curve {path} is missing: run the training first")
+
+    # Each line by itself
     rows = []
     for count, line in enumerate(path.read_bytes().splitlines(), 1):
         place = f"line {count} of {path}"
@@ -39,6 +45,8 @@ def read_curve(path: Path) -> list[CurveRow]:
             rows.append(CurveRow.parse(json.loads(line), place))
         except ValueError as error:
             raise UserError(f"{place} is not JSON: run the training again") from error
+
+    # At least one
     if not rows:
         raise UserError(f"training curve {path} holds no rows: run the training first")
     return rows
@@ -50,8 +58,10 @@ def read_curve(path: Path) -> list[CurveRow]:
 class TrainAbout(JsonObject):
     """The training of the weights that samples are from; None: not known (imported weights)."""
 
+    # Length and cost
     images: int | None = None
     gpu_hours: float | None = None
+    # Its settings
     config: dict[str, Any] | None = None  # the keys that the training read
     torch: str | None = None  # version
 
@@ -62,18 +72,23 @@ class SampleAbout(JsonObject):
     KIND: ClassVar[str] = "a description of samples"
     REMEDY: ClassVar[str] = "sample again"
 
+    # The sampler
     sampler: str
     seed: int
+    # Number and cost
     num: int  # images
     nfe_mean: float  # network evaluations per image
     nfe_max: int | None = None
+    # Settings of the sampler
     guidance: float
     precision: str
     config: dict[str, Any] | None = None  # the keys that the sampling read
+    # Origin
     weights_sha256: str | None = None
     guide_sha256: str | None = None
     train: TrainAbout | None = None
     data: DataAbout | None = None
+    # Speed and machine
     images_per_s: float | None = None  # None also if all images were there already
     seconds: float
     device: str
@@ -100,10 +115,13 @@ class Bracket(JsonObject):
 class Score(JsonObject):
     """One metric of a set of samples."""
 
+    # Its name
     name: str
     label: str  # for people
+    # Its value
     value: float
     num_images: int
+    # For comparison
     better: str  # lower or higher
     std: float | None = None
     real: float | None = None  # the value of other real images
@@ -127,11 +145,14 @@ class ClassAccuracy(Shares):
 class NeighboursAbout(JsonObject):
     """The nearest real images of a few samples in feature space."""
 
+    # Size of the search
     searched: int  # real images
     total: int  # real images that there are
+    # Where they are
     samples: list[int]  # Q rows
     rows: list[list[int]]  # (Q,k) of the real images
     distances: list[list[float]]  # (Q,k)
+    # For comparison
     real: float  # median distance of real images to their nearest of `real_searched` others
     real_searched: int
 
@@ -141,10 +162,12 @@ class ReferenceAbout(JsonObject):
 
     model_config = ConfigDict(extra="allow")
 
+    # The image set
     file: str | None = None
     source: str | None = None
     resolution: int | None = None  # px
     recipe: str | None = None
+    # The statistics
     num_images: int | None = None
     pack_sha256: str | None = None  # of the images
     flipped: bool | None = None  # whether they were mirrored, too; None: not known
@@ -155,13 +178,16 @@ class Protocol(JsonObject):
 
     model_config = ConfigDict(extra="allow")
 
+    # The features
     extractor: str | None = None
     weights_sha256: str | None = None
     reference: ReferenceAbout | None = None
+    # Settings of the metrics
     kid_subsets: int | None = None
     kid_subset_size: int | None = None
     isc_splits: int | None = None
     prc_neighbourhood: int | None = None
+    # What changes numbers
     seed: int | None = None
     versions: dict[str, str] | None = None
 
@@ -177,9 +203,11 @@ class Scores(JsonObject):
     KIND: ClassVar[str] = "a metrics file of samples"
     REMEDY: ClassVar[str] = "evaluate again"
 
+    # The scores
     metrics: list[Score]
     class_accuracy: ClassAccuracy | None = None
     neighbours: NeighboursAbout | None = None
+    # For the reader
     notes: list[str]
     protocol: Protocol
     seconds: float | None = None  # wall time of the evaluation

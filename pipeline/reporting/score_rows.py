@@ -19,20 +19,26 @@ def protocol_texts(evaluations: Sequence[Evaluation]) -> list[str]:
 class Row:
     """One metric of one set of samples."""
 
+    # The metric
     name: str
     label: str  # of the metric, for people
+    # Its value
     value: float
     std: float | None
     better: str  # lower or higher
     num_images: int
+    # For comparison
     real: float | None  # the value of other real images
     bracket: Bracket | None
+    # The samples
     sampler: str
     family: str  # of samplers that differ in their number of steps
     seed: int
     nfe_mean: float
+    # Speed
     images_per_s: float | None
     seconds: float
+    # How it was computed
     protocol: int | None  # its number below the table; None: there is only one
 
     @property
@@ -60,8 +66,10 @@ class Row:
 class SeedsRow(Row):
     """Rows that differ in their seed alone: everything else is as in the first of them."""
 
+    # All seeds
     seeds: str
     values: str  # of each seed
+    # Over the seeds
     mean: float
     min: float
     max: float
@@ -69,6 +77,7 @@ class SeedsRow(Row):
 
 def table_rows(evaluations: Sequence[Evaluation]) -> list[Row]:
     """One row per metric and set of samples, grouped by metric."""
+    # Numbers of the protocols
     rows = []
     distinct = list(dict.fromkeys(protocol_texts(evaluations)))
     for evaluation in evaluations:
@@ -82,6 +91,7 @@ def table_rows(evaluations: Sequence[Evaluation]) -> list[Row]:
 
 def score_row(score: Score, evaluation: Evaluation, protocol: int | None) -> Row:
     """The row of one metric; `protocol` is its number."""
+    # Metric and samples
     sample = evaluation.sample
     return Row(
         name=score.name,
@@ -104,9 +114,12 @@ def score_row(score: Score, evaluation: Evaluation, protocol: int | None) -> Row
 
 def accuracy_scores(evaluation: Evaluation) -> list[Score]:
     """The class accuracy as a metric, if there is one; `real` is that of real images."""
+    # Without labels, none
     shares = evaluation.class_accuracy
     if not shares:
         return []
+
+    # As any other metric
     return [
         Score(
             name="class_accuracy",
@@ -146,11 +159,14 @@ def seeds_title(rows: Sequence[Row]) -> str:
 
 def over_seeds(group: Sequence[Row]) -> SeedsRow:
     """Mean, extremes and standard deviation of the values of rows that differ in their seed."""
+    # Means over the seeds
     values = [row.value for row in group]
     merged = {
         "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
         "nfe_mean": float(np.mean([row.nfe_mean for row in group])),
     }
+
+    # The first, with those
     return SeedsRow(
         **vars(group[0]) | merged,
         seeds=", ".join(str(row.seed) for row in group),

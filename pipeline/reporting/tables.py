@@ -18,6 +18,7 @@ from pipeline.reporting.score_rows import (
     table_rows,
 )
 
+# Width of plain text
 WIDTH = 110  # columns of the plain text, at most
 LONG_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")  # a sha256
 
@@ -141,6 +142,7 @@ def summary(
     notes: Sequence[str] = (),
 ) -> str:
     """The report as plain text of at most WIDTH columns, long hashes cut to 12 digits."""
+    # Head of the page
     rows, samples = table_rows(evaluations), [evaluation.sample for evaluation in evaluations]
     lines = [title, *textwrap.wrap(training(curve), WIDTH), ""]
     # three tables

@@ -30,10 +30,8 @@ class Field:
         guide: nn.Module | None = None,
     ) -> None:
         """`no_class` None: the network knows no classes, and only a `guide` can guide it."""
-        # What is evaluated
         self.sample, self.net, self.guide = sample, net, guide
         self.labels, self.no_class = labels, no_class
-        # Whether any is guided
         self.guided = sample.guidance != 1 and (guide is not None or no_class is not None)
         self.evaluations = torch.zeros_like(labels)
 
@@ -58,14 +56,11 @@ class Field:
 
         A slice if they are all or none whatever the time, which does not wait for the device.
         """
-        # All or nothing
         low, high = self.sample.guidance_interval
         if not self.guided:
             return slice(0)
         if (low, high) == (0, 1):
             return slice(None)
-
-        # Inside the interval
         return ((t >= low) & (t <= high)).nonzero()[:, 0]
 
     def branches(

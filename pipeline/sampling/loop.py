@@ -70,11 +70,8 @@ def finish(job: Job, networks: Networks, shards: Path, sums: Checksums, speed: S
     An older sample.json is removed first, so that it never stands beside images that it does not
     describe, and so are files that a killed run left half-written.
     """
-    # No stale record
     for old in [job.out / "sample.json", *job.out.glob(".*.tmp")]:
         old.unlink(missing_ok=True)
-
-    # Declared outputs
     evaluations = collect(job, shards)
     save_strip(job, networks, speed.device)
     describe(job, sums, evaluations, speed).write(job.out / "sample.json")

@@ -29,10 +29,8 @@ def build(job: Job, group: Ranks) -> Networks:
 
 def build_net(job: Job, weights: Weights, group: Ranks) -> nn.Module:
     """One network with its averaged weights."""
-    # The architecture
     model = read_model(weights.about.config["model"])
     net = families.build(model, len(weights.data.classes))
-    # Frozen weights
     net.load_state_dict(load_weights(weights.path))
     net.eval().requires_grad_(False)
     return execution.prepare(net, group.device, job.config.runtime.compile, group.first)
@@ -117,11 +115,8 @@ def states(
 
 def save_strip(job: Job, networks: Networks, device: torch.device) -> None:
     """Write strip.png: how the first images come out of their noise."""
-    # The first images
     index = np.arange(min(strip.ROWS, job.config.sample.num), dtype=np.int64)
     size = job.config.runtime.sample_batch
-
-    # In batches, then joined
     parts = [states(job, networks, index[k : k + size], device) for k in index[::size]]
     images = np.concatenate([part for _, part in parts], axis=1)
     names = row_names(class_labels(job, index), job.weights.classes)

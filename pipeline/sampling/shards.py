@@ -31,11 +31,8 @@ class Checksums(NamedTuple):
 
 def checksums(job: Job, group: Ranks) -> Checksums:
     """The checksums on every rank; rank 0 alone reads the files for them."""
-    # Files of this job
     files = [weights.path for weights in (job.weights, job.guide) if weights is not None]
     digests = torch.zeros(len(files), 32, dtype=torch.uint8)
-
-    # Read once, then shared
     if group.first:
         digests = torch.tensor([list(bytes.fromhex(sha256_file(f))) for f in files]).byte()
     hashes = [bytes(row.tolist()).hex() for row in group.sum(digests)]
@@ -44,7 +41,6 @@ def checksums(job: Job, group: Ranks) -> Checksums:
 
 def shard_folder(job: Job, sums: Checksums) -> Path:
     """The folder of finished batches: its name is a hash of all that their content depends on."""
-    # All that matters
     keys = stage_keys(job.config, "sample")["sample"]
     work: dict[str, Any] = {"weights": sums.weights, "guide": sums.guide, "keys": keys}
     work |= {"seed": job.seed, "batch": job.config.runtime.sample_batch}
@@ -107,12 +103,9 @@ def join_images(job: Job, shards: Path) -> np.ndarray:
 
 def collect(job: Job, shards: Path) -> np.ndarray:
     """Write images, labels and grid from the shards (rank 0); returns the evaluations (N,)."""
-    # From the shards
     evaluations = join_images(job, shards)
     labels = class_labels(job, np.arange(job.config.sample.num, dtype=np.int64))
     save_npy(job.out / "labels.npy", labels)
-
-    # A grid of classes
     images, classes = load_npy(job.out / "images.npy"), job.weights.data.classes
     save_grid(job.out / "grid.png", images, labels, classes, GRID_ROWS, GRID_COLUMNS)
     return evaluations

@@ -51,7 +51,6 @@ def euler(velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
 
     `times` (N+1,) is the increasing grid, best in float64; one evaluation per step.
     """
-    # Equal steps for all
     grid, rows = times.tolist(), _all_rows(x)
     for t, t_next in pairwise(grid):
         x = x + (t_next - t) * velocity(x, _filled(x, t), rows)
@@ -63,7 +62,6 @@ def midpoint(velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
 
     `times` (N+1,) is the increasing grid, best in float64; two evaluations per step.
     """
-    # Equal steps for all
     grid, rows = times.tolist(), _all_rows(x)
     for t, t_next in pairwise(grid):
         h = t_next - t
@@ -77,7 +75,6 @@ def heun(velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
 
     `times` (N+1,) is the increasing grid, best in float64; two evaluations per step, the last too.
     """
-    # Equal steps for all
     grid, rows = times.tolist(), _all_rows(x)
     for t, t_next in pairwise(grid):
         h = t_next - t
@@ -174,12 +171,9 @@ def solve(
     grid, one after the other, as over the whole.
     Raises KeyError for another name, ArithmeticError if a step of an adaptive solver underflows.
     """
-    # Steps chosen by error
     if name in ADAPTIVE:
         start, stop = float(times[0]), float(times[-1])
         return ADAPTIVE[name](velocity, x, rtol, atol, start=start, stop=stop)
-
-    # Steps of the grid
     return FIXED_GRID[name](velocity, x, times)
 
 
@@ -194,7 +188,6 @@ def dopri5_step(
     `slope` is the velocity at (x, t): the last stage of one step is the first of the next. Returns
     the new x (order 5), the velocity there, and the difference to the solution of order 4.
     """
-    # Slopes of the stages
     slopes = [slope]
     wide_h = _wide(h.to(x.dtype), x)
     state = x
@@ -231,11 +224,9 @@ def _first_step(
     (rtol, atol), (start, stop) = tolerances, interval
     scale = atol + rtol * x.abs()
     size, speed = _rms(x / scale).tolist(), _rms(slope / scale).tolist()
-
     # A trial step
     trials = [min(stop - start, _trial_step(*norms)) for norms in zip(size, speed, strict=True)]
     trial = torch.tensor(trials, dtype=torch.float64, device=x.device)
-
     # Curvature along it
     end = x + _wide(trial.to(x.dtype), x) * slope
     change = _rms((velocity(end, (start + trial).to(x.dtype), rows) - slope) / scale).tolist()
@@ -253,7 +244,6 @@ def _grown_step(trial: float, speed: float, change: float) -> float:
 
     A velocity whose norm overflows gives 0.
     """
-    # A field at rest
     if trial == 0:
         return 0.0
     largest = max(speed, change / trial)
@@ -277,7 +267,6 @@ def _rms(values: Tensor) -> Tensor:
     adds depends on the number of rows. For the same reason powers are taken one row at a time in
     Python: a vectorised power may round differently at the end of an array.
     """
-    # Pairwise, for equal bits
     total = values.flatten(1).square()
     count = total.shape[1]
     while total.shape[1] > 1:
@@ -289,7 +278,6 @@ def _rms(values: Tensor) -> Tensor:
 
 def _combine(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
     """Weighted sum of the slopes, elementwise and in order; zero weights are left out."""
-    # In a fixed order
     terms = [w * slope for w, slope in zip(weights, slopes, strict=True) if w]
     total = terms[0]
     for term in terms[1:]:

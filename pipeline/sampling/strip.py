@@ -19,13 +19,10 @@ def sections(sample: Sample) -> list[Tensor]:
 
     An adaptive solver has no grid: it is stopped at equal distances.
     """
-    # Evenly spread targets
     grid = time_grids.times(sample)
     targets = torch.linspace(float(grid[0]), 1, COLUMNS, dtype=torch.float64)
     if sample.adaptive:
         grid = targets
-
-    # Closest times of the grid
     nearest = (grid - targets[:, None]).abs().argmin(dim=1)
     ends = nearest.unique(sorted=True).tolist()
     return [grid[first : end + 1] for first, end in pairwise(ends)]
@@ -36,11 +33,8 @@ def states(sample: Sample, velocity: solvers.Velocity, x: Tensor) -> Iterator[tu
 
     With a fixed grid these are the states of one pass over all of it.
     """
-    # The noise itself
     slices = sections(sample)
     yield float(slices[0][0]), x
-
-    # One section further
     for times in slices:
         x = solvers.solve(sample.solver, velocity, x, times, sample.rtol, sample.atol).x
         yield float(times[-1]), x

@@ -17,15 +17,10 @@ def times(sample: Sample) -> Tensor:
     `sample.steps` steps for uniform and edm, the listed times for a list. An adaptive solver
     has no grid: for it these are the ends of its interval, 0 and 1.
     """
-    # Only the ends
     if sample.adaptive:
         return torch.tensor([0.0, 1.0], dtype=torch.float64)
-
-    # Times of the user
     if isinstance(sample.grid, tuple):
         return torch.tensor(sample.grid, dtype=torch.float64)
-
-    # Times by name
     if sample.grid == "edm":
         return edm(sample.steps)
     return torch.linspace(0, 1, sample.steps + 1, dtype=torch.float64)
@@ -37,7 +32,6 @@ def edm(steps: int) -> Tensor:
     sigma_i = (sigma_max^(1/rho) + i / (n-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho for i < n
     and sigma_n = 0, with n = steps; a single step starts from sigma_max.
     """
-    # From much noise down
     fraction = torch.arange(steps, dtype=torch.float64) / max(1, steps - 1)
     first, last = SIGMA_MAX ** (1 / RHO), SIGMA_MIN ** (1 / RHO)
     sigma = torch.cat([(first + fraction * (last - first)) ** RHO, torch.zeros(1)])

@@ -41,7 +41,6 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Queries, keys and values
         parts = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = nn.functional.scaled_dot_product_attention(*parts.unbind(0))  # (B,heads,T,C/heads)
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
@@ -111,12 +110,9 @@ class DinoV2(nn.Module):
 
         They scale by (side + 0.1) / 37, which is not quite the ratio of the sizes.
         """
-        # Class token stays apart
         first, patches = self.pos_embed[:, :1], self.pos_embed[:, 1:]
         if side == TRAINED:
             return self.pos_embed
-
-        # Resize the square
         square = patches.unflatten(1, (TRAINED, TRAINED)).permute(0, 3, 1, 2)
         scale = (side + 0.1) / TRAINED
         resized = nn.functional.interpolate(square, scale_factor=(scale, scale), mode="bicubic")
@@ -124,11 +120,9 @@ class DinoV2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Class token (B,C) of normalised square images (B,3,H,H), H a multiple of 14 px."""
-        # Patches and class token
         tokens = self.patch_embed(x)
         tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], 1)
         tokens = tokens + self.positions(x.shape[-1] // PATCH)
-        # Through the blocks
         for block in self.blocks:
             tokens = block(tokens)
         out: Tensor = self.norm(tokens)[:, 0]
@@ -142,7 +136,6 @@ class DinoV2Features(nn.Module):
     """
 
     def __init__(self, model: DinoV2, resize: Callable[..., Tensor]) -> None:
-        # Colours of the training
         super().__init__()
         self.model, self.resize = model, resize
         self.mean, self.std = (

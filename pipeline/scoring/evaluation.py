@@ -47,7 +47,6 @@ def evaluate(work: Work) -> Evaluated | None:
 
 def accuracy_record(accuracy: Accuracy) -> ClassAccuracy:
     """The class accuracy of the samples with that of real images (`floor`)."""
-    # With its floor
     shares, num = accuracy.samples.shares(), int(accuracy.samples.counts[0].sum())
     return ClassAccuracy(
         overall=shares.overall,

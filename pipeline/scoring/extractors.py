@@ -53,10 +53,8 @@ class Extractor:
 
         Raises UserError if the network gives infinities or NaN.
         """
-        # Channels first
         images = torch.from_numpy(np.array(batch)).permute(0, 3, 1, 2).to(self.device)
         features, *logits = self.network(images)
-        # Broken weights show here
         if not torch.isfinite(features).all():
             raise OneRankError(
                 f"the features of {self.name} are not finite: replace its weights file"
@@ -114,7 +112,6 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         """Features (B,1280) of uint8 (B,3,H,W)."""
-        # Size it was trained on
         resized = nn.functional.interpolate(
             images.float(), (self.SIZE, self.SIZE), mode="bilinear", align_corners=False
         )
@@ -123,10 +120,8 @@ class EfficientNetLite0(nn.Module):
 
 def build_dinov2(kind: Kind, state: State) -> nn.Module:
     """DINOv2 of the width of `kind`, on images resized by torch-fidelity."""
-    # The network
     network = DinoV2(kind.width)
     network.load_state_dict(state)
-    # The resizing
     resizing = load_torch_fidelity().interpolate_compat_tensorflow
     return DinoV2Features(network, resizing.interpolate_bilinear_2d_like_tensorflow1x)
 

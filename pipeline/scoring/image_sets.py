@@ -39,7 +39,6 @@ class ImageSet:
 
 def of_array(name: str, images: np.ndarray) -> ImageSet:
     """The set in an array; raises UserError unless it is uint8 (N,H,W,3)."""
-    # Three colours of bytes
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise UserError(
             f"{name} holds {images.dtype} {images.shape}: give images as uint8 (N,H,W,3)"
@@ -74,12 +73,9 @@ def read_labels(path: Path, num: int, num_classes: int) -> np.ndarray | None:
 
     Raises UserError if the file is missing or holds other values.
     """
-    # Labels without classes
     labels = load_npy(path)
     if labels.shape == (num,) and (labels == -1).all():
         return None
-
-    # One per image
     fits = labels.shape == (num,) and np.issubdtype(labels.dtype, np.integer)
     if not fits or labels.min() < 0 or labels.max() >= num_classes:
         raise UserError(f"{path} does not hold {num} labels of {num_classes} classes: sample again")

@@ -25,15 +25,12 @@ STATISTICS = (".npz", ".pkl")
 class Inputs:
     """The two sides of a comparison."""
 
-    # The images
     images: ImageSet
     labels: np.ndarray | None  # of the images, int64 (N,)
     how: dict[str, Any]  # how the images were made: their sample.json, whoever wrote it
-    # The real side
     real: ImageSet | None  # None: there are only statistics of them
     real_labels: np.ndarray | None
     classes: list[str]  # names in label order; empty if they are not known
-    # The statistics
     reference: Reference | None  # None: the statistics are those of `real`, still to be made
     about: ReferenceAbout  # the reference's part of the protocol
     notes: list[str]
@@ -78,7 +75,6 @@ def read_about(samples: Path) -> tuple[dict[str, Any], DataAbout | None]:
 
     The data are None if another program wrote the file. Raises UserError if it is not a mapping.
     """
-    # How they were made
     how = read_json(samples / "sample.json")
     if not isinstance(how, dict):
         raise UserError(
@@ -126,20 +122,15 @@ def check_same_data(
     would measure the recipes; if `across` names the pack it is allowed, and a note is returned.
     Samples that do not say what they were trained on (another program's) are taken as they are.
     """
-    # Consent to compare packs
     if across not in (None, pack):
         raise UserError(f"across={across} is not the reference's pack: give across={pack}")
     if trained is None or (trained.sha256 and trained.sha256.images == sha256):
         return []
-
-    # Imported weights need a pack
     if trained.sha256 is None:
         raise UserError(
             f"samples {samples} are of imported weights that do not name their pack: import them "
             "again with data.path=PACK (or record=FILE), and sample again"
         )
-
-    # Two different packs
     training = f"{trained.name} ({trained.sha256.images[:8]}…)"
     reference = f"{pack} ({sha256[:8]}…)"
     if across is None:
@@ -188,7 +179,6 @@ def check_reference(reference: Reference, record: Record, extractor: str, path: 
 
 def check_extractor(reference: Reference, extractor: str, path: Path) -> None:
     """Raise UserError if the statistics are not those of `extractor`'s features."""
-    # Width tells the network
     width = KINDS[extractor].width
     if reference.extractor not in (None, extractor) or len(reference.mu) != width:
         by = reference.extractor or f"a network with {len(reference.mu):,} features"
@@ -216,7 +206,6 @@ def check_numbers(settings: Settings, num_samples: int, num_real: int | None) ->
     # Images on each side
     num = num_samples if num_real is None else min(num_samples, num_real // 2)
     neighbours = settings.prc_neighbourhood if "prc" in settings.metrics else 1
-
     # Enough for each metric
     if num_real is not None and num <= neighbours:
         raise UserError(
@@ -292,11 +281,8 @@ def home(path: Path) -> Path:
 
 def open_reference(path: Path) -> tuple[Reference | None, ImageSet | None]:
     """The statistics and the images that a reference has; raises UserError if it has neither."""
-    # Images alone
     if path.is_dir() or path.suffix not in STATISTICS:
         return None, open_images(path)
-
-    # Statistics, perhaps with images
     images = npz_images(path) if path.suffix == ".npz" else None
     real = None if images is None else of_array(f"reference {path}", images)
     if real and not has_statistics(path):

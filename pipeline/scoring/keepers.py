@@ -77,12 +77,10 @@ def stream(
     keepers: Sequence[Keeper],
 ) -> None:
     """Show the features of the images `rows` (N,) int64 of a set to all `keepers`."""
-    # Batch by batch
     for part in batches(len(rows), runtime.feature_batch, title, runtime.progress_seconds, group):
         features, logits = extractor.features(read(rows[part]))
         for keeper in keepers:
             keeper.add(Batch(rows[part], features, logits))
-    # Parts of all ranks
     for keeper in keepers:
         keeper.finish(group)
 
@@ -95,10 +93,10 @@ def mask(rows: np.ndarray, total: int) -> np.ndarray:
 
 
 class Only:
-    """Shows another keeper the rows for which `wanted` (N,) bool is true."""
+    """Shows another keeper the rows for which `selection` (N,) bool is true."""
 
-    def __init__(self, wanted: np.ndarray, keeper: Keeper) -> None:
-        self.wanted, self.keeper = wanted, keeper
+    def __init__(self, selection: np.ndarray, keeper: Keeper) -> None:
+        self.wanted, self.keeper = selection, keeper
 
     def add(self, batch: Batch) -> None:
         """Pass on a part of the batch."""
@@ -119,7 +117,6 @@ class Moments:
 
     def update(self, features: Tensor) -> None:
         """Add features (B,D), B >= 0."""
-        # Float64 against rounding
         x = features.to(self.total)
         self.num += len(x)
         self.total += x.sum(0)
@@ -155,10 +152,10 @@ class Moments:
 
 
 class Held:
-    """The features themselves of the rows for which `wanted` (N,) bool is true."""
+    """The features themselves of the rows for which `selection` (N,) bool is true."""
 
-    def __init__(self, wanted: np.ndarray, width: int) -> None:
-        self.wanted = wanted
+    def __init__(self, selection: np.ndarray, width: int) -> None:
+        self.wanted = selection
         self.rows = [np.empty(0, np.int64)]
         self.parts = [torch.empty(0, width)]
 
@@ -224,7 +221,6 @@ class Hits:
 
     def add(self, batch: Batch) -> None:
         """Count a batch."""
-        # Nearest mean of each
         labels = self.labels[batch.rows]
         hits = torch.cdist(batch.features.double(), self.means).argmin(1).cpu() == labels
         for count, counted in zip(self.counts, (labels, labels[hits]), strict=True):
@@ -264,10 +260,8 @@ class InceptionScore:
 
     def add(self, batch: Batch) -> None:
         """Add the softmax of a batch's logits to the sums of its splits."""
-        # Splits of the batch
         assert batch.logits is not None
         split = torch.from_numpy(self.split[batch.rows]).to(self.total.device)
-        # Sums by split
         p = batch.logits.double().softmax(1)
         self.total.index_add_(0, split, p)
         log = batch.logits.double().log_softmax(1)
@@ -279,9 +273,7 @@ class InceptionScore:
 
     def score(self) -> tuple[float, float]:
         """Mean and standard deviation over the splits."""
-        # The mean's entropy
         mean = self.total.cpu() / self.counts.unsqueeze(1)
         entropy = torch.special.xlogy(mean, mean).sum(1)
-        # Over the splits
         scores = (self.negative.cpu() / self.counts - entropy).exp()
         return float(scores.mean()), float(scores.std(correction=0))

@@ -94,12 +94,9 @@ class Work:
 
     def inception(self) -> InceptionScore | None:
         """An empty Inception score of the samples; None if it is not asked for or possible."""
-        # Only if possible
         settings = self.config.evaluate
         if "isc" not in settings.metrics or not self.extractor.has_logits:
             return None
-
-        # Sums still at zero
         num, device = len(self.inputs.images), self.extractor.device
         return InceptionScore(num, LOGITS, settings.isc_splits, settings.seed, device)
 
@@ -203,11 +200,9 @@ def hits_of(labels: np.ndarray | None, means: ClassMeans | None) -> Hits | None:
 
 def whole(work: Work, real: ImageSet, parts: Parts, side_a: Side, side_b: Side) -> Reference:
     """Statistics of all real images: those of neither part are streamed, and the parts added."""
-    # Rows outside the parts
     remainder = np.flatnonzero(~mask(np.concatenate([parts.a, parts.b]), len(real)))
     moments = work.moments()
     work.show("real images, rest", remainder, real.read, moments)
-    # Sums add up
     moments.include(side_a.moments)
     moments.include(side_b.moments)
     return Reference(moments.mu, moments.sigma, moments.num)
@@ -217,11 +212,9 @@ def measure_samples(
     work: Work, chosen: np.ndarray, hits: Hits | None
 ) -> tuple[Moments, Side, InceptionScore | None]:
     """Moments of all samples, the side of the chosen ones, and the Inception score."""
-    # Empty sums
     images, everything = work.inputs.images, work.moments()
     total = len(images)
     side, inception = work.side(chosen, total, {"kid", "prc"}), work.inception()
-    # One pass over all
     part = Only(mask(chosen, total), side.moments) if len(chosen) < total else None
     rows = np.arange(total)
     work.show("samples", rows, images.read, everything, part, side.held, hits, inception)
@@ -230,10 +223,8 @@ def measure_samples(
 
 def measure_noise(work: Work, num: int) -> Side:
     """The side of uniform noise; empty if neither Fréchet nor kernel distance is asked for."""
-    # Empty sums
     size, seed = work.inputs.images.size, work.config.evaluate.seed
     side = work.side(np.arange(num), num, {"kid"})
-    # Only if needed
     if {"fid", "kid"} & set(work.config.evaluate.metrics):
         rows = np.arange(num)
         work.show("noise", rows, lambda part: noise_images(part, size, seed), *side.keepers)
@@ -244,22 +235,17 @@ class Search:
     """The running search for the neighbours of a few samples, and of a few images of part A."""
 
     def __init__(self, work: Work, real: ImageSet, rows_a: np.ndarray) -> None:
-        # Samples to search for
         inputs = work.inputs
         self.rows, self.num = queries(inputs.labels, len(inputs.images)), len(rows_a)
         self.total = len(real)
         features = work.features(self.rows, inputs.images)
-        # Nearest in each part
         self.near_a, self.near_b = Nearest(features, NEAREST), Nearest(features, NEAREST)
-        # Real images for comparison
         compared = rows_a[np.linspace(0, self.num - 1, min(REAL, self.num)).astype(int)]
         self.near_real = Nearest(work.features(compared, real), 1)
 
     def result(self) -> Neighbours:
         """The nearest of both parts, on rank 0 after both have been shown."""
-        # Both parts together
         self.near_a.merge(self.near_b.distances, self.near_b.rows)
-        # Typical real distance
         median = float(np.median(self.near_real.distances))
         near = self.near_a
         counts = (2 * self.num, self.total)

@@ -27,11 +27,8 @@ def queries(labels: np.ndarray | None, num: int) -> np.ndarray:
 
     Of fewer classes the first few each; without labels the first rows.
     """
-    # Without classes
     if labels is None:
         return np.arange(min(SAMPLES, num))
-
-    # Classes take turns
     firsts = [np.flatnonzero(labels == c)[:SAMPLES].tolist() for c in spread(labels, SAMPLES)]
     rounds = [row for turn in zip_longest(*firsts) for row in turn if row is not None]
     return np.array(sorted(rounds[:SAMPLES], key=lambda row: (labels[row], row)))
@@ -47,7 +44,6 @@ class Nearest:
 
     def add(self, batch: Batch) -> None:
         """Compare a batch; without matrix products, so that a copy is at distance 0."""
-        # Exact near zero
         distances = torch.cdist(
             self.queries,
             batch.features.double(),
@@ -58,17 +54,14 @@ class Nearest:
 
     def merge(self, distances: np.ndarray, rows: np.ndarray) -> None:
         """Take further images at `distances` (Q,B); of equal ones the lowest row comes first."""
-        # Old and new together
         distances = np.concatenate([self.distances, distances], 1)
         rows = np.concatenate([self.rows, rows], 1)
-        # The nearest stay
         order = np.lexsort((rows, distances), axis=1)[:, : self.count]
         self.distances = np.take_along_axis(distances, order, 1)
         self.rows = np.take_along_axis(rows, order, 1)
 
     def finish(self, group: Ranks) -> None:
         """On rank 0, keep the nearest of the images that all ranks have seen."""
-        # From every rank
         distances = group.gather(torch.from_numpy(self.distances.T.copy()))
         rows = group.gather(torch.from_numpy(self.rows.T.copy()))
         for further, further_rows in list(zip(distances, rows, strict=True))[1:]:

@@ -37,9 +37,9 @@ class Reference:
 
 def save_reference(path: Path, reference: Reference) -> None:
     """Write a reference as .npz, atomically."""
-    known = {key: value for key, value in vars(reference).items() if value is not None}
+    values = {key: value for key, value in vars(reference).items() if value is not None}
     with atomic_stream(path) as stream:
-        np.savez(stream, **known)
+        np.savez(stream, **values)
 
 
 def export_reference(path: Path, reference: Reference) -> None:
@@ -47,7 +47,6 @@ def export_reference(path: Path, reference: Reference) -> None:
 
     Raises UserError unless the name ends in .npz, by which they tell the format.
     """
-    # Format by its name
     if path.suffix != ".npz":
         raise UserError(
             f"export={path} does not end in .npz: other evaluators tell the format by the name"
@@ -77,7 +76,6 @@ def load_reference(path: Path) -> Reference:
 def from_npz(path: Path) -> Reference:
     """The reference in an .npz; raises ValueError, KeyError, ... without one."""
     with np.load(path, allow_pickle=False) as data:
-        # Origin if recorded
         texts = ("pack_sha256", "extractor", "weights_sha256", "data")
         more: dict[str, Any] = {key: str(data[key]) for key in texts if key in data}
         numbers = ("num_images", "resolution")
@@ -87,7 +85,6 @@ def from_npz(path: Path) -> Reference:
 
 def from_pickle(path: Path) -> Reference:
     """The FID statistics in a .pkl; raises UserError if it holds more than arrays."""
-    # Nothing is run
     with path.open("rb") as stream:
         content = load_arrays(stream, f"reference {path}")
     if not isinstance(content, dict):
@@ -98,7 +95,6 @@ def from_pickle(path: Path) -> Reference:
 
 def checked(data: Mapping[str, Any], more: dict[str, Any]) -> Reference:
     """A reference of finite moments that fit each other; raises ValueError otherwise."""
-    # Shapes must agree
     mu, sigma = (np.array(data[key], np.float64) for key in ("mu", "sigma"))
     fits = mu.ndim == 1 and sigma.shape == (len(mu), len(mu))
     if not fits or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):

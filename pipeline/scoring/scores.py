@@ -40,7 +40,6 @@ def frechet(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.nda
     Of equal sets it may come out slightly below zero.
     """
     first, second = {"mu": mu1, "sigma": sigma1}, {"mu": mu2, "sigma": sigma2}
-    # By torch-fidelity
     torch_fidelity = load_torch_fidelity()
     scores = torch_fidelity.metric_fid.fid_statistics_to_metric(first, second, False)
     return float(scores[torch_fidelity.KEY_METRIC_FID])
@@ -73,7 +72,6 @@ def precision_recall(samples: Tensor, real: Tensor, neighbourhood: int) -> tuple
     Precision: share of made images inside the ball of some real image, to its k-th neighbour;
     recall: the reverse. Each set must hold more than `neighbourhood` images.
     """
-    # By torch-fidelity
     torch_fidelity = load_torch_fidelity()
     scores = torch_fidelity.metric_prc.prc_features_to_metric(
         samples, real, prc_neighborhood=neighbourhood, save_cpu_ram=True, verbose=False

@@ -128,7 +128,6 @@ def _tensor(
 
 def _named(module: _Module, prefix: str) -> dict[str, Tensor]:
     """All tensors below `module` with their dotted names."""
-    # Walk down the modules
     tensors: dict[str, Tensor] = {}
     for name, value in module.attributes.items():
         if isinstance(value, Tensor):

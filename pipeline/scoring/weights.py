@@ -63,7 +63,6 @@ class Packaged:
 
 def packaged_file(package: str, name: str) -> Path | None:
     """A file inside an installed package, found without importing it; None if it is absent."""
-    # Spec without import
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (Path(folder) / name).exists():
@@ -89,22 +88,19 @@ class WeightsSources:
 
     def present(self) -> WeightsFile | None:
         """The file in the cache, or else in a package; None if both are absent."""
-        # Cache first
         if self.published and self.published.path.exists():
             return WeightsFile(self.published.path, self.published.sha256)
-        # Then the package
         if self.packaged and (path := self.packaged.path):
             return WeightsFile(path, self.packaged.sha256)
         return None
 
-    def find(self, given: str | None) -> WeightsFile:
-        """The file `given` (evaluate.weights, whose hash may be any), or the one that is present.
+    def find(self, choice: str | None) -> WeightsFile:
+        """The file `choice` (evaluate.weights, whose hash may be any), or the one that is present.
 
         Nothing is downloaded: raises UserError, which names the ways to the weights, if there
         is no file.
         """
-        # The user's choice first
-        file = WeightsFile(Path(given).expanduser(), "") if given else self.present()
+        file = WeightsFile(Path(choice).expanduser(), "") if choice else self.present()
         if file is None:
             raise UserError(f"the weights of {self.name} are missing: {self.remedies}")
         return file
@@ -133,10 +129,8 @@ class WeightsSources:
 
         Raises UserError if it holds anything else.
         """
-        # Known special file
         if self.packaged and self.packaged.convert and sha256 == self.packaged.sha256:
             return self.packaged.convert(content)
-        # Formats by content
         if torchscript.is_archive(content):
             return torchscript.load_tensors(content, path)
         return load_tensors(content, path)

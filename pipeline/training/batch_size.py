@@ -32,10 +32,7 @@ def micro_batch(config: Config, world: int, most: int) -> int:
 
     Raises UserError if the batch cannot be shared out.
     """
-    # What the user chose
     local = images_of_a_rank(config, world)
     if config.runtime.micro_batch != "auto":
         return config.runtime.micro_batch
-
-    # The largest divisor
     return next(n for n in range(min(local, most), 0, -1) if local % n == 0)

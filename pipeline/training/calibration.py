@@ -56,7 +56,6 @@ def one_pass(config: Config, batch: int) -> Config:
 
 def timed_steps(step: Callable[[], None], device: torch.device, most: float) -> tuple[int, float]:
     """Take up to STEPS steps within about `most` seconds; how many, and their seconds."""
-    # Timed without pending work
     finish(device)
     began, steps = time.monotonic(), 0
     while steps < STEPS and (steps == 0 or time.monotonic() - began < most * steps / (steps + 1)):

@@ -38,11 +38,9 @@ def save(
 
     A milestone is named `step-<step>.milestone.pt`; no milestone is ever deleted.
     """
-    # The new one first
     path = folder / f"step-{step:010d}{MILESTONE if milestone else ''}.pt"
     with atomic(path) as temporary, user_error_if_unwritable(path, RuntimeError):
         torch.save(state, temporary)
-    # Then the oldest go
     older = [path for path in checkpoints(folder) if step_of(path) <= step]
     for path in older[:-keep]:
         if MILESTONE not in path.name:
@@ -97,7 +95,6 @@ class Writer:
         """Copy `state` and have it written. Raises UserError if the save before failed."""
         self.wait()
         self._host = on_host(state, self._host)
-        # Copied before steps resume
         if torch.cuda.is_initialized():
             torch.cuda.current_stream().synchronize()
         self._pending = self._thread.submit(
@@ -133,7 +130,6 @@ def load(path: Path) -> dict[str, Any]:
 
 def load_checked(path: Path) -> dict[str, Any]:
     """`load` after every checksum was compared: the whole file is read for it."""
-    # Every byte is read
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise zipfile.BadZipFile(f"{damaged} has another checksum")

@@ -33,7 +33,6 @@ class Metrics:
         Rows after `last` are of a longer run of the same experiment, and stay.
         """
         self.folder, self.step = folder, step
-        # Rows up to here
         self.path = folder / "metrics.jsonl"
         write_rows(self.path, [r for r in read_rows(self.path) if not step < r["step"] <= last])
 
@@ -46,10 +45,8 @@ class Metrics:
 
     def add(self, row: dict[str, Any]) -> None:
         """Append one row: `step`, `images` and any numbers; None does not go to TensorBoard."""
-        # For the report
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        # For TensorBoard
         for name, value in row.items():
             if name not in ("step", "images") and value is not None:
                 self.events.add_scalar(name, value, row["step"])

@@ -140,7 +140,6 @@ def _comes_later(model: nn.Module, sharded: bool) -> int:
     """Bytes that the first step adds: two moments; and, if sharded, the whole gradient, which
     is only shared out after the last micro-batch.
     """
-    # Two moments a parameter
     parameters: list[Any] = list(model.parameters())
     if not sharded:
         return sum(2 * p.nbytes for p in parameters)

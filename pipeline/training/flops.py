@@ -31,7 +31,6 @@ def training_flops(workload: Workload) -> int:
 
     The pass runs on the meta device, which computes nothing.
     """
-    # One counted forward pass
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         net = workload.build().eval()
         workload.loss(net, workload.zeros(1, torch.device("meta")))
@@ -40,7 +39,6 @@ def training_flops(workload: Workload) -> int:
 
 def peak(name: str) -> float | None:
     """Dense bf16 peak in TFLOP/s of the device called `name`; None if it is not known."""
-    # The device's full name
     words = f" {name.replace('-', ' ')} "
     if " MIG " in words:  # a part of a GPU
         return None

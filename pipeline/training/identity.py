@@ -14,7 +14,6 @@ def identity_keys(config: Config) -> dict[str, Any]:
 
     The training length is among them only if the learning rate falls towards its end.
     """
-    # Length matters at times
     keys = stage_keys(config, "train")
     if config.train.lr_schedule not in ENDING:
         del keys["train"]["images"]

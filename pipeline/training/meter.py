@@ -46,7 +46,6 @@ class Meter:
         }
 
     def _hardware(self) -> dict[str, float | None]:
-        # At most once a period
         now = time.monotonic()
         if self.device.type != "cuda" or now - self.asked < self.every:
             return {"gpu_utilisation": None, "power_w": None}
@@ -68,7 +67,6 @@ def gpu_state(device: torch.device) -> dict[str, float | None]:
     """
     import pynvml
 
-    # Each alone may fail
     state: dict[str, float | None] = {"gpu_utilisation": None, "power_w": None}
     with suppress(pynvml.NVMLError, RuntimeError):
         state["gpu_utilisation"] = torch.cuda.utilization(device) / 100

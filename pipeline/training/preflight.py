@@ -19,7 +19,6 @@ def check(job: Job) -> dict[str, Any] | None:
 
     Raises UserError if the data, the checkpoints or the disk do not do for this run.
     """
-    # Data, checkpoint, disk
     job.workload.check()
     state = checkpoint.load_newest(job.scratch, job.steps)
     if state is not None:
@@ -46,7 +45,6 @@ def check_checkpoint(state: dict[str, Any], job: Job) -> None:
 
 def state_bytes(job: Job) -> int:
     """Bytes of one checkpoint, about: weights, averages and the optimiser's two moments."""
-    # A network without memory
     with torch.device("meta"):
         net = job.workload.build()
     copies = 1 + len(job.config.train.ema_halflife_images) + 2

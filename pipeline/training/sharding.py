@@ -41,7 +41,6 @@ def is_sharded(config: Config, group: Ranks) -> bool:
 
 def spread(nets: Iterable[nn.Module], group: Ranks, sharded: bool, blocks: Blocks) -> None:
     """Move networks from the CPU to the device: whole, or this rank's part of each parameter."""
-    # Placement of the weights
     mesh = init_device_mesh(group.device.type, (group.world,)) if sharded else None
     for net in nets:
         if mesh is None:
@@ -126,7 +125,6 @@ def load_net(net: nn.Module, saved: dict[str, Tensor]) -> None:
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Set the optimiser's state to `saved`, which holds whole tensors."""
-    # This rank's part
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state = {
         index: {name: _part(value, parameters[index]) for name, value in moments.items()}

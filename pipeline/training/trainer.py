@@ -181,9 +181,7 @@ class Trainer:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly from where `state` was taken."""
-        # Where the run was
         self.step, self.device_seconds = state["step"], state["device_seconds"]
-        # Weights and moments
         sharding.load_net(self.net, state["net"])
         for average, saved in zip(self.averages, state["averages"], strict=True):
             sharding.load_net(average.net, saved)
@@ -192,7 +190,6 @@ class Trainer:
 
     def save(self) -> None:
         """Have a checkpoint written on rank 0, after all ranks saw that the state is finite."""
-        # Nothing broken is saved
         weights = sharding.total_norm(self.net.parameters())
         self.watch.note("weights", weights, self.images - self.config.train.batch)
         self.check_finite()

@@ -45,7 +45,6 @@ def save_weights(path: Path, state: Mapping[str, "Tensor"], about: WeightsAbout)
     """
     from safetensors.torch import save_file
 
-    # Tensors and their origin
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     metadata = {METADATA_KEY: json.dumps(about.to_json(), sort_keys=True)}
     with atomic(path) as temporary, user_error_if_unwritable(path, SafetensorError):

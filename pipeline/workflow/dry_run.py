@@ -28,7 +28,6 @@ class Job:
 
 def parse_dry_run(text: str) -> list[Job]:
     """The jobs of `snakemake --dry-run` output, in its order, without the target rule."""
-    # Rules and their fields
     jobs: list[Job] = []
     for line in text.splitlines():
         if rule := re.match(r"(?:local)?rule (\w+):$", line):
@@ -40,10 +39,8 @@ def parse_dry_run(text: str) -> list[Job]:
 
 def dry_run(words: list[str]) -> list[Job]:
     """The jobs that Snakemake would run; raises UserError with its last words if it refuses."""
-    # Snakemake itself
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--nocolor", *words]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise UserError(f"Snakemake refuses: {(done.stderr or done.stdout).strip()[-500:]}")
-    # Its output, either stream
     return parse_dry_run(done.stdout + done.stderr)

@@ -32,9 +32,9 @@ _HELD: list[IO[str]] = []  # open files whose locks last as long as this process
 class Experiment:
     """One resolved experiment, as the Snakefile sees it."""
 
-    def __init__(self, files: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-        """`files`: config.yaml, --configfile and --config; `given`: --config alone."""
-        tree = layered(files, given)
+    def __init__(self, files: Mapping[str, Any], command_line: Mapping[str, Any]) -> None:
+        """`files`: config.yaml, --configfile and --config; `command_line`: --config alone."""
+        tree = layered(files, command_line)
         # The configuration, and what steps get of it that re-runs nothing.
         self.config: Config = resolve_image_set(validate(tree))
         self.runtime = self.config.runtime
@@ -73,14 +73,10 @@ class Experiment:
 
         Raises UserError if the network is to guide itself and cannot.
         """
-        # Possible at all
         sample, config = self.samplers[sampler].sample, self.config
         check_guidance(sample, config.model.class_conditional, config.train.label_dropout)
-        # None is needed
         if sample.guide is None or sample.guidance == 1:
             return []
-
-        # Made here, or there
         if sample.guide in self.weights:
             return [sample.guide]
         return existing("sample.guide", sample.guide)
@@ -90,12 +86,9 @@ class Experiment:
 
         Jobs that can run side by side on the GPUs of the run share its cores.
         """
-        # Size of the machine
         machine = dict(workflow.global_resources.unwrapped_items())
         num_gpus = getattr(self.runtime.gpus, stage)
         total, cores = machine.get("gpu") or num_gpus, machine.get("_cores") or 4 * num_gpus
-
-        # Jobs side by side
         num_gpus = min(num_gpus, total)
         jobs = len(self.samples) if stage in ("sample", "evaluate") else 1
         abreast = max(1, min(jobs, total // num_gpus))
@@ -121,10 +114,8 @@ def existing(key: str, file: str | None) -> list[str]:
 
 def start(workflow: Any, experiment: Experiment) -> None:
     """Checks before the first job: no other Snakemake is here, and all that the jobs need is."""
-    # Alone in this folder
     hold_folder(Path(".snakemake") / "pipeline.lock")
     jobs = list(workflow.dag.needrun_jobs())
-    # All that jobs need
     check_environment(jobs)
     if workflow.local_exec:
         check_devices(jobs, experiment.config)

@@ -99,7 +99,6 @@ def cut(
 
     Each stretch has separate memory, so that keeping one does not keep the whole file.
     """
-    # From planes to pixels
     for start in range(0, len(names), most):
         planes = rows[start : start + most].reshape(-1, 3, resolution, resolution)
         images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
@@ -112,11 +111,8 @@ def cut(
 
 def read_labels(file: Path, resolution: int) -> list[int]:
     """The labels 1 … 1000 of a file, and the checks of `read_batch`."""
-    # Pickles are read whole
     if file.suffix != ".npz":
         return read_batch(file, resolution)[1]
-
-    # Headers are enough
     shape, dtype = npz_header(file, "data")
     check_rows(file, shape, dtype, resolution)
     return check_labels(str(file), npz_member(file, "labels"), shape[0], LABELS)
@@ -127,13 +123,10 @@ def read_batch(file: Path, resolution: int) -> tuple[np.ndarray, list[int]]:
 
     Raises UserError if the file is damaged, or its members are not what they should be.
     """
-    # Arrays of either form
     if file.suffix == ".npz":
         data, labels = npz_member(file, "data"), npz_member(file, "labels")
     else:
         data, labels = read_pickle(file)
-
-    # As the configuration says
     check_rows(file, data.shape, data.dtype, resolution)
     return data, check_labels(str(file), labels, len(data), LABELS)
 
@@ -156,7 +149,6 @@ def read_pickle(file: Path) -> tuple[np.ndarray, Any]:
 
 def npz_member(file: Path, name: str) -> np.ndarray:
     """One array of an .npz; raises UserError if it cannot be read."""
-    # Damage of any kind
     try:
         with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as stream:
             return np.lib.format.read_array(stream, allow_pickle=False)
@@ -166,7 +158,6 @@ def npz_member(file: Path, name: str) -> np.ndarray:
 
 def npz_header(file: Path, name: str) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and dtype of one array of an .npz; raises UserError if they cannot be read."""
-    # Damage of any kind
     try:
         with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as stream:
             shape, _, dtype = read_header(stream)
@@ -177,7 +168,6 @@ def npz_header(file: Path, name: str) -> tuple[tuple[int, ...], np.dtype]:
 
 def damaged_npz(file: Path, error: Exception) -> Exception:
     """The UserError for whatever a damaged .npz raises; OSErrors come back as they are."""
-    # Errors of the disk
     if isinstance(error, OSError):
         return error
     return UserError(

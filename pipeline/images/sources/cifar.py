@@ -70,7 +70,6 @@ def open_cifar(place: Path) -> Source:
 
 def distinct(names: list[str]) -> list[str]:
     """`names`, with ~2, ~3, … behind a name that comes for the second, third, … time."""
-    # Count each name
     counts: Counter[str] = Counter()
     result = []
     for name in names:
@@ -84,7 +83,6 @@ def distinct(names: list[str]) -> list[str]:
 
 def read_folder(place: Path) -> dict[str, Any]:
     """The unpickled files of the folder, by name, without the missing ones."""
-    # Files that are there
     members = {}
     for name in (*BATCHES, META):
         if (place / name).is_file():
@@ -123,7 +121,6 @@ def read_tar(place: Path) -> dict[str, Any]:
 
 def label_names(place: Path, meta: Any) -> list[str]:
     """The class names in label order; raises UserError if they are not different plain names."""
-    # Different plain names
     names = texts(meta.get("label_names")) if isinstance(meta, dict) else []
     if not names or len(set(names)) != len(names) or not all(map(is_plain, names)):
         raise UserError(f"{place}: {META} has no proper label_names: get the original archive")

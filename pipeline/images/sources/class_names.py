@@ -75,9 +75,7 @@ def is_named_imagenet(names: list[str]) -> bool:
 
 def proper_names(names: list[str], where: Path) -> list[str]:
     """Class names that can be a part of a path; raises UserError if two are the same."""
-    # Safe in a path
     proper = [name.strip().replace("/", "_") or "_" for name in names]
-    # All different
     if twice := [name for name, num in Counter(proper).items() if num > 1]:
         raise UserError(
             f"{where} gives several labels the class name {twice[0]!r}: name the classes apart"

@@ -55,7 +55,6 @@ def open_folders(place: Path) -> Source:
 
 def check_one_class(place: Path, folder: str, images: list[str]) -> None:
     """Raise UserError if a folder holds no images itself but several folders of them."""
-    # Folders within a class
     parts = sorted({name.partition("/")[0] for name in images if "/" in name})
     if len(parts) > 1 and all("/" in name for name in images):
         raise UserError(

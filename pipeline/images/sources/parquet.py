@@ -86,7 +86,6 @@ def given_names(shards: list[Path]) -> list[str] | None:
 
     Raises UserError if two shards have other names.
     """
-    # The same in all shards
     names = {shard: names_in_schema(shard) for shard in shards}
     first = names[shards[0]]
     if rival := next((shard for shard in shards if names[shard] != first), None):
@@ -113,7 +112,6 @@ def names_in_schema(shard: Path) -> list[str] | None:
 
 def first_images(shard: Path) -> list[tuple[int | None, str]]:
     """Labels and file names of a shard's first row group, if it has one."""
-    # A little of it
     with open_file(shard) as file:
         if not file.num_row_groups:
             return []
@@ -125,7 +123,6 @@ def first_images(shard: Path) -> list[tuple[int | None, str]]:
 
 def count_labels(shard: Path) -> Counter[int | None]:
     """How many images of each label a shard holds, once its columns are as they should be."""
-    # Group by group
     counts: Counter[int | None] = Counter()
     with open_file(shard) as file:
         check_columns(shard, file)

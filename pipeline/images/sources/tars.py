@@ -46,7 +46,6 @@ def members(archive: tarfile.TarFile, where: str) -> Iterator[tarfile.TarInfo]:
 
     Raises UserError for members of other kinds and tarfile.TarError if the tar is damaged.
     """
-    # Forgotten once read
     while (member := archive.next()) is not None:
         archive.members.clear()  # type: ignore[attr-defined]  # or it keeps all
         check_member(member, where)
@@ -56,7 +55,6 @@ def members(archive: tarfile.TarFile, where: str) -> Iterator[tarfile.TarInfo]:
 
 def check_member(member: tarfile.TarInfo, where: str) -> None:
     """Raise UserError unless a member is a plain file or folder with a plain relative name."""
-    # Nothing leaves the folder
     path = PurePosixPath(member.name)
     plain = member.isdir() or (member.isreg() and not member.issparse())
     if path.is_absolute() or ".." in path.parts or not plain:
@@ -72,7 +70,6 @@ def check_end(archive: tarfile.TarFile) -> None:
     tarfile takes a damaged header for the end, and so it does a stretch of zeros in a file that
     was laid out at its full length but not filled: too many zeros are an error too.
     """
-    # Zeros at the end
     stream = archive.fileobj
     assert stream is not None
     whole = stream.tell() == archive.offset + tarfile.BLOCKSIZE

@@ -118,7 +118,6 @@ def split_key(name: str) -> tuple[str, str]:
 
 def read_label(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> int:
     """The number in a .cls file; raises UserError if there is none."""
-    # Short and only digits
     text = read(archive, member).strip() if 0 < member.size <= LABEL_BYTES else b""
     if not text.removeprefix(b"-").isdigit():
         raise UserError(
@@ -129,7 +128,6 @@ def read_label(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -
 
 def check_pairs(shard: Path, images: Iterable[str], labels: Iterable[str]) -> None:
     """Raise UserError if a key has an image or a label but not both."""
-    # Both for each key
     images, labels = set(images), set(labels)
     if images != labels:
         key = min(images ^ labels)
