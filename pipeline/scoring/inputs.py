@@ -203,7 +203,6 @@ def check_numbers(settings: Settings, num_samples: int, num_real: int | None) ->
 
     `num_real` is None if there are only statistics of the real images.
     """
-    # Images on each side
     num = num_samples if num_real is None else min(num_samples, num_real // 2)
     neighbours = settings.prc_neighbourhood if "prc" in settings.metrics else 1
     # Enough for each metric

@@ -56,12 +56,12 @@ def made_tar(config: Config, environment: Mapping[str, str]) -> Path:
 
 def check_made(source: Source, config: Config) -> None:
     """Raise UserError if the pixels were made by another recipe than the configuration's."""
-    wanted = (config.data.resolution, config.data.recipe)
-    if source.made not in (None, wanted):
+    expected = (config.data.resolution, config.data.recipe)
+    if source.made not in (None, expected):
         assert source.made is not None
         resolution, recipe = source.made
         raise UserError(
             f"{source.place} holds images made at {resolution} px by the recipe {recipe}, not at "
-            f"{wanted[0]} px by {wanted[1]}: set data.resolution={resolution} and "
+            f"{expected[0]} px by {expected[1]}: set data.resolution={resolution} and "
             f"data.recipe={recipe}, or get the original images"
         )
