@@ -40,6 +40,22 @@ def rounding_note(sample: Sample) -> str:
     )
 
 
+def edges_note(sample: Sample) -> str:
+    """A sentence about a fixed grid's steps across the edges of guidance; empty without any."""
+    if sample.adaptive or not sample.guidance_edges:
+        return ""
+    low, high = sample.guidance_interval
+    return (
+        f"{sample.solver} guides each evaluation whose time lies in sample.guidance_interval="
+        f"[{low:g},{high:g}], and its steps do not end at these times, as those of dopri5 do"
+    )
+
+
+def notes(sample: Sample) -> list[str]:
+    """Sentences about what a sampler's keys do beyond what they say."""
+    return [note for note in (rounding_note(sample), edges_note(sample)) if note]
+
+
 def by_sampler(config: Config) -> dict[str, Config]:
     """One configuration per sampler, without `runs`, by the sampler's name."""
     samplers = config.sample.samplers

@@ -151,6 +151,13 @@ class Sample(Section):
         return self.solver in get_args(AdaptiveSolver)
 
     @property
+    def guidance_edges(self) -> tuple[float, ...]:
+        """The times inside (0,1) at which guidance begins or ends, and the velocity jumps."""
+        if self.guidance == 1:
+            return ()
+        return tuple(time for time in self.guidance_interval if 0 < time < 1)
+
+    @property
     def samplers(self) -> tuple["Sample", ...]:
         """The samplers of an experiment: these keys, or each of `runs` laid over them.
 

@@ -5,12 +5,16 @@ Salimans 2022) or that of another network (autoguidance, Karras et al. 2024), at
 an interval (Kynkäänniemi et al. 2024) or at all.
 """
 
+from copy import copy
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
 from pipeline.compute import execution
 from pipeline.config.schema import Sample
 from pipeline.flow import probability_path
+from pipeline.sampling import solvers
 
 
 class Field:
@@ -33,6 +37,7 @@ class Field:
         self.sample, self.net, self.guide = sample, net, guide
         self.labels, self.no_class = labels, no_class
         self.guided = sample.guidance != 1 and (guide is not None or no_class is not None)
+        self.interval = sample.guidance_interval
         self.evaluations = torch.zeros_like(labels)
 
     def __call__(self, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
@@ -51,12 +56,41 @@ class Field:
         moved = probability_path.guided(strong[chosen], weak, self.sample.guidance)
         return moved if isinstance(chosen, slice) else strong.index_copy(0, chosen, moved)
 
+    def solve(self, x: Tensor, times: Tensor) -> Tensor:
+        """The state (B,C,H,W) at times[-1] that is x at times[0], by the sampler's solver.
+
+        `times` (N+1,) float64 increase; a fixed grid steps from each to the next. The velocity
+        jumps at the edges of the guidance interval, so dopri5, whose error estimate needs a smooth
+        one, ends a solve at each. Fixed grids step across them.
+        Raises ArithmeticError if a step of an adaptive solver underflows.
+        """
+        keys, start, stop = self.sample, float(times[0]), float(times[-1])
+        if not keys.adaptive or not self.guided:
+            return solvers.solve(keys.solver, self, x, times, keys.rtol, keys.atol).x
+        inner = [edge for edge in keys.guidance_edges if start < edge < stop]
+        for ends in pairwise([start, *inner, stop]):
+            section = torch.tensor(ends, dtype=torch.float64)
+            part = self.within(*ends)
+            x = solvers.solve(keys.solver, part, x, section, keys.rtol, keys.atol).x
+        return x
+
+    def within(self, start: float, stop: float) -> "Field":
+        """This field at times that no edge of the interval parts: guided at all, or at none.
+
+        An edge belongs to both of its sides. Evaluations are counted together.
+        """
+        low, high = self.interval
+        part = copy(self)
+        part.guided = self.guided and low <= start and stop <= high
+        part.interval = (0.0, 1.0)
+        return part
+
     def guided_rows(self, t: Tensor) -> slice | Tensor:
         """Which of the times t (B,) are guided, the ends of the interval included.
 
         A slice if they are all or none whatever the time, which does not wait for the device.
         """
-        low, high = self.sample.guidance_interval
+        low, high = self.interval
         if not self.guided:
             return slice(0)
         if (low, high) == (0, 1):

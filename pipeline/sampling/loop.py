@@ -13,7 +13,7 @@ import torch
 from pipeline.base import locks
 from pipeline.compute import execution
 from pipeline.compute.distributed import ranks
-from pipeline.config.samplers import rounding_note, sampler_name
+from pipeline.config.samplers import notes, sampler_name
 from pipeline.config.stages import stage_keys, write_config
 from pipeline.reporting.records import SampleAbout, TrainAbout
 from pipeline.sampling.job import Job
@@ -51,7 +51,7 @@ def work(job: Job) -> None:
         # The images
         with execution.enough_memory(batch, "runtime.sample_batch", group.device):
             networks = build(job, group)
-            if group.first and (note := rounding_note(job.config.sample)):
+            for note in notes(job.config.sample) if group.first else ():
                 print(f"note: {note}", flush=True)
             rank_rate = sample_shards(job, networks, group, shards)
 

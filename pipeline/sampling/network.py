@@ -12,7 +12,7 @@ from pipeline.data.reader import to_uint8
 from pipeline.drawing import pictures
 from pipeline.drawing.tiles import row_names
 from pipeline.networks import families
-from pipeline.sampling import solvers, strip, time_grids
+from pipeline.sampling import strip, time_grids
 from pipeline.sampling.field import Field
 from pipeline.sampling.job import Job, Weights
 from pipeline.training.weights_file import load_weights
@@ -88,9 +88,8 @@ def sample_images(
     sample, label = job.config.sample, f"images {index[0]} to {index[-1]} of seed {job.seed}"
     # From noise on
     field, x = start_batch(job, networks, index, device)
-    grid = time_grids.times(sample)
     try:
-        x = solvers.solve(sample.solver, field, x, grid, sample.rtol, sample.atol).x
+        x = field.solve(x, time_grids.times(sample))
     except ArithmeticError as error:
         raise OneRankError(f"{label} cannot be sampled: {error}") from error
 
@@ -109,7 +108,7 @@ def states(
 ) -> tuple[list[float], np.ndarray]:
     """Times (T,) on the way to the images with the given indices, and states uint8 (T,B,H,W,3)."""
     field, x = start_batch(job, networks, index, device)
-    times, columns = zip(*strip.states(job.config.sample, field, x), strict=True)
+    times, columns = zip(*strip.states(job.config.sample, field.solve, x), strict=True)
     return list(times), np.stack([pixels(column) for column in columns])
 
 

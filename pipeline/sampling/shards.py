@@ -44,6 +44,8 @@ def shard_folder(job: Job, sums: Checksums) -> Path:
     keys = stage_keys(job.config, "sample")["sample"]
     work: dict[str, Any] = {"weights": sums.weights, "guide": sums.guide, "keys": keys}
     work |= {"seed": job.seed, "batch": job.config.runtime.sample_batch}
+    if job.config.sample.adaptive and job.config.sample.guidance_edges:
+        work["ends"] = "at the edges of guidance"  # earlier versions stepped across them
     return job.out / "shards" / sha256_json(work)[:12]
 
 

@@ -1,13 +1,13 @@
 """The denoising strip: the states of a few images at times on the way out of their noise."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from pipeline.config.schema import Sample
-from pipeline.sampling import solvers, time_grids
+from pipeline.sampling import time_grids
 
 # Size of the strip
 ROWS = 8  # images
@@ -28,13 +28,16 @@ def sections(sample: Sample) -> list[Tensor]:
     return [grid[first : end + 1] for first, end in pairwise(ends)]
 
 
-def states(sample: Sample, velocity: solvers.Velocity, x: Tensor) -> Iterator[tuple[float, Tensor]]:
+def states(
+    sample: Sample, solve: Callable[[Tensor, Tensor], Tensor], x: Tensor
+) -> Iterator[tuple[float, Tensor]]:
     """Time and state (B,C,H,W) at the ends of all sections, from the first state x on.
 
+    `solve(x, times)` carries x from times[0] to times[-1], as Field.solve does.
     With a fixed grid these are the states of one pass over all of it.
     """
     slices = sections(sample)
     yield float(slices[0][0]), x
     for times in slices:
-        x = solvers.solve(sample.solver, velocity, x, times, sample.rtol, sample.atol).x
+        x = solve(x, times)
         yield float(times[-1]), x

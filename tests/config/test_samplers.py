@@ -89,4 +89,20 @@ def test_two_of_one_name_are_refused(runs: str, sentence: str) -> None:
     ],
 )
 def test_a_tolerance_that_bf16_cannot_keep_is_told(words: tuple[str, ...], said: bool) -> None:
-    assert ("rounding of bf16" in samplers.rounding_note(resolved(*words).sample)) == said
+    assert ("rounding of bf16" in "".join(samplers.notes(resolved(*words).sample))) == said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("sample.solver=heun", "sample.guidance_interval=[0.2,0.7]"), True),
+        (("sample.solver=dopri5", "sample.guidance_interval=[0.2,0.7]"), False),
+        (("sample.solver=heun", "sample.guidance_interval=[0.2,0.7]", "sample.guidance=1"), False),
+        (("sample.solver=heun",), False),
+    ],
+)
+def test_a_fixed_grid_across_the_edges_of_guidance_is_told(
+    words: tuple[str, ...], said: bool
+) -> None:
+    notes = "".join(samplers.notes(resolved(*words).sample))
+    assert ("in sample.guidance_interval=[0.2,0.7]" in notes) == said

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pipeline.config.schema import Sample
-from pipeline.sampling import solvers
+from pipeline.sampling import solvers, time_grids
 from pipeline.sampling.field import Field
 from tests.conftest import resolved
 from tests.random_networks import random_net
@@ -137,3 +137,64 @@ def test_evaluations_of_dopri5_are_counted_for_each_image() -> None:
     assert guided.evaluations.sum() == sum(NET.sizes)
     assert (guided.evaluations > solution.evaluations).all()
     assert (guided.evaluations < 2 * solution.evaluations).all()
+
+
+INTERVAL = ("sample.solver=dopri5", "sample.guidance=2", "sample.guidance_interval=[0.2,0.7]")
+ENDS = torch.tensor([0.0, 1.0], dtype=torch.float64)
+
+
+class Wave(nn.Module):
+    """A velocity that costs nothing and bends, with each class and without one differently."""
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return torch.tanh(x) + 2 * torch.sin(5 * t + labels).view(-1, 1, 1, 1)
+
+
+def wave(*words: str) -> Field:
+    return Field(sample(*words), Wave(), LABELS, NONE)
+
+
+def solved(*words: str, times: Tensor = ENDS, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """State and evaluations of five images, by the sampler of the words."""
+    velocity = wave(*words)
+    x = velocity.solve(state(torch.arange(5)) if x is None else x, times)
+    return x, velocity.evaluations
+
+
+def test_dopri5_ends_a_solve_at_each_edge_of_the_interval() -> None:
+    """A step across an edge, where the velocity jumps, is no step of order 5."""
+    tolerances = ("sample.rtol=1e-3", "sample.atol=1e-3")
+    x, counts = solved(*INTERVAL, *tolerances)
+
+    # three solves, each of one smooth velocity
+    by_hand, total = None, torch.zeros_like(counts)
+    for guidance, ends in ((1, (0.0, 0.2)), (2, (0.2, 0.7)), (1, (0.7, 1.0))):
+        words = ("sample.solver=dopri5", f"sample.guidance={guidance}", *tolerances)
+        times = torch.tensor(ends, dtype=torch.float64)
+        by_hand, part = solved(*words, times=times, x=by_hand)
+        total += part
+    assert by_hand is not None and torch.equal(x, by_hand)
+    assert torch.equal(counts, total)
+
+    # nearer to the truth than one solve across the edges, for fewer evaluations
+    exact, _ = solved(*INTERVAL, "sample.rtol=1e-6", "sample.atol=1e-6")
+    across = wave(*INTERVAL)
+    crossed = solvers.solve("dopri5", across, state(torch.arange(5)), ENDS, 1e-3, 1e-3).x
+    assert (x - exact).abs().max() < 0.5 * (crossed - exact).abs().max()
+    assert counts.sum() < across.evaluations.sum()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sample.solver=dopri5", "sample.guidance=2"),
+        ("sample.solver=dopri5", "sample.guidance=1", "sample.guidance_interval=[0.2,0.7]"),
+        ("sample.solver=heun", "sample.steps=5", "sample.guidance_interval=[0.2,0.7]"),
+    ],
+)
+def test_without_edges_and_on_fixed_grids_there_is_one_solve(words: tuple[str, ...]) -> None:
+    keys, velocity = sample(*words), wave(*words)
+    grid = time_grids.times(keys)
+    once = solvers.solve(keys.solver, velocity, state(torch.arange(5)), grid, keys.rtol, keys.atol)
+    x, counts = solved(*words, times=grid)
+    assert torch.equal(x, once.x) and torch.equal(counts, velocity.evaluations)
