@@ -65,9 +65,9 @@ def check_ignored(config: Config, where: Path, num: int, names: list[str]) -> No
     if num > config.downsample.allow_ignored:
         first = f" ({listed(names, num)})" if names else ""
         raise UserError(
-            f"{num} files of {where} hold images but do not have the name of one that is read"
-            f"{first}: name them {'|'.join(IMAGE_SUFFIXES)} (other formats must be converted), or "
-            f"pass over them with downsample.allow_ignored={num}"
+            f"{num} files of {where} hold images under names that are not read{first}: name them "
+            f"{'|'.join(IMAGE_SUFFIXES)} (other formats must be converted), or pass "
+            f"over them with downsample.allow_ignored={num}"
         )
 
 

@@ -64,11 +64,12 @@ def walk(folder: str | Path) -> tuple[list[str], list[str]]:
     """Paths in `folder` of the images at any depth, sorted, and of all other files.
 
     Hidden files are among the others, hidden folders are not entered. Links are followed, but
-    never into a folder that is being walked.
+    never into a folder that is being walked or lies above.
     """
     images: list[str] = []
     other_files: list[str] = []
-    for name in files_below(Path(folder), "", frozenset()):
+    folder = Path(folder).resolve()
+    for name in files_below(folder, "", frozenset(map(identity, folder.parents))):
         (images if is_image(name) else other_files).append(name)
     return sorted(images), sorted(other_files)
 
@@ -76,7 +77,7 @@ def walk(folder: str | Path) -> tuple[list[str], list[str]]:
 def files_below(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
     """Names of all files at any depth, each after `prefix`.
 
-    `above`: device and number of the folders that are being walked.
+    `above`: device and number of the folders that the walk has come through.
     """
     folders, files = list_folder(folder)
     yield from (prefix + name for name in files)

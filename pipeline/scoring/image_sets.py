@@ -126,8 +126,8 @@ def check_ignored(folder: Path, ignored: Ignored) -> None:
     """Raise UserError if files hold images that would not be scored."""
     if ignored.num_images:
         raise UserError(
-            f"{ignored.num_images} files of {folder} hold images but do not have the name of one "
-            f"that is read ({listed(ignored.images, ignored.num_images)}): name them "
+            f"{ignored.num_images} files of {folder} hold images under names that are not read "
+            f"({listed(ignored.images, ignored.num_images)}): name them "
             f"{'|'.join(IMAGE_SUFFIXES)}, convert other formats to PNG, or move them away"
         )
 

@@ -70,7 +70,9 @@ def test_links_are_followed_but_not_in_a_ring(tmp_path: Path) -> None:
     put(tmp_path / "elsewhere/2.png")
     (tmp_path / "train/a/more").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "train/a/ring").symlink_to(tmp_path / "train")
-    assert walk(tmp_path / "train") == (["a/1.png", "a/more/2.png"], [])
+    put(tmp_path / "train/b/1.png")
+    assert walk(tmp_path / "train") == (["a/1.png", "a/more/2.png", "b/1.png"], [])
+    assert walk(tmp_path / "train/a") == (["1.png", "more/2.png"], [])
 
 
 def test_images_under_other_names_are_refused(tmp_path: Path) -> None:

@@ -135,3 +135,26 @@ def test_what_can_only_fail_is_refused_at_once(world: World) -> None:
 def test_a_comparison_needs_a_reference(world: World) -> None:
     with pytest.raises(UserError, match="images=PATH needs reference=PATH"):
         evaluate.main([*world.words, f"images={world.root / 'samples'}"])
+
+
+def test_all_files_of_a_folder_are_scored_and_notes_told(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same images as PNG, BMP and TIFF in one folder; then one as JPEG, one under no suffix."""
+    folder = world.root / "files"
+    folder.mkdir()
+    for number, image in enumerate(world.images("samples")):
+        suffix = ("png", "bmp", "tif")[number % 3]
+        Image.fromarray(image).save(folder / f"{number:03d}.{suffix}")
+    actual = world.compare(folder, world.root / "pack")
+    array = world.compare(world.root / "samples/images.npy", world.root / "pack")
+    assert actual["metrics"] == array["metrics"]
+    Image.fromarray(world.images("samples")[0]).save(folder / "000.png", "JPEG")
+    (folder / "notes.txt").write_text("no image")
+    notes = world.compare(folder, world.root / "pack")["notes"]
+    assert sum("1 of the 21 images" in note and "are JPEGs" in note for note in notes) == 1
+    assert sum("are not scored: notes.txt" in note for note in notes) == 1
+    assert "note: 1 of the 21 images" in capsys.readouterr().out
+    (folder / "000.png").rename(folder / "000")
+    with pytest.raises(UserError, match=r"1 files of .* hold images .*\(000\)"):
+        world.compare(folder, world.root / "pack")

@@ -36,9 +36,9 @@ def open_folders(place: Path) -> Source:
     folders, files = list_folder(place)
     check_beside_classes(place, files)
     counts, ignored = {}, Ignored()
-    ignored.add_files(place, files)
+    ignored.add_files(place, sorted(files))
     # Images of each class
-    for folder in folders:
+    for folder in sorted(folders):
         images, other_files = walk(place / folder)
         check_one_class(place, folder, images)
         counts[folder] = len(images)
