@@ -47,27 +47,25 @@ def read_inputs(
     `across` names the pack if it is not the one that the samples' model was trained on.
     """
     # The pack's record and its statistics
-    pack_about = Record.read(record)
+    facts = Record.read(record)
     statistics = load_reference(reference)
-    check_reference(statistics, pack_about, config.evaluate.extractor, reference)
+    check_reference(statistics, facts, config.evaluate.extractor, reference)
     # Samples
     images = of_array(f"samples {samples}", load_npy(samples / "images.npy"))
-    check_sizes(images, (pack_about.resolution,) * 2)
+    check_sizes(images, (facts.resolution,) * 2)
     how, data = read_about(samples)
-    notes = check_same_data(data, pack_about.name, pack_about.sha256.images, samples, across)
+    notes = check_same_data(data, facts.name, facts.sha256.images, samples, across)
     labels = None
-    if not notes or (data and data.classes == pack_about.classes):
-        labels = labels_beside(samples, len(images), len(pack_about.classes))
+    if not notes or (data and data.classes == facts.classes):
+        labels = labels_beside(samples, len(images), len(facts.classes))
     # Real images
-    pack = open_pack(pack_folder(config), pack_about)
+    pack = open_pack(pack_folder(config), facts)
     check_numbers(config.evaluate, len(images), len(pack))
-    data_keys = {key: getattr(pack_about, key) for key in ("source", "resolution", "recipe")}
+    data_keys = {key: getattr(facts, key) for key in ("source", "resolution", "recipe")}
     about = ReferenceAbout(**data_keys, **counts_of(statistics))
     real = of_array("pack", pack.images)
     notes += notes_on_origin(statistics, reference, config.evaluate.extractor)
-    return Inputs(
-        images, labels, how, real, pack.labels, pack_about.classes, statistics, about, notes
-    )
+    return Inputs(images, labels, how, real, pack.labels, facts.classes, statistics, about, notes)
 
 
 def read_about(samples: Path) -> tuple[dict[str, Any], DataAbout | None]:
@@ -205,7 +203,6 @@ def check_numbers(settings: Settings, num_samples: int, num_real: int | None) ->
     """
     num = num_samples if num_real is None else min(num_samples, num_real // 2)
     neighbours = settings.prc_neighbourhood if "prc" in settings.metrics else 1
-    # Enough for each metric
     if num_real is not None and num <= neighbours:
         raise UserError(
             f"{num_samples} samples and {num_real} real images give {num} on each side, but more "
@@ -253,13 +250,11 @@ def read_any(config: Config, path: Path, reference: Path, across: str | None) ->
     if (home(path) / "sample.json").is_file():
         how, data = read_about(home(path))
     # Origin of both sides
-    record, images_record = pack_record(home(reference)), pack_record(home(path))
+    record, origin = pack_record(home(reference)), pack_record(home(path))
     sha256 = record.sha256.images if record else statistics and statistics.pack_sha256
     name = record.name if record else (statistics and statistics.data) or reference.name
     notes = check_same_data(data if sha256 else None, name, str(sha256), path, across)
-    notes += (
-        check_same_recipe(images_record, name, path, across) if images_record and sha256 else []
-    )
+    notes += check_same_recipe(origin, name, path, across) if origin and sha256 else []
     notes += notes_on_origin(statistics, reference, config.evaluate.extractor) if statistics else []
     notes += [*images.notes, *(real.notes if real else ())]
     check_numbers(config.evaluate, len(images), len(real) if real else None)
