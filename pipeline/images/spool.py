@@ -15,11 +15,10 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,7 +64,7 @@ class Line(NamedTuple):
     # Their outcome
     traits: dict[str, int]
     sha256: str  # of its rows' digests
-    sizes: Mapping[str, int] = MappingProxyType({})  # images by <width>x<height>; not in old lines
+    sizes: dict[str, int]  # number of images by <width>x<height> before, px
 
     @classmethod
     def read(cls, content: bytes) -> "Line":

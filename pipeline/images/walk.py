@@ -53,17 +53,20 @@ def listed(names: list[str], num: int) -> str:
 
 
 def list_folder(folder: str | Path) -> tuple[list[str], list[str]]:
-    """Names of the folders that are not hidden, and of everything else, dead links too."""
+    """Names of the folders that are not hidden, and of everything else.
+
+    That includes hidden folders, so that they are counted among what is passed over.
+    """
     with os.scandir(folder) as scan:
         entries = [(entry.name, entry.is_dir()) for entry in scan]
     folders = [name for name, is_folder in entries if is_folder and not is_hidden(name)]
-    return folders, [name for name, is_folder in entries if not is_folder]
+    return folders, [name for name, is_folder in entries if not is_folder or is_hidden(name)]
 
 
 def walk(folder: str | Path) -> tuple[list[str], list[str]]:
     """Paths in `folder` of the images at any depth, sorted, and of all other files.
 
-    Hidden files are among the others, hidden folders are not entered. Links are followed, but
+    Hidden files and folders are among the others, and are not entered. Links are followed, but
     never into a folder that is being walked or lies above.
     """
     images: list[str] = []

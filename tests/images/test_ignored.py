@@ -111,6 +111,13 @@ def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
     assert open_folders(tmp_path).ignored.num == 2
 
 
+def test_hidden_folders_are_counted(tmp_path: Path) -> None:
+    for file in ("a/1.png", ".b/1.png", "a/.c/2.png"):
+        put(tmp_path / file)
+    ignored = open_folders(tmp_path).ignored
+    assert (ignored.num, ignored.names, ignored.num_images) == (2, [".b", "a/.c"], 0)
+
+
 def test_a_flat_folder_is_told_of_the_one_folder_way(tmp_path: Path) -> None:
     put(tmp_path / "train/1.png")
     with pytest.raises(UserError, match="all of them into one folder there"):
