@@ -13,10 +13,12 @@ NAMES = ("startup", "downsample", "loader", "train", "sampling", "scoring")
 
 def main() -> None:
     """Entry point: every benchmark named, or all."""
+    # The options
     parser = argparse.ArgumentParser(prog="pipeline.bench", description="measure and record")
     parser.add_argument("names", nargs="*", choices=[[], *NAMES], metavar="NAME", help=str(NAMES))
     parser.add_argument("--no-record", action="store_true", help="print only")
     options = parser.parse_args()
+    # One after another
     for name in options.names or NAMES:
         result = import_module(f"pipeline.bench.{name}").run()
         print(f"\n{record.table(result)}", flush=True)

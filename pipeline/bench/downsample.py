@@ -19,6 +19,7 @@ from PIL import Image
 
 from pipeline.bench import record
 
+# Size of the task
 SIZE = (500, 375)  # px, of the photographs
 RESOLUTION = 64
 CLASSES = 20
@@ -29,11 +30,13 @@ def write_photographs(root: Path, distinct: int, files: int) -> list[Path]:
     # scikit-image is there for tests and bench only
     from pipeline.bench.photos import crops_of_size
 
+    # Different photographs
     paths: list[Path] = []
     originals = []
     for index, crop in enumerate(crops_of_size(SIZE, distinct)):
         originals.append(root / f"{index}.jpg")
         crop.save(originals[-1], quality=92)
+    # Many links to them
     for index in range(files):
         folder = root / "train" / f"c{index % CLASSES:02d}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,10 +74,12 @@ def ours(root: Path, count: int, processes: int, *more: str) -> float:
 
 def peak_memory(root: Path, processes: int) -> dict[str, float]:
     """Peak resident MB of the step's parent and of its largest worker."""
+    # The step on its own
     with tempfile.TemporaryDirectory() as out:
         run = subprocess.Popen(step(root, out, processes), stdout=subprocess.DEVNULL)
         peaks = {"parent": 0.0, "worker": 0.0}
         parent = psutil.Process(run.pid)
+        # Until it ends
         while run.poll() is None:
             for role, process in [("parent", parent), *(("worker", c) for c in children(parent))]:
                 peaks[role] = max(peaks[role], resident(process))
@@ -102,10 +107,13 @@ def resident(process: psutil.Process) -> float:
 
 def memory(root: Path, paths: list[Path], processes: int) -> dict[str, Any]:
     """Peaks with all files, with a quarter of them, and with one photograph of 24 megapixels."""
+    # All images
     result: dict[str, Any] = {f"{len(paths)} images": peak_memory(root, processes)}
+    # A quarter of them
     for path in paths[len(paths) // 4 :]:
         path.unlink()
     result[f"{len(paths) // 4} images"] = peak_memory(root, processes)
+    # One large photograph
     large = Image.open(paths[0]).resize((6000, 4000))
     large.save(paths[0].with_name("large.JPEG"))
     result["and one of 24 megapixels"] = peak_memory(root, processes)
@@ -114,10 +122,12 @@ def memory(root: Path, paths: list[Path], processes: int) -> dict[str, Any]:
 
 def run(files: int = 64000, rounds: int = 3, distinct: int = 200) -> dict[str, Any]:
     """Rates in images/s and their ratios, medians over interleaved rounds; memory peaks in MB."""
+    # The photographs
     processes = min(8, len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         paths = write_photographs(root, distinct, files)
+        # Rates in turn
         cases: dict[str, Callable[[], float]] = {
             "png": lambda: loop("png", root, files, processes),
             "bare": lambda: loop("bare", root, files, processes),
@@ -126,6 +136,7 @@ def run(files: int = 64000, rounds: int = 3, distinct: int = 200) -> dict[str, A
         }
         rates = record.interleaved(cases, rounds)
         peaks = memory(root, paths, processes)
+    # Against the baseline
     title = "downsampling photographs of 500 x 375 px to 64 x 64, files to pack, page cache warm"
     result = record.summary(title, "images/s", rates, baseline="png")
     return result | {
@@ -138,9 +149,11 @@ def run(files: int = 64000, rounds: int = 3, distinct: int = 200) -> dict[str, A
 
 def bars(rate: dict[str, float], peaks: dict[str, Any]) -> list[dict[str, Any]]:
     """Every promise with its measured value, and whether it holds."""
+    # Without its pixels
     large = peaks["and one of 24 megapixels"]["worker"] - 24 * 8
     worker = max(large, *(p["worker"] for name, p in peaks.items() if "mega" not in name))
     fewer, more = (p["worker"] for name, p in peaks.items() if "mega" not in name)
+    # Promises of the step
     return [
         record.bar("exact / png", rate["exact"] / rate["png"], at_least=2.0),
         record.bar("fast / png", rate["fast"] / rate["png"], at_least=3.5),

@@ -24,7 +24,9 @@ from pipeline.bench import record
 from pipeline.data import pack
 from pipeline.data.reader import Mapped, epoch_order, load_batch, rows_at
 
+# What is promised
 BAR = 50.0  # times the baseline's rate that `gathered` reaches
+# What is loaded
 SIZE, BATCH, SEED = 64, 256, 0  # px, images
 IMAGES = 4096  # a pack of 50 MB: more than the caches hold
 
@@ -45,12 +47,14 @@ def photographs(num: int) -> np.ndarray:
 
 def write_pack(folder: Path, images: np.ndarray) -> pack.Pack:
     """A pack of `images` in `folder`, opened."""
+    # Labels, hashes, record
     labels = np.arange(len(images), dtype=np.int64) % 2
     digests = (hashlib.sha256(array.tobytes()).hexdigest() for array in (images, labels))
     record = pack.Record(
         source="train", resolution=images.shape[1], recipe="box", classes=["a", "b"],
         num_images=len(images), sha256=pack.Hashes(images=next(digests), labels=next(digests)),
     )  # fmt: skip
+    # Files of the pack
     save_npy(folder / "images.npy", images)
     save_npy(folder / "labels.npy", labels)
     record.write(folder / "manifest.json")
@@ -76,8 +80,10 @@ def decoded(paths: list[Path], positions: np.ndarray) -> np.ndarray:
 
 def rate(load: Callable[[np.ndarray], object], num: int, epochs: Iterator[int]) -> float:
     """Images per second of processor time over the next epoch; its order is computed in it."""
+    # Nothing from before
     epoch_order.cache_clear()
     first = next(epochs) * num
+    # Processor time alone
     began = time.process_time()
     for start in range(first, first + num, BATCH):
         load(np.arange(start, min(start + BATCH, first + num), dtype=np.int64))
@@ -109,10 +115,12 @@ def one_thread() -> Iterator[None]:
 
 def run(rounds: int = 9, num: int = IMAGES) -> dict[str, Any]:
     """The result (see pipeline.bench.record)."""
+    # All ways in turn
     with TemporaryDirectory() as folder, one_thread():
         ways = cases(Path(folder), num)
         timed = {name: partial(rate, load, num, count()) for name, load in ways.items()}
         values = record.interleaved(timed, rounds)
+    # Against PNG files
     title = f"loading {num:,} images of {SIZE} px in random order, batches of {BATCH}, one core"
     result = record.summary(title, "images per second of processor time", values, "png")
     return result | {"bars": [record.bar("gathered / png", result["ratio"]["gathered"], BAR)]}

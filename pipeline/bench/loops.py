@@ -38,6 +38,7 @@ def bare_loop(paths: list[Path], resolution: int) -> None:
 
 def main(kind: str, processes: int, resolution: int, folder: Path, out: Path) -> None:
     """Run one of the loops over folder/<class>/*."""
+    # All photographs
     paths = sorted(folder.glob("*/*"))
     with multiprocessing.Pool(processes) as pool:
         if kind == "png":

@@ -50,9 +50,11 @@ def write_photos(out: Path, per_class: int = 60, size: int = 128, seed: int = 0)
 
 def crops_of_size(size: tuple[int, int], count: int, seed: int = 0) -> Iterator[Image.Image]:
     """`count` random crops of exactly `size` (width, height) px, of the photographs in turn."""
+    # Photographs that are large enough
     folder = Path(skimage.__file__).parent / "data"
     photos = [Image.open(folder / file).convert("RGB") for file in PHOTOS.values()]
     photos = [p for p in photos if p.width >= size[0] and p.height >= size[1]]
+    # In turn
     for k in range(count):
         photo, rng = photos[k % len(photos)], np.random.default_rng([seed, k])
         left = int(rng.integers(photo.width - size[0] + 1))
@@ -62,11 +64,13 @@ def crops_of_size(size: tuple[int, int], count: int, seed: int = 0) -> Iterator[
 
 def main() -> None:
     """Entry point of the script."""
+    # The options
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--per-class", type=int, default=60)
     parser.add_argument("--size", type=int, default=128, help="px, typical side of a crop")
     parser.add_argument("--seed", type=int, default=0)
+    # The tree
     options = parser.parse_args()
     write_photos(options.out, options.per_class, options.size, options.seed)
 

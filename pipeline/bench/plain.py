@@ -26,9 +26,11 @@ class PlainAttention(Attention):
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """(B,C,H,W) -> (B,C,H,W)."""
+        # Queries, keys and values
         b, c, h, w = x.shape
         parts = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w)
         q, k, v = parts.unbind(1)  # (B,heads,C/heads,HW)
+        # The whole matrix
         scores = torch.einsum("bhcq,bhck->bhqk", q, k) * (c // self.heads) ** -0.5
         weights = torch.softmax(scores.float(), dim=-1).type(scores.dtype)
         mixed = torch.einsum("bhqk,bhck->bhcq", weights, v).reshape(b, c, h, w)
@@ -51,13 +53,16 @@ class PlainTrainer:
 
     def __init__(self, job: Job, group: Ranks) -> None:
         """`group` has one rank; the process group that DDP wants must exist."""
+        # Data of the job
         self.job, self.config, self.group = job, job.config, group
         train, self.cuda = job.config.train, group.device.type == "cuda"
         job.workload.place(group.device, announce=False)
         job.workload.read_ahead(train.batch)
+        # Network and averages
         self.net = plain_network(job).to(group.device)
         self.model = DistributedDataParallel(self.net, find_unused_parameters=True)
         self.averages = [copy.deepcopy(self.net).eval() for _ in train.ema_halflife_images]
+        # Optimiser and counters
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(),
             lr=train.lr,
@@ -71,19 +76,23 @@ class PlainTrainer:
 
     def train_step(self) -> None:
         """One optimiser step over the batch."""
+        # The batch, all at once
         train, num_images = self.config.train, self.step * self.config.train.batch
         batch = self.job.workload.batch(share(num_images, 0, 0, 1, train.batch))
         self.optimizer.zero_grad()
+        # Loss in half precision
         half = self.cuda and train.precision != "fp32"
         with torch.autocast(self.group.device.type, torch.float16, enabled=half):
             x_t = probability_path.interpolate(batch.x0, batch.x1, batch.t).contiguous()
             velocity = self.model(x_t, batch.t, batch.labels)
         loss = probability_path.loss(velocity, batch.x0, batch.x1)
         self.scaler.scale(loss).backward()
+        # The optimiser's step
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(train, num_images)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        # Waits for the device
         self.loss = loss.item()
         self.step += 1
         for net, halflife in zip(self.averages, train.ema_halflife_images, strict=True):

@@ -27,8 +27,10 @@ Case = Callable[[], float]  # one round of a case: its seconds, or its rate
 
 def hardware() -> dict[str, Any]:
     """Everything that a number depends on besides the code: processor, memory, GPU, versions."""
+    # From Linux
     cpu = [x.split(":")[1] for x in _lines("/proc/cpuinfo") if x.startswith("model name")]
     memory = next(x.split()[1] for x in _lines("/proc/meminfo") if x.startswith("MemTotal"))
+    # Machine and libraries
     return {
         "cpu": cpu[0].strip() if cpu else platform.machine(),
         "cores": gpus.cpu_cores(),
@@ -99,7 +101,9 @@ def summary(title: str, unit: str, values: dict[str, list[float]], baseline: str
 
 def table(result: dict[str, Any]) -> str:
     """The result in a few lines: ratio, median and spread of each case."""
+    # The heading
     lines = [result["what"], f"{'ratio':>9}  {'median':>11}  {'lowest … highest':>23}  case"]
+    # A line per case
     for name, values in result["rounds"].items():
         spread = f"{min(values):,.4g} … {max(values):,.4g}"
         baseline = " (baseline)" if name == result["baseline"] else ""
@@ -115,9 +119,11 @@ def write(name: str, result: dict[str, Any], folder: Path = FOLDER) -> Path:
 
     It takes the place of an earlier run of the same commit on the same hardware.
     """
+    # This run
     path = folder / f"{name}.json"
     run = {**result, "commit": commit(), "hardware": hardware(), "date": str(date.today())}
     title = run.pop("what")
+    # Instead of an older one
     before = read_json(path)["runs"] if path.exists() else []
     same = ("commit", "hardware")
     runs = [r for r in before if any(r[key] != run[key] for key in same)]

@@ -27,8 +27,10 @@ from pipeline.sampling import network, solvers
 from pipeline.sampling.field import Field
 from pipeline.sampling.job import Job, prepare
 
+# Numbers of images
 TRAINED = 25_600  # images
 SOLVED, TIMED = 24, 64  # images of the comparison of solvers, and of speeds
+# Tolerances of the solvers
 TOLERANCES = (1e-5, 1e-3)
 LOWER_TOLERANCES = (1e-5, 1e-4)  # of lower precision
 PLAIN = ("sample.solver=dopri5", "sample.guidance=1", "sample.precision=fp32")
@@ -74,9 +76,11 @@ class Bench:
 
     def rate(self, job: Job, repeats: int = 3) -> float:
         """Images/s of sampling TIMED images, after one that is not timed."""
+        # One round unseen
         index = np.arange(TIMED, dtype=np.int64)
         networks = self.networks(job)
         network.sample_images(job, networks, index, self.device)
+        # Then the timed ones
         began = time.monotonic()
         for _ in range(repeats):
             network.sample_images(job, networks, index, self.device)
@@ -125,9 +129,11 @@ def furthest(a: Tensor, b: Tensor) -> float:
 
 def evaluations(bench: Bench) -> dict[str, Any]:
     """For each tolerance: mean evaluations of both, their ratio, and distances of samples."""
+    # The exact solution
     job = bench.job(*PLAIN)
     exact, _ = per_sample(*bench.field(job, SOLVED), EXACT)
     results = {}
+    # Both solvers, alone and together
     for tolerance in TOLERANCES:
         kinds = {"ours": per_sample, "torchdiffeq": batch_wide}
         entry: dict[str, Any] = {}
@@ -145,8 +151,10 @@ def evaluations(bench: Bench) -> dict[str, Any]:
 
 def by_precision(bench: Bench) -> dict[str, Any]:
     """Mean evaluations of our dopri5 in lower precision, and distances of samples."""
+    # The exact solution
     exact, _ = per_sample(*bench.field(bench.job(*PLAIN), SOLVED), EXACT)
     results: dict[str, Any] = {}
+    # Each precision and tolerance
     for precision in ("bf16", "tf32") if bench.device.type == "cuda" else ("bf16",):
         job = bench.job(*PLAIN[:-1], f"sample.precision={precision}")
         for tolerance in LOWER_TOLERANCES:
@@ -178,6 +186,7 @@ class TwoCalls(Field):
 @torch.inference_mode()
 def two_calls(bench: Bench, job: Job, repeats: int = 3) -> float:
     """Images/s as Bench.rate, with two calls an evaluation."""
+    # The same images
     field, x = bench.field(job, TIMED)
     keys: Sample = job.config.sample
     twice = TwoCalls(keys, field.net, field.labels, field.no_class)
@@ -187,6 +196,7 @@ def two_calls(bench: Bench, job: Job, repeats: int = 3) -> float:
         draws.normal(job.seed, draws.SAMPLE_NOISE, torch.arange(TIMED), tuple(x.shape[1:]))
         network.pixels(solvers.solve(keys.solver, twice, x, times, keys.rtol, keys.atol).x)
 
+    # One round unseen
     once()
     began = time.monotonic()
     for _ in range(repeats):
@@ -206,12 +216,14 @@ def grey_levels(bench: Bench, first: Job, second: Job) -> float:
 
 def run(rounds: int = 5) -> dict[str, Any]:
     """Rates in images/s and their ratios, medians over interleaved rounds; evaluations."""
+    # A trained network
     device = pick_device("auto", 0)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(trained(Path(folder)), device)
         common = ("sample.solver=euler", f"sample.steps={STEPS}", "sample.guidance=2")
         plain = bench.job(*common, "sample.precision=fp32", "runtime.compile=false")
         fast = bench.job(*common, "sample.precision=bf16", f"runtime.compile={on(device)}")
+        # Rates in turn
         cases = {
             "two calls": lambda: two_calls(bench, plain),
             "one batched call": lambda: bench.rate(plain),
@@ -223,9 +235,11 @@ def run(rounds: int = 5) -> dict[str, Any]:
             record.interleaved(cases, rounds),
             baseline="two calls",
         )
+        # What the solvers need
         solved, lower = evaluations(bench), by_precision(bench)
         differ = grey_levels(bench, plain, fast)
         trained_images = Record.read(Path(folder) / "record.json").num_images
+    # Beside the rates
     extra = {
         "evaluations": solved,
         "lower_precision": lower,
@@ -243,6 +257,7 @@ def on(device: torch.device) -> str:
 
 def bars(result: dict[str, Any], solved: dict[str, Any], device: torch.device) -> list[Any]:
     """The promised ratios, the measured ones, and whether they hold."""
+    # Evaluations and closeness
     measured = []
     for tolerance, entry in solved.items():
         title = f"evaluations at {tolerance}, ours / torchdiffeq"
@@ -251,6 +266,7 @@ def bars(result: dict[str, Any], solved: dict[str, Any], device: torch.device) -
         moved = entry["ours"]["furthest_from_alone"] / entry["ours"]["furthest_from_exact"]
         title = f"moved by the batch / by the tolerance, at {tolerance}"
         measured.append(record.bar(title, moved, at_most=0.2))
+    # Speed on a GPU
     if device.type == "cuda":
         middle = result["median"]
         ratio = middle["one batched call, bf16"] / middle["one batched call"]
@@ -260,7 +276,9 @@ def bars(result: dict[str, Any], solved: dict[str, Any], device: torch.device) -
 
 def notes(solved: dict[str, Any], lower: dict[str, Any], differ: float) -> list[str]:
     """The figures beside the bars, as lines."""
+    # Lower precision
     lines = [f"bf16 moves the images by {differ:.3f} grey levels on average"]
+    # Both solvers
     for tolerance, entry in solved.items():
         for name in ("ours", "torchdiffeq"):
             case = entry[name]
@@ -274,6 +292,7 @@ def notes(solved: dict[str, Any], lower: dict[str, Any], differ: float) -> list[
             f"dopri5 in {title}: {case['nfe_mean']:.1f} evaluations, at most "
             f"{case['furthest_from_exact']:.2g} from the solution in fp32 at {EXACT:g}"
         )
+    # Only measured on GPUs
     if not torch.cuda.is_available():
         lines.append("on a GPU (compiled bf16 at 2 x eager float32): unmeasured, there is none")
     return lines

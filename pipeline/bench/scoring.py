@@ -28,14 +28,17 @@ from pipeline.scoring.weights import read_weights
 
 torch_fidelity: Any = load_torch_fidelity()
 
+# Size of the task
 SIZE = 32  # px
 MANY, BASELINE = 100_000, 2_000  # images
 CHUNK = 10_000  # images made at a time
+# Networks
 EXTRACTOR, INCEPTION = "efficientnet-lite0", "inception-v3-compat"
 
 
 def make_pack(folder: Path, count: int) -> None:
     """A pack of random images with its record, folder/record.json."""
+    # Images of noise
     pack = folder / "pack"
     pack.mkdir(parents=True)
     shape = (count, SIZE, SIZE, 3)
@@ -46,6 +49,7 @@ def make_pack(folder: Path, count: int) -> None:
         part[:] = np.random.default_rng(start).integers(0, 256, part.shape, np.uint8)
         digest.update(np.ascontiguousarray(part).data)
     images.flush()
+    # Labels and records
     labels = np.zeros(count, np.int64)
     np.save(pack / "labels.npy", labels)
     hashes = Hashes(images=digest.hexdigest(), labels=hashlib.sha256(labels.data).hexdigest())
@@ -59,11 +63,13 @@ def make_pack(folder: Path, count: int) -> None:
 
 def reference(folder: Path, extractor: str) -> dict[str, float]:
     """Seconds and peak MB of the reference step over the pack in `folder`, all its processes."""
+    # The step's command
     ranks = gpus.default_processes()
     words = [sys.executable, "-m", "pipeline.launch", "--gpus", str(ranks), "--"]
     words += ["-m", "pipeline.reference", "data.source=train", f"data.resolution={SIZE}"]
     words += [f"data.path={folder}/pack", f"record={folder}/record.json"]
     words += [f"out={folder}/{extractor}.npz", f"evaluate.extractor={extractor}"]
+    # Its time and memory
     began, peak = time.monotonic(), 0.0
     run = psutil.Popen(words, stdout=subprocess.DEVNULL)
     while run.poll() is None:
@@ -76,6 +82,7 @@ def reference(folder: Path, extractor: str) -> dict[str, float]:
 
 def largest(run: psutil.Popen) -> float:
     """Most resident MB, without pages of files, that one process of the job has."""
+    # Shared pages aside
     sizes = [0.0]
     try:
         for process in [run, *run.children(recursive=True)]:
@@ -123,6 +130,7 @@ torch_fidelity.register_feature_extractor(EXTRACTOR, Registered)
 
 def baseline(folder: Path, extractor: str) -> float:
     """Images/s of torch-fidelity's Fréchet distance of the first images to themselves."""
+    # The same set twice
     images = Images(folder, BASELINE)
     began = time.monotonic()
     torch_fidelity.calculate_metrics(
@@ -148,11 +156,13 @@ def others_on(device: str) -> list[str]:
 
 def run(rounds: int = 1) -> dict[str, Any]:
     """Images/s of both, and peaks of memory with all images and a tenth."""
+    # Two sizes of pack
     device = pick_device("auto", 0)
     with tempfile.TemporaryDirectory() as name:
         many_folder, few_folder = Path(name, "many"), Path(name, "few")
         make_pack(many_folder, MANY)
         make_pack(few_folder, MANY // 10)
+        # Both in turn
         peaks = {}
         values: dict[str, list[float]] = {"torch-fidelity": [], "ours": []}
         for _ in range(rounds):
@@ -160,7 +170,9 @@ def run(rounds: int = 1) -> dict[str, Any]:
             small, large = reference(few_folder, EXTRACTOR), reference(many_folder, EXTRACTOR)
             values["ours"].append(MANY / large["seconds"])
             peaks = {f"{MANY // 10} images": small["peak_mb"], f"{MANY} images": large["peak_mb"]}
+        # Other networks
         by_extractor = {name: reference(many_folder, name) for name in others_on(device.type)}
+    # Against the baseline
     title = f"features of images of {SIZE} px by EfficientNet-Lite0 at 96 px, {MANY:,} streamed"
     result = record.summary(title, "images/s", values, baseline="torch-fidelity")
     grown = peaks[f"{MANY} images"] / peaks[f"{MANY // 10} images"]
@@ -175,6 +187,6 @@ def run(rounds: int = 1) -> dict[str, Any]:
         "other_extractors": by_extractor,
         "notes": [
             f"{MANY:,} images in {large['seconds']:.0f} s on {device}",
-            *(f"{name}: {result_of['seconds']:.0f} s" for name, result_of in by_extractor.items()),
+            *(f"{name}: {entry['seconds']:.0f} s" for name, entry in by_extractor.items()),
         ],
     }

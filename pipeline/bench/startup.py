@@ -17,6 +17,7 @@ import psutil
 from pipeline.bench import record
 from pipeline.bench.loader import photographs, write_pack
 
+# Length of the training
 IMAGES = 64
 BAR = 4.0  # times the CPU seconds of `import torch`
 WORDS = (
@@ -47,9 +48,11 @@ def first_step(pack: Path, code: Path = record.ROOT) -> float:
     `code`: the checkout that is run.
     """
     with TemporaryDirectory() as folder:
+        # The launcher, two ranks
         command = [sys.executable, "-m", "pipeline.launch", "--gpus", "2", "--threads", "2"]
         command += ["--", "-m", "pipeline.train", *WORDS, f"data.path={pack}", f"out={folder}"]
         process = psutil.Popen(command, cwd=code, stdout=subprocess.DEVNULL)
+        # Until its first row
         try:
             while not any(p.stat().st_size for p in Path(folder).glob("checkpoints/*/metrics.*")):
                 if process.poll() is not None:
@@ -63,6 +66,7 @@ def first_step(pack: Path, code: Path = record.ROOT) -> float:
 
 def run(rounds: int = 3, code: Path = record.ROOT) -> dict[str, Any]:
     """The result (see pipeline.bench.record)."""
+    # Both in turn
     with TemporaryDirectory() as folder:
         pack = Path(folder)
         write_pack(pack, photographs(IMAGES)[:, ::8, ::8].copy())
@@ -71,6 +75,7 @@ def run(rounds: int = 3, code: Path = record.ROOT) -> dict[str, Any]:
             "two ranks to their first step": lambda: first_step(pack, code),
         }
         values = record.interleaved(cases, rounds)
+    # Against the baseline
     title = "start-up of a training on the CPU: launcher, agent and two ranks"
     result = record.summary(title, "CPU seconds", values, "import torch")
     ratio = result["ratio"]["two ranks to their first step"]

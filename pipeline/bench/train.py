@@ -34,8 +34,10 @@ from pipeline.training.trainer import Trainer
 
 AnyTrainer = PlainTrainer | Trainer
 
+# Limits
 TOLERANCE = 1e-3  # relative difference of two losses
 LARGEST = 512  # images a step, if a GPU's memory holds them
+# What is trained
 CPU_WORDS = ("experiment=smoke", "data.source=shapes")
 GPU_WORDS = ("experiment=imagenet", "data.source=train", "data.resolution=64")
 
@@ -85,11 +87,13 @@ def losses_differ(trainers: Mapping[str, AnyTrainer], steps: int) -> float:
 
 def rate(trainer: AnyTrainer, steps: int) -> float:
     """Images/s over `steps` steps, after one that is not timed."""
+    # One step unseen
     device = trainer.group.device
     if device.type == "cuda":
         torch.cuda.empty_cache()
     trainer.train_step()
     finish(device)
+    # Then the timed ones
     began = time.monotonic()
     for _ in range(steps):
         trainer.train_step()
@@ -125,12 +129,14 @@ def watched(trainer: Trainer) -> Iterator[Stopwatch]:
         backward(loss)
         watch.stop()
 
+    # Around each part
     hooks = [
         trainer.model.register_forward_pre_hook(watch.start),
         trainer.model.register_forward_hook(watch.stop),
         trainer.optimizer.register_step_pre_hook(watch.start),
         trainer.optimizer.register_step_post_hook(watch.stop),
     ]
+    # Backward has no hook
     Tensor.backward = timed_backward  # type: ignore[assignment]
     try:
         yield watch
@@ -159,10 +165,12 @@ def kind_of(kernel: str) -> str:
 
 def profiled(trainer: Trainer, steps: int = 5) -> dict[str, float]:
     """Milliseconds of GPU time a step in each of KINDS."""
+    # GPU time by kernel
     with profile(activities=[ProfilerActivity.CUDA]) as measured:
         for _ in range(steps):
             trainer.train_step()
         finish(trainer.group.device)
+    # Summed by kind
     times: Counter[str] = Counter()
     for event in measured.key_averages():
         times[kind_of(event.key)] += event.self_device_time_total / 1000 / steps
@@ -182,6 +190,7 @@ def on_cpu(
     batch: int, rounds: int, steps: int, words: tuple[str, ...] = CPU_WORDS
 ) -> dict[str, Any]:
     """The result (see pipeline.bench.record) without a GPU."""
+    # Three trainers alike
     group = Ranks(0, 1, torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         exact = partial(job_of, words, batch, folder, "train.precision=fp32")
@@ -190,12 +199,15 @@ def on_cpu(
             "ours, float32": Trainer(exact(), group),
             "ours, bf16": Trainer(job_of(words, batch, folder, "train.precision=bf16"), group),
         }
+        # The same losses first
         differ = losses_differ(trainers, steps=8)
         cases = {name: partial(rate, trainer, steps) for name, trainer in trainers.items()}
         values = record.interleaved(cases, rounds)
         spent = sorted(overhead(trainers["ours, float32"], steps) for _ in range(rounds))
+    # Against the plain one
     title = f"training steps of {batch} images, network of the smoke run, one process on the CPU"
     result = record.summary(title, "images/s", values, "plain, float32")
+    # Promises on a CPU
     bars = [
         record.bar("ours, bf16 / plain", result["ratio"]["ours, bf16"], at_least=1.3),
         record.bar("loop overhead, float32", spent[len(spent) // 2], at_most=0.03),
@@ -209,6 +221,7 @@ def on_cpu(
 
 def largest_batch(group: Ranks, folder: str, largest: int = LARGEST) -> int:
     """The largest halving of `largest` images of which the plain trainer can take two steps."""
+    # Half as many each time
     batch = largest
     while batch > 1:
         try:
@@ -235,22 +248,26 @@ def gpu_losses_differ(group: Ranks, folder: str) -> float:
 
 def on_gpu(rounds: int, steps: int) -> dict[str, Any]:
     """The result (see pipeline.bench.record) on one GPU."""
+    # The same losses first
     group = Ranks(0, 1, torch.device("cuda", 0))
     with tempfile.TemporaryDirectory() as folder:
         differ = gpu_losses_differ(group, folder)
         gc.collect()
         # two trainers stand side by side: half of what fits one leaves room for the other's state
         batch = largest_batch(group, folder) // 2
+        # Two trainers in turn
         job = partial(job_of, GPU_WORDS, batch, folder)
         trainers: dict[str, Any] = {"plain, fp16": PlainTrainer(job(), group)}
         trainers["ours, bf16"] = ours = Trainer(job(), group)
         cases = {name: partial(rate, trainer, steps) for name, trainer in trainers.items()}
         values = record.interleaved(cases, rounds)
         times = profiled(ours)
+    # Against the plain one
     title = f"training steps of {batch} images of 64 px, network of imagenet, one GPU"
     result = record.summary(title, "images/s", values, "plain, fp16")
     name, reached = ours.meter.name, result["median"]["ours, bf16"]
     use = flops.mfu(reached, ours.meter.flops, name)
+    # Promises on a GPU
     bars = [
         record.bar("ours / plain", result["ratio"]["ours, bf16"], at_least=2.5),
         record.bar("relative difference of losses, float32", differ, at_most=TOLERANCE),
