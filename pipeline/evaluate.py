@@ -20,6 +20,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from pipeline.compute.distributed import ranks
 from pipeline.config.load import load_step
 from pipeline.config.paths import out_file, record_file, reference_file, run_folder, samples_folder
 from pipeline.config.schema import Config
-from pipeline.config.stages import write_config
+from pipeline.config.stages import rank_keys, write_config
 from pipeline.drawing.pictures import neighbours_picture
 from pipeline.drawing.tiles import save_picture
 from pipeline.images.sources.find import resolve_image_set
@@ -56,6 +57,13 @@ class Job:
     # Where scores go
     out: Path | None  # file of the scores; None: they are only printed
     run: bool  # whether the images are the samples of a run
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What all ranks must have in common; the images by their number and how they were made."""
+        inputs, about = self.inputs, self.inputs.about.model_dump(exclude={"file"})
+        images = {"num": len(inputs.images), "how": inputs.how}
+        return {**rank_keys(self.config, "evaluate"), "images": images, "reference": about}
 
 
 def prepare(argv: list[str]) -> Job:
@@ -85,9 +93,9 @@ def job_of(config: Config, path_words: dict[str, str]) -> Job:
     return Job(config, inputs, reference, out_file(Path(out or default_out)), True)
 
 
-def preflight(config: Config, paths: dict[str, str], world: int) -> None:
+def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, Any]:
     """All checks that need no network."""
-    job_of(config, paths)
+    return job_of(config, paths).identity
 
 
 # --- result --------------------------------------------------------------------------------------
@@ -143,8 +151,9 @@ def main(argv: list[str]) -> None:
 
     # Features, scores, files
     settings = job.config.evaluate
-    with ranks(job.config.runtime.device) as group:
+    with ranks(job.config.runtime.device, job.identity) as group:
         extractor = load_extractor(settings.extractor, settings.weights, group.device)
+        group.agree({"sha256 of the extractor": extractor.weights_sha256})
         if job.inputs.reference:
             check_weights(job.inputs.reference, extractor, job.reference)
         work = Work(job.inputs, extractor, job.config, group)

@@ -17,11 +17,12 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.base.errors import UserError, run_main
 from pipeline.config.load import load_step
 from pipeline.config.schema import Config, Launch
-from pipeline.launching import gpus, slurm
+from pipeline.launching import commands, gpus, slurm
 from pipeline.launching.launchers import Start, launcher
 from pipeline.launching.leases import lease
 from pipeline.launching.running import Registered
@@ -93,15 +94,18 @@ def run(job: Job, log: Path | None) -> int:
 
     # Checked, then started
     with Registered(job.module, max(1, job.wanted), log) as registered:  # its checks may wait
-        num_ranks = checked_ranks(job, config, paths)
+        num_ranks, identity = checked_ranks(job, config, paths)
+        launch = commands.identified(launch, job.name, identity)
         start = Start(
             job.module, job.ours, num_ranks, job.wanted, job.threads, launch, log, registered
         )
         return run_here(job, config, start)
 
 
-def checked_ranks(job: Job, config: Config, paths: dict[str, str]) -> int:
-    """The number of the job's ranks per machine, after all checks that come before a start.
+def checked_ranks(job: Job, config: Config, paths: dict[str, str]) -> tuple[int, dict[str, Any]]:
+    """The number of the job's ranks per machine, and what all ranks must have in common.
+
+    All checks that come before a start have passed then.
 
     Raises UserError if the job cannot have its GPUs, or its preflight finds a problem.
     """
@@ -111,16 +115,16 @@ def checked_ranks(job: Job, config: Config, paths: dict[str, str]) -> int:
     # Modules of others
     if not job.ours:
         check_gpus(job, visible if chosen.leases_gpus else None)
-        return max(1, job.wanted)
+        return max(1, job.wanted), {}
     if not job.ranked:
-        return 1
+        return 1, {}
 
     # Steps of ranks
     num_ranks = chosen.num_ranks(job.wanted, config.runtime.device, visible)
     if chosen.leases_gpus:
         check_torch([] if gpus.declared() else visible, config.runtime.device)
-    importlib.import_module(job.name).preflight(config, paths, num_ranks * launch.nnodes)
-    return num_ranks
+    step = importlib.import_module(job.name)
+    return num_ranks, step.preflight(config, paths, num_ranks * launch.nnodes)
 
 
 def check_gpus(job: Job, visible: list[str] | None) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from pipeline.compute.distributed import Ranks, ranks
 from pipeline.config.load import load_step
 from pipeline.config.paths import out_file, pack_folder, record_file, reference_file
 from pipeline.config.schema import Config, Runtime
+from pipeline.config.stages import rank_keys
 from pipeline.data.pack import Pack, Record, open_pack
 from pipeline.images.sources.find import resolve_image_set
 from pipeline.launching.handover import hand_over
@@ -42,6 +44,11 @@ class Job:
     pack: Pack
     out: Path
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What all ranks must have in common."""
+        return {**rank_keys(self.config, "reference"), "pack": self.pack.record.sha256.to_json()}
+
 
 def prepare(argv: list[str]) -> Job:
     """Read and check what the words name; raises UserError for the first that does not fit."""
@@ -59,10 +66,9 @@ def job_of(config: Config, path_words: dict[str, str]) -> Job:
     return Job(config, pack, out_file(Path(path_words.get("out", reference_file(config)))))
 
 
-def preflight(config: Config, paths: dict[str, str], world: int) -> None:
+def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, Any]:
     """All checks that need no network."""
-    if not exported(paths):
-        job_of(config, paths)
+    return {} if exported(paths) else job_of(config, paths).identity
 
 
 def measure(
@@ -123,8 +129,9 @@ def main(argv: list[str]) -> None:
         return
     job = job_of(config, paths)
     settings, runtime = job.config.evaluate, job.config.runtime
-    with ranks(runtime.device) as group:
+    with ranks(runtime.device, job.identity) as group:
         extractor = load_extractor(settings.extractor, settings.weights, group.device)
+        group.agree({"sha256 of the extractor": extractor.weights_sha256})
         images = pack_folder(job.config) / "images.npy"
         reference = measure(job.pack, images, extractor, runtime, group)
         if group.first:

@@ -8,6 +8,8 @@ number of ranks. Finished batches are kept in `shards/` until all are there, so 
 goes on.
 """
 
+from typing import Any
+
 from pipeline.base import locks
 from pipeline.base.errors import run_main
 from pipeline.config.schema import Config
@@ -15,9 +17,11 @@ from pipeline.launching.handover import hand_over
 from pipeline.sampling.job import STEP, job_of, prepare
 
 
-def preflight(config: Config, paths: dict[str, str], world: int) -> None:
+def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, Any]:
     """Check what needs no GPU, and wait for another sampler of this folder to end."""
-    locks.wait_until_free(job_of(config, paths).out)
+    job = job_of(config, paths)
+    locks.wait_until_free(job.out)
+    return job.identity
 
 
 def main(argv: list[str]) -> None:

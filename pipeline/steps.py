@@ -4,7 +4,8 @@ A step is a module pipeline.NAME with `main(argv)`: it takes `key=value` words, 
 them once, and writes files. One that runs as several ranks also has
 
     preflight(config, paths, world)   all checks that need no device, before any rank starts and
-                                      before a GPU is leased; waits for another job in its folder
+                                      before a GPU is leased; waits for another job in its folder;
+                                      returns what all ranks must have in common
 
 which the launcher calls with its own parse of the same words. A step imports no other step.
 """

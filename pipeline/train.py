@@ -11,7 +11,7 @@ does not declare and so never deletes; checkpoints=FOLDER names another folder.
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.base import locks
 from pipeline.base.errors import run_main
@@ -25,7 +25,7 @@ from pipeline.images.sources.find import resolve_image_set
 from pipeline.launching.handover import hand_over
 from pipeline.steps import STEPS
 from pipeline.training.batch_size import images_of_a_rank
-from pipeline.training.identity import scratch_folder
+from pipeline.training.identity import rank_identity, scratch_folder
 
 if TYPE_CHECKING:  # torch is loaded by the ranks alone, not by the launcher, which calls preflight
     from pipeline.training.job import Job
@@ -55,10 +55,11 @@ def prepare(argv: list[str], world: int) -> "Job":
     return Job(config, WORKLOADS[config.workload](config, pack), out, scratch)
 
 
-def preflight(config: Config, paths: dict[str, str], world: int) -> None:
+def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, Any]:
     """Check what needs no GPU, and wait for another trainer of this run to end."""
     config, pack = read(config, paths, world)
     locks.wait_until_free(folders(config, paths, pack)[1])
+    return rank_identity(config, pack.record.sha256.to_json())
 
 
 def read(config: Config, paths: dict[str, str], world: int) -> tuple[Config, Pack]:

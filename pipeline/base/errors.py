@@ -29,15 +29,16 @@ class Stopped(BaseException):
 def run_main(step: Callable[[list[str]], None]) -> NoReturn:
     """Run `step(argv)` and exit: 0, 2 after a UserError, 75 after Stopped.
 
-    Under a launcher only rank 0 prints an error that every rank meets.
+    Under a launcher the first rank of each machine prints an error that every rank meets.
     """
     # One message per job
     rank = os.environ.get("RANK", "0")
+    first_here = os.environ.get("LOCAL_RANK", "0") == "0"
     # Statuses of the step
     try:
         step(sys.argv[1:])
     except UserError as error:
-        if rank == "0" or isinstance(error, OneRankError):
+        if first_here or isinstance(error, OneRankError):
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:  # before or after the part of a step that saves on a signal

@@ -1,17 +1,21 @@
 """This process among the ranks: rank, world size, device, and what ranks exchange."""
 
+import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from pipeline.base.code import code_sha256
 from pipeline.base.errors import UserError
 from pipeline.base.processes import die_with_parent, handle_stop_signals
+from pipeline.compute.agreement import disagreement
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,11 @@ class Ranks:
     def first(self) -> bool:
         """Whether this is rank 0, which prints and writes."""
         return self.rank == 0
+
+    @property
+    def first_here(self) -> bool:
+        """Whether this is the first rank of its machine."""
+        return os.environ.get("LOCAL_RANK", "0") == "0"
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -69,6 +78,31 @@ class Ranks:
             dist.recv(tensor, rank)
         return [value, *tensors]
 
+    def agree(self, identity: Mapping[str, Any]) -> None:
+        """Compare nested JSON values, which must be the same on all ranks that name them.
+
+        Raises UserError on every rank, with the same sentence, if two ranks differ.
+        """
+        if self.world == 1:
+            return
+        texts = self.gather(as_tensor(json.dumps(identity)))
+        sentence = disagreement([json.loads(as_text(text)) for text in texts]) if texts else ""
+        # Every rank learns the sentence of rank 0
+        length = int(self.sum(torch.tensor(len(as_tensor(sentence)))))
+        padded = as_tensor(sentence) if self.first else torch.zeros(length, dtype=torch.uint8)
+        if length:
+            raise UserError(as_text(self.sum(padded)))
+
+
+def as_tensor(text: str) -> torch.Tensor:
+    """The bytes of a text, uint8 (n,)."""
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+def as_text(tensor: torch.Tensor) -> str:
+    """The text of bytes uint8 (n,): the inverse of `as_tensor`."""
+    return bytes(tensor.tolist()).decode()
+
 
 def pick_device(setting: str, local_rank: int) -> torch.device:
     """The device of a local rank: `setting` is auto, cpu or cuda.
@@ -91,8 +125,11 @@ def pick_device(setting: str, local_rank: int) -> torch.device:
 
 
 @contextmanager
-def ranks(device: str) -> Iterator[Ranks]:
+def ranks(device: str, identity: Mapping[str, Any]) -> Iterator[Ranks]:
     """The ranks of this job, from torchrun's environment; one process without it.
+
+    `identity`: nested JSON values that must be the same on all ranks, as the code must be; raises
+    UserError on all of them if they are not.
 
     nccl on GPUs, gloo on CPUs. A rank dies with its launcher, so that none is orphaned on a GPU.
     If another rank is gone, this one exits with a sentence and status 1. It meets that at the
@@ -120,7 +157,9 @@ def ranks(device: str) -> Iterator[Ranks]:
     )
     lost = False
     try:
-        yield Ranks(rank, world, rank_device)
+        group = Ranks(rank, world, rank_device)
+        group.agree({**identity, "code": code_sha256()})
+        yield group
     except RuntimeError as error:
         lost = lost_rank(error)
         if not lost:

@@ -247,7 +247,7 @@ class Launch(Section):
     # Where nodes meet
     nnodes: PositiveInt
     rdzv_endpoint: str | None  # host:port of the first node
-    rdzv_id: str  # what the nodes of one job have in common
+    rdzv_id: str | None  # what the nodes of one job have in common; None: made of its keys
     join_seconds: PositiveInt  # how long nodes wait for each other
     # Network and folders
     interface: str | None  # of the network between the nodes; None: the one that leads there

@@ -26,6 +26,12 @@ def stage_keys(config: Config, stage: str) -> dict[str, Any]:
     return result
 
 
+def rank_keys(config: Config, stage: str) -> dict[str, Any]:
+    """The keys that all ranks of `stage` must have in common: its own, and most of runtime."""
+    runtime = config.runtime.model_dump(mode="json", exclude=set(OF_A_MACHINE))
+    return {"step": stage, **stage_keys(config, stage), "runtime": runtime}
+
+
 def settings_words(config: Config) -> str:
     """Places, runtime and launch as shell-quoted `key=value` words for a step's command line.
 
@@ -62,6 +68,8 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "evaluate": (*DATA_KEYS, *(f"evaluate.{k}" for k in Evaluate.model_fields if k != "weights")),
     "report": (*DATA_KEYS, "report"),
 }
+# Keys of runtime in which machines of one job may differ.
+OF_A_MACHINE = ("gpus", "workers", "start_method", "data_on_device", "progress_seconds")
 PLACES = ("data.dir", "data.layout", "data.pack_dir", "data.path", "evaluate.weights")
 
 

@@ -6,10 +6,13 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import psutil
 
+from pipeline.base.code import code_sha256
 from pipeline.base.errors import UserError
+from pipeline.base.files import sha256_json
 from pipeline.base.processes import STOP_SIGNALS
 from pipeline.config.schema import Launch
 from pipeline.launching import gpus
@@ -42,6 +45,19 @@ def command(module: Sequence[str], count: int, launch: Launch, ours: bool = True
     ]
     words += [f"--max-restarts={launch.max_restarts}", f"--nproc-per-node={count}"]
     return [*words, *module]
+
+
+def identified(launch: Launch, module: str, identity: Mapping[str, Any]) -> Launch:
+    """`launch` with the name of the job at its meeting place, if it has several nodes and no name.
+
+    It follows from what all ranks must have in common, so that nodes of different jobs, or of one
+    job with different keys, do not run together.
+    """
+    if launch.nnodes == 1 or launch.rdzv_id is not None:
+        return launch
+    whole = {"identity": identity, "code": code_sha256() if identity else None}
+    name = f"{module.rpartition('.')[2]}-{sha256_json(whole)[:12]}"
+    return launch.model_copy(update={"rdzv_id": name})
 
 
 def meeting(launch: Launch) -> list[str]:

@@ -12,7 +12,7 @@ ranks, under handlers that a second signal would end); and `launcher.api` is tol
 import logging
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch.distributed.elastic.agent.server.api import (
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousError
 from torch.distributed.launcher import api
 from torch.distributed.run import main
 
@@ -118,8 +119,31 @@ class Agent(LocalElasticAgent):
             stop(self.signals[0])
 
 
+def not_met(error: RendezvousError, words: Sequence[str]) -> str:
+    """A sentence about nodes that did not meet; `words` are those of torchrun."""
+    given = dict(word.partition("=")[::2] for word in words)
+    place, name = given.get("--rdzv-endpoint"), given.get("--rdzv-id")
+    if not isinstance(error, RendezvousConnectionError):
+        return (
+            f"too few nodes met at {place} in time as {name}: start the same command on every "
+            "node, with the same keys, data and code, and give each job a port of its own"
+        )
+    if "is_host=1" in given.get("--rdzv-conf", ""):
+        return (
+            f"the port of launch.rdzv_endpoint={place} is taken, perhaps by another job: "
+            "give another one, the same on every node"
+        )
+    return (
+        f"nothing answers at launch.rdzv_endpoint={place}: start the same command on the first "
+        "node, and see that other nodes can reach this port"
+    )
+
+
 def quiet_main() -> int:
-    """Run torchrun; the exit status of the rank that failed, or 75 after a signal."""
+    """Run torchrun; the exit status of the rank that failed, or 75 after a signal.
+
+    2 if the nodes did not meet.
+    """
     # No traceback of the agent
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
@@ -132,6 +156,9 @@ def quiet_main() -> int:
         return exit_status(int(cause(error.failures)[1].exitcode))
     except SignalException:
         return EXIT_RESUMABLE
+    except RendezvousError as error:
+        print(f"error: {not_met(error, sys.argv[1:])}", file=sys.stderr, flush=True)
+        return EXIT_USER_ERROR
     return 0
 
 

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.base.errors import UserError
 from pipeline.config.load import load_step
 from pipeline.config.paths import out_folder, samples_folder, weights_file
 from pipeline.config.samplers import check_guidance, one_sampler
 from pipeline.config.schema import Config, Sample
+from pipeline.config.stages import rank_keys
 from pipeline.data.pack import DataAbout
 from pipeline.images.sources.find import resolve_image_set
 from pipeline.steps import STEPS
@@ -48,6 +49,13 @@ class Job:
     seed: int
     # Where it goes
     out: Path
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What all ranks must have in common; the weights by what they say of themselves."""
+        files = {"weights": self.weights, "guide": self.guide}
+        about = {name: weights and weights.about.to_json() for name, weights in files.items()}
+        return {**rank_keys(self.config, "sample"), "seed": self.seed, **about}
 
 
 def prepare(argv: list[str]) -> Job:

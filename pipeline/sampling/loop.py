@@ -41,7 +41,7 @@ def work(job: Job) -> None:
         if first:
             stack.enter_context(locks.locked(job.out))
             write_config(job.out, job.config, "sample")
-        group = stack.enter_context(ranks(job.config.runtime.device))
+        group = stack.enter_context(ranks(job.config.runtime.device, job.identity))
 
         # Work that is left
         sums = checksums(job, group)

@@ -30,13 +30,21 @@ class Checksums(NamedTuple):
 
 
 def checksums(job: Job, group: Ranks) -> Checksums:
-    """The checksums on every rank; rank 0 alone reads the files for them."""
-    files = [weights.path for weights in (job.weights, job.guide) if weights is not None]
+    """The checksums on every rank; the first rank of each machine reads the files for them.
+
+    Raises UserError on all ranks if the machines have other files.
+    """
+    # The same on every machine
+    files = {"weights": job.weights.path} | ({"guide": job.guide.path} if job.guide else {})
+    hashes = {name: sha256_file(path) for name, path in files.items()} if group.first_here else {}
+    group.agree({f"sha256 of the {name}": digest for name, digest in hashes.items()})
+
+    # Those of rank 0, on every rank
     digests = torch.zeros(len(files), 32, dtype=torch.uint8)
     if group.first:
-        digests = torch.tensor([list(bytes.fromhex(sha256_file(f))) for f in files]).byte()
-    hashes = [bytes(row.tolist()).hex() for row in group.sum(digests)]
-    return Checksums(hashes[0], hashes[1] if job.guide is not None else None)
+        digests = torch.tensor([list(bytes.fromhex(digest)) for digest in hashes.values()]).byte()
+    shared = [bytes(row.tolist()).hex() for row in group.sum(digests)]
+    return Checksums(shared[0], shared[1] if job.guide is not None else None)
 
 
 def shard_folder(job: Job, sums: Checksums) -> Path:

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.base.files import sha256_json
 from pipeline.config.schema import Config
-from pipeline.config.stages import stage_keys
+from pipeline.config.stages import rank_keys, stage_keys
 from pipeline.training.learning_rate import ENDING
 
 
@@ -26,6 +26,11 @@ def identity(config: Config, data_sha256: Any) -> str:
     if config.pairs_within_classes:  # earlier versions paired noise and images across classes
         parts["pairs"] = "within classes"
     return sha256_json(parts)[:12]
+
+
+def rank_identity(config: Config, data_sha256: Any) -> dict[str, Any]:
+    """What all ranks of a training must have in common."""
+    return {**rank_keys(config, "train"), "data": {"sha256": data_sha256}}
 
 
 def scratch_folder(out: Path, config: Config, data_sha256: Any) -> Path:

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.config.schema import Config
+from pipeline.training.identity import rank_identity
 from pipeline.training.workload import Workload
 
 
@@ -17,6 +19,11 @@ class Job:
     # Its folders
     out: Path
     scratch: Path  # checkpoints, metrics and events of exactly these experiment keys
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What all ranks must have in common."""
+        return rank_identity(self.config, self.workload.about()["sha256"])
 
     @property
     def steps(self) -> int:

@@ -29,7 +29,7 @@ def work(job: Job) -> None:
     with lock:
         newest = preflight.check(job) if first else None
         # Training, all ranks
-        with ranks(job.config.runtime.device) as group:
+        with ranks(job.config.runtime.device, job.identity) as group:
             stop = StopFlag(group)
             trainer = Trainer(job, group)
             resume(trainer, newest)

@@ -175,10 +175,15 @@ def test_nodes_that_cannot_meet_are_told_why(given: str, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rank", "error", "printed"),
-    [("0", "UserError", True), ("3", "UserError", False), ("3", "OneRankError", True)],
+    ("rank", "local", "error", "printed"),
+    [
+        ("0", "0", "UserError", True),
+        ("3", "3", "UserError", False),
+        ("3", "3", "OneRankError", True),
+        ("8", "0", "UserError", True),  # the first of a second machine, which may lack the pack
+    ],
 )
-def test_who_prints_an_error(rank: str, error: str, printed: bool) -> None:
+def test_who_prints_an_error(rank: str, local: str, error: str, printed: bool) -> None:
     code = f"""
 from pipeline.base.errors import *
 def step(argv):
@@ -188,7 +193,7 @@ run_main(step)
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env={**os.environ, "RANK": rank},
+        env={**os.environ, "RANK": rank, "LOCAL_RANK": local},
         capture_output=True,
         text=True,
     )
