@@ -5,7 +5,8 @@ Each further half-life of the average gives a weights-ema<images>.safetensors.
     torchrun --standalone --nproc-per-node=4 -m pipeline.train data.path=PACK train.lr=2e-4
 
 Everything needed to go on lies in `checkpoints/<hash of the experiment keys>/`, which the workflow
-does not declare and so never deletes; checkpoints=FOLDER names another folder.
+does not declare and so never deletes; checkpoints=FOLDER names another folder, which must hold
+checkpoints or not exist yet.
 """
 
 import os
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.base import locks
 from pipeline.base.errors import run_main
 from pipeline.config.load import load_step, validate
-from pipeline.config.paths import pack_folder, run_folder
+from pipeline.config.paths import out_folder, pack_folder, run_folder
 from pipeline.config.schema import Config
 from pipeline.config.stages import write_config
 from pipeline.config.words import merge
@@ -25,6 +26,7 @@ from pipeline.images.sources.find import resolve_image_set
 from pipeline.launching.handover import hand_over
 from pipeline.steps import STEPS
 from pipeline.training.batch_size import images_of_a_rank
+from pipeline.training.given_folder import check_given
 from pipeline.training.identity import rank_identity, scratch_folder
 
 if TYPE_CHECKING:  # torch is loaded by the ranks alone, not by the launcher, which calls preflight
@@ -82,10 +84,17 @@ def read(config: Config, paths: dict[str, str], world: int) -> tuple[Config, Pac
 
 
 def folders(config: Config, paths: dict[str, str], pack: Pack) -> tuple[Path, Path]:
-    """The folder of the results and that of the checkpoints."""
-    out = Path(paths.get("out", run_folder(config) / "train"))
-    scratch = scratch_folder(out, config, pack.record.sha256.to_json())
-    return out, Path(paths.get("checkpoints", scratch))
+    """The folder of the results and that of the checkpoints.
+
+    Raises UserError if files cannot be written there, or a given folder holds no checkpoint.
+    """
+    out = out_folder(Path(paths.get("out", run_folder(config) / "train")))
+    if "checkpoints" not in paths:
+        return out, scratch_folder(out, config, pack.record.sha256.to_json())
+    given = Path(paths["checkpoints"])
+    if os.environ.get("RANK", "0") == "0":  # the others may see it while rank 0 makes it
+        check_given(given)
+    return out, given
 
 
 def adopt_pack(config: Config) -> Config:

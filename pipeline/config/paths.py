@@ -133,10 +133,17 @@ def metrics_file(config: Config, seed: int) -> Path:
     return run_folder(config) / "metrics" / f"{sampler_name(config.sample)}-seed{seed}.json"
 
 
-def out_folder(path: Path) -> Path:
-    """`path`, the folder that a step writes into; raises UserError if it is a file."""
-    if path.exists() and not path.is_dir():
-        raise UserError(f"out={path} is a file: give a folder")
+def out_folder(path: Path, word: str = "out") -> Path:
+    """`path`, the folder that a step writes into, given as `word`=PATH.
+
+    Raises UserError if it is a file or below one, or cannot be written to.
+    """
+    there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        which = "" if there == path.absolute() else f"below {there}, which "
+        raise UserError(f"{word}={path} is {which}{'is ' if which else ''}a file: give a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{word}={path} cannot be written to: name another place")
     return path
 
 

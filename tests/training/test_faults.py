@@ -248,6 +248,33 @@ def test_the_checkpoints_of_another_experiment_are_refused(pack: Path, tmp_path:
     assert checkpoint.step_of(checkpoint.checkpoints(tmp_path / "mine")[-1]) == 8
 
 
+def test_a_given_folder_without_checkpoints_is_refused(
+    pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(place: Path, says: str) -> None:
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(UserError, match=says):
+            run(pack, tmp_path / "out", f"checkpoints={place}")
+        assert sorted(tmp_path.rglob("*")) == before
+
+    run(pack, tmp_path / "out", "train.images=48")
+    [folder] = tmp_path.glob("out/checkpoints/*")
+    for parent in (folder.parent, tmp_path / "out", tmp_path):
+        refused(parent, f"holds no checkpoint itself, but these folders do: {folder}: give")
+    file = checkpoint.checkpoints(folder)[-1]
+    refused(file, f"is a file: give the folder that holds it, {folder}$")
+    refused(file / "below", f"is below {file}, which is a file: give a folder")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "holds no checkpoint: give a folder that does, or for a new run")
+    with pytest.raises(UserError, match=r"out=.* is a file: give a folder"):
+        run(pack, file)
+    # One that a run was killed in before its first checkpoint
+    (tmp_path / "empty" / "lock").touch()
+    capsys.readouterr()
+    run(pack, tmp_path / "out", f"checkpoints={tmp_path / 'empty'}", "train.images=48")
+    assert "empty holds no checkpoint yet: starting at step 0" in capsys.readouterr().out
+
+
 def test_a_full_disk_is_found_before_the_first_step(
     pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
