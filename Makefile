@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 # --- variables ------------------------------------------------------------------------------------
 CORES ?= $(shell nproc)
-GPUS ?= $(shell $(VENV)/bin/python -m pipeline.launching.gpus)
+GPUS ?= $(shell $(VENV)/bin/python -m pipeline.compute.gpus)
 CONFIG ?=
 RES ?=
 EXPERIMENT ?=

@@ -151,7 +151,8 @@ def main(argv: list[str]) -> None:
 
     # Features, scores, files
     settings = job.config.evaluate
-    with ranks(job.config.runtime.device, job.identity) as group:
+    runtime, launch = job.config.runtime, job.config.launch
+    with ranks(runtime.device, job.identity, launch.join_seconds) as group:
         extractor = load_extractor(settings.extractor, settings.weights, group.device)
         group.agree({"sha256 of the extractor": extractor.weights_sha256})
         if job.inputs.reference:

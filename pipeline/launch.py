@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base.errors import UserError, run_main
+from pipeline.compute import gpus
+from pipeline.compute.gpus import check_torch
 from pipeline.config.load import load_step
 from pipeline.config.schema import Config, Launch
-from pipeline.launching import commands, gpus, slurm
+from pipeline.launching import commands, slurm
 from pipeline.launching.launchers import Start, launcher
 from pipeline.launching.leases import lease
 from pipeline.launching.running import Registered
@@ -68,20 +70,6 @@ class Job:
         return load_step([*self.module[2:], *self.settings], self.step.words if self.step else ())
 
 
-def check_torch(visible: list[str], device: str) -> None:
-    """Raise UserError if GPUs are visible but this build of torch cannot use them."""
-    # Only if GPUs count
-    if not visible or device != "auto":
-        return
-    import torch  # takes seconds, and is needed on machines with GPUs only
-
-    if torch.cuda.device_count() == 0:
-        raise UserError(
-            f"GPUs {','.join(visible)} are visible but torch {torch.__version__} cannot use them: "
-            "install its CUDA build, or give runtime.device=cpu"
-        )
-
-
 def run(job: Job, log: Path | None) -> int:
     """Check, lease, start and watch a job; returns the exit status."""
     # The launcher
@@ -122,7 +110,7 @@ def checked_ranks(job: Job, config: Config, paths: dict[str, str]) -> tuple[int,
     # Steps of ranks
     num_ranks = chosen.num_ranks(job.wanted, config.runtime.device, visible)
     if chosen.leases_gpus:
-        check_torch([] if gpus.declared() else visible, config.runtime.device)
+        check_torch(visible, config.runtime.device)
     step = importlib.import_module(job.name)
     return num_ranks, step.preflight(config, paths, num_ranks * launch.nnodes)
 

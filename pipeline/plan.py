@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from pipeline.base.errors import UserError, run_main
+from pipeline.compute import gpus
 from pipeline.config import paths
 from pipeline.config.image_sets import MADE_SOURCES
 from pipeline.config.load import DEFAULT_FILE, load_yaml, resolve
@@ -25,7 +26,6 @@ from pipeline.data.pack import Record
 from pipeline.flow.made_up import made_up
 from pipeline.images.shapes import CLASSES
 from pipeline.images.sources.find import resolve_image_set
-from pipeline.launching import gpus
 from pipeline.launching.launchers import launcher
 from pipeline.networks import families
 from pipeline.training.calibration import Calibration, calibrate

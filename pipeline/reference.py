@@ -129,7 +129,7 @@ def main(argv: list[str]) -> None:
         return
     job = job_of(config, paths)
     settings, runtime = job.config.evaluate, job.config.runtime
-    with ranks(runtime.device, job.identity) as group:
+    with ranks(runtime.device, job.identity, job.config.launch.join_seconds) as group:
         extractor = load_extractor(settings.extractor, settings.weights, group.device)
         group.agree({"sha256 of the extractor": extractor.weights_sha256})
         images = pack_folder(job.config) / "images.npy"

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 # Codes of prctl
+LAUNCHED = "PIPELINE_LAUNCHED"  # set in the environment of what a launcher has started
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 # Signals that ask a job to save and leave: of people, terminals, Slurm and submitit.
 STOP_SIGNALS = (

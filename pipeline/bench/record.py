@@ -17,7 +17,7 @@ import PIL
 import torch
 
 from pipeline.base.files import read_json, write_json
-from pipeline.launching import gpus
+from pipeline.compute import gpus
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "results" / "benchmarks"

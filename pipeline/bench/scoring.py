@@ -19,9 +19,9 @@ import psutil
 import torch
 
 from pipeline.bench import record
+from pipeline.compute import gpus
 from pipeline.compute.distributed import pick_device
 from pipeline.data.pack import Hashes, Record
-from pipeline.launching import gpus
 from pipeline.scoring.extractors import KINDS
 from pipeline.scoring.fidelity import load_torch_fidelity
 from pipeline.scoring.weights import read_weights

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from pipeline.base.code import code_sha256
 from pipeline.base.errors import UserError
 from pipeline.base.processes import die_with_parent, handle_stop_signals
+from pipeline.compute import gpus, meeting
 from pipeline.compute.agreement import disagreement
 
 
@@ -107,10 +108,13 @@ def as_text(tensor: torch.Tensor) -> str:
 def pick_device(setting: str, local_rank: int) -> torch.device:
     """The device of a local rank: `setting` is auto, cpu or cuda.
 
-    Raises UserError if CUDA is wanted and absent, or devices are fewer than local ranks.
+    Raises UserError if CUDA is wanted and absent, devices are fewer than local ranks, or torch
+    cannot use the GPUs of this machine.
     """
     # The CPU, if allowed
     count = torch.cuda.device_count()
+    if setting != "cpu" and count == 0:
+        gpus.check_torch(gpus.visible(), setting)
     if setting == "cpu" or (setting == "auto" and count == 0):
         return torch.device("cpu")
 
@@ -125,11 +129,12 @@ def pick_device(setting: str, local_rank: int) -> torch.device:
 
 
 @contextmanager
-def ranks(device: str, identity: Mapping[str, Any]) -> Iterator[Ranks]:
+def ranks(device: str, identity: Mapping[str, Any], join_seconds: float) -> Iterator[Ranks]:
     """The ranks of this job, from torchrun's environment; one process without it.
 
     `identity`: nested JSON values that must be the same on all ranks, as the code must be; raises
-    UserError on all of them if they are not.
+    UserError on all of them if they are not. `join_seconds`: the time that rank 0 waits for the
+    others if nothing watches them.
 
     nccl on GPUs, gloo on CPUs. A rank dies with its launcher, so that none is orphaned on a GPU.
     If another rank is gone, this one exits with a sentence and status 1. It meets that at the
@@ -149,10 +154,14 @@ def ranks(device: str, identity: Mapping[str, Any]) -> Iterator[Ranks]:
         return
 
     # With other ranks
+    store = None if meeting.is_watched() else meeting.meet(rank, world, join_seconds)
     dist.init_process_group(
         # gloo beside nccl carries what lives on the CPU, such as the stop flag
         backend="cpu:gloo,cuda:nccl" if rank_device.type == "cuda" else "gloo",
         timeout=timedelta(hours=1),
+        store=store,
+        rank=rank,
+        world_size=world,
         device_id=rank_device if rank_device.type == "cuda" else None,
     )
     lost = False

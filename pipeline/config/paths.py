@@ -140,8 +140,8 @@ def out_folder(path: Path, word: str = "out") -> Path:
     """
     there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
     if not there.is_dir():
-        which = "" if there == path.absolute() else f"below {there}, which "
-        raise UserError(f"{word}={path} is {which}{'is ' if which else ''}a file: give a folder")
+        where = "" if there == path.absolute() else f"below {there}, which is "
+        raise UserError(f"{word}={path} is {where}a file: give a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"{word}={path} cannot be written to: name another place")
     return path

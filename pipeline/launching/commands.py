@@ -13,12 +13,11 @@ import psutil
 from pipeline.base.code import code_sha256
 from pipeline.base.errors import UserError
 from pipeline.base.files import sha256_json
-from pipeline.base.processes import STOP_SIGNALS
+from pipeline.base.processes import LAUNCHED, STOP_SIGNALS
+from pipeline.compute import gpus
 from pipeline.config.schema import Launch
-from pipeline.launching import gpus
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-LAUNCHED = "PIPELINE_LAUNCHED"  # set in the environment of what a launcher has started
 # Seconds between a signal to stop and a kill: steps save a checkpoint, however long that takes;
 # what others do is unknown.
 SHUTDOWN, OTHERS_SHUTDOWN = 3600, 25

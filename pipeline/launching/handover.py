@@ -4,10 +4,11 @@ import os
 import sys
 from collections.abc import Sequence
 
+from pipeline.base.processes import LAUNCHED
+from pipeline.compute import gpus
 from pipeline.config.load import load_step
 from pipeline.config.words import parse_overrides
-from pipeline.launching import gpus, slurm
-from pipeline.launching.commands import LAUNCHED
+from pipeline.launching import slurm
 from pipeline.launching.launchers import launcher
 
 
@@ -19,9 +20,11 @@ def hand_over(module: str, argv: Sequence[str], words: Sequence[str]) -> None:
     `words` are the step's own words. The job gets the step's runtime.gpus, or as many GPUs as
     there are.
     """
-    # Already a rank
+    # Already a rank, or the one process of a launcher
+    if LAUNCHED in os.environ:
+        return
     os.environ.update(slurm.ranks_of_step())
-    if "RANK" in os.environ or LAUNCHED in os.environ:
+    if "RANK" in os.environ:
         return
     if "launcher" not in parse_overrides(argv).get("launch", {}):
         return

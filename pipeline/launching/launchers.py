@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.base.errors import UserError
+from pipeline.compute import gpus
 from pipeline.config.schema import Launch
-from pipeline.launching import commands, gpus, slurm
+from pipeline.launching import commands, slurm
 from pipeline.launching.leases import Lease
 from pipeline.launching.running import Registered
 from pipeline.launching.supervise import supervise

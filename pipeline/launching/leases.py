@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pipeline.base.errors import UserError
 from pipeline.base.locks import take_lock
-from pipeline.launching import gpus
+from pipeline.compute import gpus
 
 FOLDER = Path("/tmp/pipeline-gpu-leases")  # shared by all users of the machine
 POLL = 0.1  # seconds between two looks at busy devices

@@ -41,7 +41,8 @@ def work(job: Job) -> None:
         if first:
             stack.enter_context(locks.locked(job.out))
             write_config(job.out, job.config, "sample")
-        group = stack.enter_context(ranks(job.config.runtime.device, job.identity))
+        device, join_seconds = job.config.runtime.device, job.config.launch.join_seconds
+        group = stack.enter_context(ranks(device, job.identity, join_seconds))
 
         # Work that is left
         sums = checksums(job, group)

@@ -29,7 +29,8 @@ def work(job: Job) -> None:
     with lock:
         newest = preflight.check(job) if first else None
         # Training, all ranks
-        with ranks(job.config.runtime.device, job.identity) as group:
+        device, join_seconds = job.config.runtime.device, job.config.launch.join_seconds
+        with ranks(device, job.identity, join_seconds) as group:
             stop = StopFlag(group)
             trainer = Trainer(job, group)
             resume(trainer, newest)

@@ -10,13 +10,13 @@ from typing import IO, Any
 
 from pipeline.base.errors import UserError
 from pipeline.base.locks import take_lock
+from pipeline.compute import gpus
 from pipeline.config import paths
 from pipeline.config.load import layered, resolve_resolution, validate
 from pipeline.config.samplers import by_sampler, check_guidance
 from pipeline.config.schema import Config
 from pipeline.config.stages import settings_words, stage_keys
 from pipeline.images.sources.find import resolve_image_set
-from pipeline.launching import gpus
 from pipeline.launching.launchers import launcher
 from pipeline.reporting import overview
 from pipeline.steps import STEPS

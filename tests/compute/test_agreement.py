@@ -141,3 +141,54 @@ def test_two_jobs_at_one_port_are_told(tmp_path: Path) -> None:
         expected = f"error: too few nodes met at 127.0.0.1:{port} in time as {name}: "
         assert end.returncode == 2 and expected in output, output
         assert "Traceback" not in output
+
+
+def test_a_rank_waits_for_others_with_a_word_and_an_end(pack: Path, tmp_path: Path) -> None:
+    alone = by_hand(free_port(), 0, "train", *words(pack, tmp_path), "launch.join_seconds=2")
+    output, _ = alone.communicate(timeout=100)
+    assert alone.returncode == 2, output
+    assert "waiting for 1 more rank at 127.0.0.1:" in output
+    assert "error: 1 of 2 ranks did not come to 127.0.0.1:" in output and "within 2 s" in output
+
+
+def test_a_second_job_at_the_port_of_ranks_by_hand_is_told(pack: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        second = by_hand(taken.getsockname()[1], 0, "train", *words(pack, tmp_path))
+        output, _ = second.communicate(timeout=100)
+    assert second.returncode == 2 and "where perhaps another job meets" in output, output
+
+
+STEP_OF_FOUR = {
+    "SLURM_JOB_ID": "77",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NUM_NODES": "1",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_NODELIST": "localhost",
+}
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_the_shell_of_one_of_four_tasks(launched: bool, pack: Path, tmp_path: Path) -> None:
+    """By hand the other three are waited for; a launcher's one process is one rank."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "scontrol").write_text("#!/bin/sh\necho localhost\n")
+    (tools / "scontrol").chmod(0o755)
+    keys = words(pack, tmp_path, "launch.join_seconds=2", "train.images=12")
+    before = ["pipeline.launch", "--gpus", "0", "--threads", "1", "--", "-m"] if launched else []
+    done = subprocess.run(
+        [sys.executable, "-m", *before, "pipeline.train", *keys],
+        cwd=ROOT,
+        env={**os.environ, **STEP_OF_FOUR, "PATH": f"{tools}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == (0 if launched else 2), done.stdout
+    assert ("waiting for 3 more tasks of the step" in done.stdout) != launched
+    assert "Traceback" not in done.stdout

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,9 @@ import torch
 
 from pipeline import launch
 from pipeline.base.errors import UserError
-from pipeline.compute import execution
+from pipeline.compute import execution, gpus
 from pipeline.config.words import parse_overrides
-from pipeline.launching import commands, gpus, handover
+from pipeline.launching import commands, handover
 from pipeline.launching.launchers import LAUNCHERS
 from pipeline.workflow import experiment
 from tests.conftest import ROOT, resolved
@@ -84,6 +85,33 @@ def test_a_torch_that_cannot_use_the_gpus_is_named() -> None:
         launch.check_torch(["0", "1"], "auto")
     launch.check_torch([], "auto")
     launch.check_torch(["0"], "cpu")
+
+
+NVML = """
+class NVMLError(Exception): ...
+nvmlInit = nvmlShutdown = lambda: None
+nvmlDeviceGetCount = lambda: 2
+nvmlDeviceGetHandleByIndex = nvmlDeviceGetUUID = lambda index: f"GPU-{index}"
+"""
+
+
+@pytest.mark.parametrize("by_hand", [["-m", "pipeline.train"], ["-m", "pipeline.reference"]])
+def test_a_torch_that_cannot_use_the_gpus_is_named_by_hand_too(
+    by_hand: list[str], pack: Path, tmp_path: Path
+) -> None:
+    """A driver that has two GPUs, beside a torch that was built without CUDA."""
+    if torch.version.cuda:
+        pytest.skip("NOT TESTED: this torch is built with CUDA")
+    (tmp_path / "pynvml.py").write_text(NVML)
+    out = ["out=" + str(tmp_path / "out"), "evaluate.extractor=efficientnet-lite0"]
+    keys = ["experiment=tiny", f"data.path={pack}", f"record={pack}/manifest.json", *out]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    command = [sys.executable, *by_hand, *keys]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2, done
+    said = "error: GPUs 0,1 are visible but torch .* cannot use them .*: install a build for this"
+    assert re.match(said, done.stderr) and "Traceback" not in done.stderr
 
 
 def test_without_a_compiler_compile_is_off_in_one_line(

@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from pipeline.base.errors import UserError
-from pipeline.launching import gpus, leases
+from pipeline.compute import gpus
+from pipeline.launching import leases
 from tests.conftest import ROOT
 
 STAND_IN = """

@@ -98,6 +98,6 @@ def test_many_samples(tmp_path: Path) -> None:
 if __name__ == "__main__":
     chosen = [word for word in sys.argv[3:] if not word.startswith("batches=")]
     sizes = [int(word.removeprefix("batches=")) for word in sys.argv[3:] if word not in chosen]
-    with ranks("cpu", {}) as group:  # once: a store keeps the addresses of a first group
+    with ranks("cpu", {}, 60) as group:  # once: a store keeps the addresses of a first group
         loop.ranks = lambda *_: nullcontext(group)
         sample_all(Path(sys.argv[1]), Path(sys.argv[2]), tuple(sizes) or BATCHES, *chosen)

@@ -117,7 +117,7 @@ def test_killed_at_step_23_and_resumed_on_other_ranks(
 
 
 if __name__ == "__main__":
-    with ranks("cpu", {}) as group:  # once: a store keeps the addresses of a first group
+    with ranks("cpu", {}, 60) as group:  # once: a store keeps the addresses of a first group
         loop.ranks = lambda *_: nullcontext(group)
         for passes in PASSES:
             micro = f"runtime.micro_batch={BATCH // group.world // passes}"

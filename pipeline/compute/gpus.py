@@ -1,6 +1,6 @@
 """The GPUs that this run may use: those of CUDA_VISIBLE_DEVICES, else all of the machine.
 
-python -m pipeline.launching.gpus    prints how many processes a job may have: GPUs, else CPU cores
+python -m pipeline.compute.gpus    prints how many processes a job may have: GPUs, else CPU cores
 
 PIPELINE_GPU_IDS=0,1,2,3 declares devices on a machine that has none, for tests and rehearsals:
 jobs are leased these ids and compute on the CPU.
@@ -143,6 +143,23 @@ def processes(num_gpus: int, device: str, visible: list[str]) -> int:
         raise UserError("runtime.device=cuda but no GPU is visible: use runtime.device=auto")
     cores = cpu_cores()
     return max(1, num_gpus if num_gpus <= cores else 1 << (cores.bit_length() - 1))
+
+
+def check_torch(visible: list[str], device: str) -> None:
+    """Raise UserError if real GPUs are visible but this build of torch cannot use them.
+
+    `device`: runtime.device.
+    """
+    if not visible or device == "cpu" or declared():
+        return
+    import torch  # takes seconds, and is needed on machines with GPUs only
+
+    if torch.cuda.device_count() == 0:
+        raise UserError(
+            f"GPUs {','.join(visible)} are visible but torch {torch.__version__} cannot use them "
+            "(a CPU build, or a driver that is too old for it): install a build for this driver, "
+            "or give runtime.device=cpu"
+        )
 
 
 if __name__ == "__main__":
