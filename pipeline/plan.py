@@ -105,7 +105,7 @@ def facts(config: Config) -> str:
     samplers = config.sample.samplers
     samples = sum(s.num * len(s.seeds) for s in samplers) * (res * res * 3 + 8)
     averages = len(train.ema_halflife_images)
-    saved = (3 + averages) * weights  # the weights, the averages and two moments of AdamW
+    saved = train.num_copies * weights
     # Length and checkpoints
     every, steps = config.runtime.milestone_images, math.ceil(train.images / train.batch)
     num_kept = config.runtime.keep_checkpoints + (train.images // every if every else 0)

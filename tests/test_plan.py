@@ -51,9 +51,10 @@ def test_sizes_of_the_reference_experiment() -> None:
     assert "295.9 M parameters" in text  # ADM's ImageNet-64 model has 296 M
     assert "563,013 steps of 2,048 = 1,153,050,300 images, 900.0 epochs of 1,281,167" in text
     assert "15.8 GB" in text  # 1,281,167 x (64 x 64 x 3 + 8) bytes
-    assert "5.9 GB each, 2 kept" in text  # weights, two averages, two moments: 4 bytes each
+    # weights, two averages, a remainder, two moments: 4 bytes each
+    assert "7.1 GB each, 2 kept" in text
     assert "1.8 GB" in text  # three seeds of 50,000 images
-    assert "31.8 GB in all" in text  # 15.75 + 2 x 5.92 + 2 x 1.18 + 3 x 0.61
+    assert "34.2 GB in all" in text  # 15.75 + 2 x 7.10 + 2 x 1.18 + 3 x 0.61
     assert "dopri5-1e-05-g1.2-ema0: 50,000 images with each of the seeds 0, 1, 2" in text
 
 

@@ -77,6 +77,13 @@ class Train(Section):
     precision: Precision
     seed: Seed
 
+    @property
+    def num_copies(self) -> int:
+        """Float32 copies of the weights in a checkpoint: the weights, AdamW's two moments, the
+        averages, and a remainder of each with a half-life.
+        """
+        return 3 + len(self.ema_halflife_images) + sum(h > 0 for h in self.ema_halflife_images)
+
     @field_validator("ema_halflife_images", mode="before")
     @classmethod
     def _one_number_is_a_list(cls, value: Any) -> Any:

@@ -44,11 +44,10 @@ def check_checkpoint(state: dict[str, Any], job: Job) -> None:
 
 
 def state_bytes(job: Job) -> int:
-    """Bytes of one checkpoint, about: weights, averages and the optimiser's two moments."""
+    """Bytes of one checkpoint, about."""
     with torch.device("meta"):
         net = job.workload.build()
-    copies = 1 + len(job.config.train.ema_halflife_images) + 2
-    return sum(p.numel() for p in net.parameters()) * copies * 4  # float32
+    return sum(p.numel() for p in net.parameters()) * job.config.train.num_copies * 4  # float32
 
 
 def check_disk(job: Job) -> None:

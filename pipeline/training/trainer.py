@@ -76,7 +76,8 @@ class Trainer:
         precision = self.config.train.precision
         # placement of the weights
         sharded = sharding.is_sharded(self.config, group)
-        sharding.spread([self.net, *(a.net for a in self.averages)], group, sharded, blocks)
+        averages = [net for average in self.averages for net in average.nets]
+        sharding.spread([self.net, *averages], group, sharded, blocks)
         model: nn.Module = self.net
         if execution.compiles(group.device, runtime.compile, group.first):
             model = sharding.compiled(model, sharded, blocks)
@@ -166,6 +167,7 @@ class Trainer:
             # Weights and moments
             "net": self.net.state_dict(),
             "averages": [average.net.state_dict() for average in self.averages],
+            "remainders": [[net.state_dict() for net in a.nets[1:]] for a in self.averages],
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             # Which experiment it is
@@ -185,6 +187,10 @@ class Trainer:
         sharding.load_net(self.net, state["net"])
         for average, saved in zip(self.averages, state["averages"], strict=True):
             sharding.load_net(average.net, saved)
+        remainders = state.get("remainders", [])  # older checkpoints have none: they begin at 0
+        for average, saved in zip(self.averages, remainders, strict=False):
+            for net, values in zip(average.nets[1:], saved, strict=True):
+                sharding.load_net(net, values)
         sharding.load_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state.get("scaler", {}))  # older ones are not of fp16
 

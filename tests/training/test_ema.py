@@ -66,6 +66,30 @@ def test_the_average_is_that_of_torch() -> None:
     torch.testing.assert_close(ema.net.weight, theirs.module.weight)
 
 
+@pytest.mark.parametrize("batch", [64, 256])
+def test_a_long_average_goes_all_of_its_way(batch: int) -> None:
+    """Its steps are far below the rounding of a float32 weight, which would stand still."""
+    steps, halflife = 1000, 14_000_000
+    net = torch.nn.Linear(32, 32)
+    ema = EMA(net, halflife, rampup=0.0)
+    start = ema.net.weight.double()
+    with torch.no_grad():
+        net.weight *= 1.005
+    for step in range(steps):
+        ema.update(net, (step + 1) * batch, batch)
+    assert ema.remainder is not None
+    gone = ema.net.weight.double() + ema.remainder.weight.double() - start
+    due = (1 - 0.5 ** (steps * batch / halflife)) * (net.weight.double() - start)
+    assert (gone / due - 1).abs().max() < 1e-3
+    assert torch.equal(ema.net.weight, (gone + start).float())
+
+
+def test_only_an_average_with_a_halflife_has_a_remainder() -> None:
+    net = torch.nn.Linear(3, 3)
+    assert [len(EMA(net, halflife, 0.05).nets) for halflife in (0, 64)] == [1, 2]
+    assert resolved("train.ema_halflife_images=[0,5,7]").train.num_copies == 3 + 3 + 2
+
+
 def test_names_of_files_and_folders() -> None:
     config = resolved("experiment=tiny", TWO)
     assert weights_files(config.train) == {
