@@ -36,7 +36,8 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     """The arrays of a pack, and its manifest without what tells packagings apart."""
     arrays = {name: (folder / name).read_bytes() for name in PACK - {"manifest.json"}}
     manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest["kind"], manifest["ignored"], manifest["config"]
+    for key in ("kind", "ignored", "config", "listing"):
+        del manifest[key]
     return arrays | {"manifest": json.dumps(manifest, sort_keys=True).encode()}
 
 
