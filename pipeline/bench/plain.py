@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.compute import draws
 from pipeline.compute.distributed import Ranks
 from pipeline.flow import probability_path
 from pipeline.networks.unet import Attention
@@ -40,7 +41,7 @@ class PlainAttention(Attention):
 
 def plain_network(job: Job) -> nn.Module:
     """The network of a job, with the same first weights."""
-    torch.manual_seed(job.config.train.seed)
+    torch.manual_seed(draws.torch_seed(job.config.train.seed))
     net = job.workload.build()
     for module in net.modules():
         if isinstance(module, Attention):

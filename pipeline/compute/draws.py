@@ -8,6 +8,7 @@ rounding of log, cos and sin. Cost: about a hundred elementwise int64 operations
 below a percent of a training step of the reference network.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 
@@ -23,6 +24,16 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+
+
+def torch_seed(seed: int) -> int:
+    """Seed of torch's generators for a run's `seed` in [0, 2^63): the one on the CPU takes 32 bits.
+
+    Seeds below 2^32 are taken as they are; of larger ones all bits go into a hash of 32 bits.
+    """
+    if seed <= _MASK:
+        return seed
+    return int.from_bytes(hashlib.sha256(seed.to_bytes(8, "little")).digest()[:4], "little")
 
 
 def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.compute import execution
+from pipeline.compute import draws, execution
 from pipeline.compute.distributed import Ranks
 from pipeline.config.stages import stage_keys
 from pipeline.training import checkpoint, fitting, sharding
@@ -46,7 +46,8 @@ class Trainer:
         self.micro = micro_batch(self.config, group.world, self.workload.most_items)
         self.workload.place(group.device, group.first)
         # network, averages and optimiser
-        torch.manual_seed(train.seed)  # weights are drawn on the CPU: the same on every device
+        # weights are drawn on the CPU: the same on every device
+        torch.manual_seed(draws.torch_seed(train.seed))
         self.net = self.workload.build()
         self.averages = [EMA(self.net, h, train.ema_rampup) for h in train.ema_halflife_images]
         self.model = self._parallel()
@@ -153,7 +154,7 @@ class Trainer:
     def _seed_dropout(self) -> None:
         """Dropout masks as a function of (seed, step, rank), so that a resume repeats them."""
         place = self.step * self.group.world + self.group.rank
-        torch.manual_seed((self.config.train.seed * 1_000_003 + place) % 2**63)
+        torch.manual_seed(draws.torch_seed(self.config.train.seed) * 1_000_003 + place)
 
     # --- state -------------------------------------------------------------------------------
 

@@ -37,6 +37,13 @@ def test_an_index_has_its_numbers_in_any_batch(indices: list[int], seed: int) ->
         assert torch.equal(row, alone[0])
 
 
+def test_torch_draws_from_all_bits_of_a_seed() -> None:
+    assert [draws_module.torch_seed(seed) for seed in (0, 7, 2**32 - 1)] == [0, 7, 2**32 - 1]
+    seeds = [7 + (k << 32) for k in range(100)] + [7 + (1 << bit) for bit in range(32, 63)]
+    folded = {draws_module.torch_seed(seed) for seed in seeds}
+    assert len(folded) == len(set(seeds)) and max(folded) < 2**32
+
+
 def test_streams_seeds_and_indices_differ() -> None:
     index = torch.arange(2)
     draws = [

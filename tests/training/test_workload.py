@@ -52,6 +52,21 @@ def test_two_ranks_make_the_same_model(strategy: str, reference: tuple, tmp_path
     assert losses(rows) == pytest.approx(losses(reference[1]), rel=1e-5)
 
 
+def test_weights_and_dropout_know_all_bits_of_the_seed(tmp_path: Path) -> None:
+    def first(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weights, and what dropout draws in the first step."""
+        config, cpu = resolved(*vectors.WORDS, f"train.seed={seed}"), torch.device("cpu")
+        trainer = Trainer(Job(config, vectors.Vectors(), tmp_path, tmp_path), Ranks(0, 1, cpu))
+        trainer._seed_dropout()
+        return torch.cat([p.flatten() for p in trainer.net.parameters()]), torch.rand(5)
+
+    small, large = first(7), first(7 + 2**32)
+    torch.manual_seed(7)
+    drawn = torch.cat([p.flatten() for p in vectors.Vectors().build().parameters()])
+    assert torch.equal(small[0], drawn)  # as in every run before
+    assert not torch.equal(small[0], large[0]) and not torch.equal(small[1], large[1])
+
+
 def test_messages_say_where_its_items_lie(tmp_path: Path) -> None:
     config = resolved(*vectors.WORDS, "train.lr=1e30")
     trainer = Trainer(
