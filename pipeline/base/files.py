@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,8 @@ from pipeline.base.errors import UserError
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success fsync it and rename it to `path`.
 
-    On any failure the temporary file is removed and `path` is left as it was.
+    The file has the mode of the one that it replaces, or else that of the umask, whatever wrote
+    it. On any failure the temporary file is removed and `path` is left as it was.
     Raises UserError if the disk is full.
     """
     # Hidden beside it
@@ -26,7 +28,10 @@ def atomic(path: Path) -> Iterator[Path]:
 
     # Complete before its name
     try:
+        temporary.touch()
+        mode = stat.S_IMODE((path if path.exists() else temporary).stat().st_mode)
         yield temporary
+        temporary.chmod(mode)  # safetensors writes for the owner alone
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)

@@ -139,6 +139,15 @@ def test_every_artefact_is_there(finished: Project, photos: Path) -> None:
     assert not list(finished.folder.rglob("*.tmp")) and not list(photos.rglob("*.tmp"))
 
 
+def test_all_results_follow_the_umask(finished: Project) -> None:
+    """Of the launcher's, the steps' and Snakemake's files; others may sample from the weights."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    results = [path for path in (finished.folder / "results").rglob("*") if path.is_file()]
+    modes = {path: path.stat().st_mode & 0o777 for path in results}
+    assert {path: mode for path, mode in modes.items() if mode != 0o666 & ~umask} == {}
+
+
 def test_the_run_says_what_it_does(finished: Project) -> None:
     output = finished.output  # type: ignore[attr-defined]
     assert "experiment tiny, data train_8-box (resolution 8 from the configuration)" in output
