@@ -20,7 +20,7 @@ import re
 
 from snakemake.utils import min_version
 
-from pipeline.workflow import experiment
+from pipeline.workflow import carried, experiment
 
 min_version("9.27")
 
@@ -31,7 +31,7 @@ configfile: "config.yaml"
 report: "pipeline/captions/workflow.rst"
 
 
-X = experiment.Experiment(config, workflow.config_settings.config)
+X = experiment.Experiment(*carried.carry(config, workflow.config_settings))
 RUN, RECORD, REFERENCE = X.run, X.record, X.reference
 SAMPLE = f"{RUN}/sample/{{sampler}}/seed{{seed}}"
 SCORES = f"{RUN}/metrics/{{sampler}}-seed{{seed}}"
