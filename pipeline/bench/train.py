@@ -45,7 +45,7 @@ GPU_WORDS = ("experiment=imagenet", "data.source=train", "data.resolution=64")
 KINDS = {
     "attention": r"flash|fmha|attention|sdpa",
     "optimiser": r"adam",
-    "average": r"lerp",
+    "average": r"lerp|multi_tensor_apply.*(BinaryOp|Copy)",
     "normalisation and what is fused with it": r"group_?norm|RowwiseMoments",
     "convolution and linear layers": r"conv|implicit|[dw]grad|fprop|xmma|gemm|nvjet|cutlass|cudnn",
     "data and noise": r"bitwise|shift|index_?select|memcpy",

@@ -187,6 +187,8 @@ def test_kernels_are_told_apart() -> None:
         "triton_red_fused_native_group_norm_silu_3": "normalisation and what is fused with it",
         "multi_tensor_apply_kernel<FusedAdamMathFunctor<float>>": "optimiser",
         "multi_tensor_apply_kernel<TernaryOpScalarFunctor, _foreach_lerp_>": "average",
+        "multi_tensor_apply_kernel<BinaryOpListAlphaFunctor<float, 2, 2, 0>>": "average",
+        "multi_tensor_apply_kernel<LpNormFunctor<float, NormType::L2>>": "other",
         "vectorized_elementwise_kernel<BitwiseXorFunctor<long>>": "data and noise",
         "triton_poi_fused_add_7": "other",
     }
