@@ -20,7 +20,7 @@ import re
 
 from snakemake.utils import min_version
 
-from pipeline.workflow import carried, experiment
+from pipeline.workflow import carried, current_pack, experiment
 
 min_version("9.27")
 
@@ -35,6 +35,11 @@ X = experiment.Experiment(*carried.carry(config, workflow.config_settings))
 RUN, RECORD, REFERENCE = X.run, X.record, X.reference
 SAMPLE = f"{RUN}/sample/{{sampler}}/seed{{seed}}"
 SCORES = f"{RUN}/metrics/{{sampler}}-seed{{seed}}"
+
+
+def pack_record(wildcards):
+    current_pack.check_pack(workflow, X.config)
+    return RECORD
 
 
 # needs the network, so it runs on this machine and not on a node of a cluster
@@ -113,7 +118,7 @@ rule extractor:
 
 rule reference:
     input:
-        record=RECORD,
+        record=pack_record,
         extractor=X.extractor,
     output:
         statistics=REFERENCE,
@@ -138,7 +143,7 @@ rule reference:
 
 rule train:
     input:
-        record=RECORD,
+        record=pack_record,
     output:
         weights=X.weights,
         curve=f"{RUN}/train/curve.jsonl",
@@ -215,7 +220,7 @@ rule evaluate:
         images=rules.sample.output.images,
         labels=rules.sample.output.labels,
         about=rules.sample.output.about,
-        record=RECORD,
+        record=pack_record,
         reference=REFERENCE,
         extractor=X.extractor,
     output:
@@ -253,7 +258,7 @@ rule evaluate:
 
 rule report:
     input:
-        record=RECORD,
+        record=pack_record,
         curve=rules.train.output.curve,
         images=expand("{folder}/images.npy", folder=X.samples),
         metrics=X.metrics,

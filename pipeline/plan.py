@@ -29,6 +29,7 @@ from pipeline.images.sources.find import resolve_image_set
 from pipeline.launching.launchers import launcher
 from pipeline.networks import families
 from pipeline.training.calibration import Calibration, calibrate
+from pipeline.workflow.current_pack import pack_problem
 from pipeline.workflow.dry_run import Job, dry_run
 from pipeline.workflow.variables import parse_variables
 
@@ -206,7 +207,10 @@ def main(argv: list[str]) -> None:
 
     # The plan
     config = configuration(options.configfile, options.config)
-    print(describe(config, dry_run([word for word in argv if word != "--calibrate"])), flush=True)
+    jobs = dry_run([word for word in argv if word != "--calibrate"])
+    if "downsample" not in [job.rule for job in jobs] and (problem := pack_problem(config)):
+        raise UserError(problem)
+    print(describe(config, jobs), flush=True)
 
     # Speed of this machine
     if options.calibrate:

@@ -61,6 +61,10 @@ class Project:
             command, cwd=self.folder, env=self.environment, capture_output=True, text=True
         )
 
+    def plan(self, set: str = "") -> subprocess.CompletedProcess:
+        words = self.command(set=set)
+        return self.run([sys.executable, "-m", "pipeline.plan", *words[words.index("--config") :]])
+
     def jobs(self, *flags: str, set: str = "") -> list[str]:
         """The rules that a dry run would run, sorted, without the target rule."""
         done = self.snakemake("--dry-run", *flags, set=set)
@@ -282,11 +286,44 @@ def test_a_deleted_pack_is_made_again_and_nothing_else(
     assert stopped.returncode != 0
     assert "run `make data`" in stopped.stdout + stopped.stderr
     assert "Traceback" not in stopped.stdout + stopped.stderr
+    # before the first job, and in plan
+    folder = tmp_path / "images/train_8/box"
+    told = f"there is no pack in {folder}, but the results here are of one (results/data/train_8"
+    assert "rule evaluate" not in stopped.stdout + stopped.stderr
+    assert_stopped(stopped, told)
+    assert_stopped(project.snakemake(), told)
+    assert_stopped(project.plan(), told)
     made = project.snakemake("--forcerun", "downsample", "--", "downsample")
     assert made.returncode == 0, made.stderr
     assert (tmp_path / "images" / "train_8/box/manifest.json").exists()
     # the record is equal, so only what the stopped job had to make is left
     assert project.jobs() == ["evaluate", "report"]
+
+
+def test_another_image_set_is_told_before_the_first_job(
+    copied: Callable[[], Project], tmp_path: Path
+) -> None:
+    project = copied()
+    write_photos(tmp_path / "other", per_class=9, size=40)
+    project.environment["IMAGENET_DIR"] = str(tmp_path / "other")
+    absent = f"there is no pack in {tmp_path / 'other'}/train_8/box"
+    assert_stopped(project.snakemake(), absent)
+    assert_stopped(project.plan(), absent)
+    assert absent in project.snakemake("--dry-run").stderr
+    # its pack is made elsewhere
+    elsewhere = Project(copy_code(tmp_path / "elsewhere"), tmp_path / "other")
+    made = elsewhere.snakemake("--", "downsample")
+    assert made.returncode == 0, made.stderr
+    different = "is not the one that the results here are of"
+    assert_stopped(project.snakemake(), different)
+    assert_stopped(project.plan(), different)
+    # make data takes it over, and everything follows
+    made = project.snakemake("--forcerun", "downsample", "--", "downsample")
+    assert made.returncode == 0, made.stderr
+    assert project.jobs() == sorted([*FROM_TRAIN, "reference"])
+    # without a place of packs nothing is said
+    (project.folder / "results/data/train_8-box.json").rename(tmp_path / "record.json")
+    assert project.jobs() == EVERYTHING
 
 
 def test_longer_training_goes_on(copied: Callable[[], Project]) -> None:
