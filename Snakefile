@@ -20,7 +20,7 @@ import re
 
 from snakemake.utils import min_version
 
-from pipeline.workflow import carried, current_pack, experiment
+from pipeline.workflow import current_pack, doors, experiment
 
 min_version("9.27")
 
@@ -31,7 +31,7 @@ configfile: "config.yaml"
 report: "pipeline/captions/workflow.rst"
 
 
-X = experiment.Experiment(*carried.carry(config, workflow.config_settings))
+X = experiment.Experiment(*doors.read_doors(workflow, "config.yaml"))
 RUN, RECORD, REFERENCE = X.run, X.record, X.reference
 SAMPLE = f"{RUN}/sample/{{sampler}}/seed{{seed}}"
 SCORES = f"{RUN}/metrics/{{sampler}}-seed{{seed}}"

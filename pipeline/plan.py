@@ -9,8 +9,6 @@ import argparse
 import math
 import os
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,10 +16,9 @@ from pipeline.base.errors import UserError, run_main
 from pipeline.compute import gpus
 from pipeline.config import paths
 from pipeline.config.image_sets import MADE_SOURCES
-from pipeline.config.load import DEFAULT_FILE, load_yaml, resolve
+from pipeline.config.load import DEFAULT_FILE, resolve
 from pipeline.config.samplers import sampler_name
 from pipeline.config.schema import Config, Sample
-from pipeline.config.words import merge, parse_overrides
 from pipeline.data.pack import Record
 from pipeline.flow.made_up import made_up
 from pipeline.images.shapes import CLASSES
@@ -30,6 +27,7 @@ from pipeline.launching.launchers import launcher
 from pipeline.networks import families
 from pipeline.training.calibration import Calibration, calibrate
 from pipeline.workflow.current_pack import pack_problem
+from pipeline.workflow.doors import check_repeats, read_values
 from pipeline.workflow.dry_run import Job, dry_run
 from pipeline.workflow.variables import parse_variables
 
@@ -188,11 +186,7 @@ def describe(config: Config, jobs: list[Job]) -> str:
 
 def configuration(configfiles: list[str], overrides: list[str]) -> Config:
     """The configuration that Snakemake would see with these --configfile and --config words."""
-    base: dict[str, Any] = load_yaml(DEFAULT_FILE)
-    for path in configfiles:
-        base = merge(base, load_yaml(Path(path)))
-    words = parse_overrides(overrides)
-    return resolve_image_set(resolve(merge(base, words), words))
+    return resolve_image_set(resolve(*read_values([DEFAULT_FILE, *configfiles], overrides)))
 
 
 def main(argv: list[str]) -> None:
@@ -206,6 +200,7 @@ def main(argv: list[str]) -> None:
     options, _ = parser.parse_known_args(argv)
 
     # The plan
+    check_repeats(argv)
     config = configuration(options.configfile, options.config)
     jobs = dry_run([word for word in argv if word != "--calibrate"])
     if "downsample" not in [job.rule for job in jobs] and (problem := pack_problem(config)):

@@ -18,12 +18,12 @@ from pipeline.base.errors import UserError
 from pipeline.config.messages import explain, known_keys, nearest
 from pipeline.config.older_form import note_older, read_older
 from pipeline.config.paths import experiment_of
+from pipeline.config.reading import read_values
 from pipeline.config.samplers import check_names
 from pipeline.config.schema import Config, Sample
 from pipeline.config.words import merge, nested, parse_overrides
 
 DEFAULT_FILE = Path(__file__).parents[2] / "config.yaml"
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, if there: ten times as fast
 
 
 # --- resolving ---------------------------------------------------------------------------------
@@ -33,7 +33,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; raises UserError if it is missing or not a mapping."""
     # Read as YAML
     try:
-        loaded = yaml.load(path.read_text(), Loader=LOADER)
+        loaded = read_values(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"config file {path} does not exist") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

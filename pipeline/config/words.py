@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from pipeline.base.errors import UserError
+from pipeline.config.reading import read_values
 
 # Other spellings of keys: `launcher`, and those of the Large Concept Model's trainer.
 ALIASES = {
@@ -56,7 +57,7 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
             raise UserError(f"argument {argument!r} is not of the form key=value")
         # Values are YAML
         try:
-            value = yaml.safe_load(text)
+            value = read_values(text, ALIASES.get(key, key))
         except yaml.YAMLError as error:
             raise UserError(f"the value in {argument!r} is not YAML") from error
         # Names of other trainers

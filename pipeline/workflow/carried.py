@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.base.errors import UserError
-from pipeline.config.words import merge
 
 KEY = "carried"  # the one word of --config that jobs get
 MARK = "x"  # before the letters, lest Snakemake takes them for a number
@@ -33,15 +32,12 @@ def decoded(word: str) -> dict[str, Any]:
     return values
 
 
-def carry(files: Mapping[str, Any], settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All values, and those of --config alone; from now on jobs get the latter as one word.
+def carry(given: Mapping[str, Any], settings: Any) -> dict[str, Any]:
+    """The values of --config; from now on jobs get them as one word.
 
-    `files`: Snakemake's config; `settings`: its config_settings.
+    `given`: them as they were read here; `settings`: Snakemake's config_settings.
     """
-    files, given = dict(files), dict(settings.config)
-    if KEY in given:
-        given = decoded(str(given[KEY]))
-        files = merge({key: value for key, value in files.items() if key != KEY}, given)
-    if given:
-        settings.config_args = [f"{KEY}={encoded(given)}"]
-    return files, given
+    values = decoded(str(given[KEY])) if KEY in given else dict(given)
+    if values:
+        settings.config_args = [f"{KEY}={encoded(values)}"]
+    return values

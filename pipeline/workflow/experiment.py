@@ -33,7 +33,7 @@ class Experiment:
     """One resolved experiment, as the Snakefile sees it."""
 
     def __init__(self, files: Mapping[str, Any], command_line: Mapping[str, Any]) -> None:
-        """`files`: config.yaml, --configfile and --config; `command_line`: --config alone."""
+        """`files`: config.yaml and those of --configfile; `command_line`: --config."""
         tree = layered(files, command_line)
         # The configuration, and what steps get of it that re-runs nothing.
         self.config: Config = resolve_image_set(validate(tree))
@@ -180,15 +180,6 @@ def check_environment(jobs: Iterable[Any], environment: Mapping[str, str] = os.e
         sys.exit(2)
 
 
-def config_words(values: Mapping[str, Any]) -> list[str]:
-    """The words of `--config` that give these values again.
-
-    Snakemake strips quotes from both ends of a word, so that `set` can only be a list.
-    """
-    whole = {k: [v] if k == "set" and isinstance(v, str) else v for k, v in values.items()}
-    return [f"{key}={json.dumps(value)}" for key, value in whole.items()]
-
-
 def finish(workflow: Any, summary: str) -> None:
     """After a run that made the report's figures: Snakemake's report and the tables."""
     # Only after a report
@@ -210,8 +201,8 @@ def snakemake_report(settings: Any, target: str) -> bool:
     words = [sys.executable, "-m", "snakemake", "--nolock", "--report", target]
     if settings.configfiles:
         words += ["--configfile", *map(str, settings.configfiles)]
-    if settings.config:
-        words += ["--config", *config_words(settings.config)]
+    if settings.config_args:
+        words += ["--config", *settings.config_args]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode != 0:
         print(

@@ -10,8 +10,8 @@ from snakemake_interface_executor_plugins.utils import format_cli_arg
 
 from pipeline.base.errors import UserError
 from pipeline.config.load import DEFAULT_FILE, load_yaml
-from pipeline.config.words import merge
 from pipeline.workflow.carried import carry
+from pipeline.workflow.doors import read_values
 from pipeline.workflow.experiment import Experiment
 
 PLACES = ["/x/dol$HOME", "/x/it's", '/x/a "b"', "/x/a b", "/x/`id`;#1", "/x/é\\n&|*"]
@@ -25,7 +25,7 @@ def test_any_character_reaches_a_job(place: str, door: str) -> None:
     given = {"experiment": "tiny", **values}
     base = load_yaml(DEFAULT_FILE)
     settings = SimpleNamespace(config=given, config_args=None)
-    experiment = Experiment(*carry(merge(base, given), settings))
+    experiment = Experiment(base, carry(given, settings))
     assert experiment.config.data.dir == place
     # As the plugin for Slurm writes it: Snakemake's quotes inside those of --wrap
     words = format_cli_arg("--config", settings.config_args)
@@ -35,11 +35,13 @@ def test_any_character_reaches_a_job(place: str, door: str) -> None:
     assert flag == "--config"
     # In the job
     there = SimpleNamespace(config=parse_config([word]), config_args=[word])
-    again = Experiment(*carry(merge(base, there.config), there))
+    read = read_values([], [word])[1]
+    assert read == there.config
+    again = Experiment(base, carry(read, there))
     assert again.config == experiment.config and again.settings == experiment.settings
     assert there.config_args == settings.config_args
 
 
 def test_what_nobody_encoded_is_refused() -> None:
     with pytest.raises(UserError, match="carried= is for jobs of Snakemake alone"):
-        carry({}, SimpleNamespace(config={"carried": "7"}, config_args=None))
+        carry({"carried": "7"}, SimpleNamespace(config_args=None))
