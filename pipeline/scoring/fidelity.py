@@ -5,14 +5,14 @@ The import takes as long as that of torch, so it waits for the first network or 
 torch-fidelity imports torchvision, which registers fake kernels of two operators. A torchvision
 built for CUDA cannot load its library of operators beside a CPU-only torch, so those two do not
 exist and the import fails. Declaring their signatures is enough: nothing here calls them. If the
-library does load, declaring them again would abort the process, so loading is tried first.
+library does load, declaring them again would abort the process, so the import is tried first; the
+name of the library's file says nothing (`_C.so`, from torchvision 0.29 on `_C_stable.so`).
 """
 
 import importlib
 import importlib.util
 import sys
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, FileFinder, ModuleSpec
 from types import ModuleType
 
 import torch
@@ -31,7 +31,7 @@ def load_torch_fidelity() -> ModuleType:
 
 
 def declare_operators() -> bool:
-    """Declare torchvision's operators if its library does not load; return whether they are ours.
+    """Declare torchvision's operators if it cannot be imported without; return whether it was so.
 
     Does nothing if torchvision is absent, already imported, or able to load its operators.
     Calling it again changes nothing.
@@ -39,9 +39,7 @@ def declare_operators() -> bool:
     # Ours or already there
     if _declared or "torchvision" in sys.modules:
         return bool(_declared)
-    # A library that loads
-    spec = importlib.util.find_spec("torchvision")  # does not import it
-    if spec is None or not spec.submodule_search_locations or _library_loads(spec):
+    if importlib.util.find_spec("torchvision") is None or _imports():
         return False
 
     # Fake the missing ones
@@ -53,16 +51,12 @@ def declare_operators() -> bool:
     return bool(_declared)
 
 
-def _library_loads(package: ModuleSpec) -> bool:
-    """Whether torchvision's compiled operators can be loaded; they stay loaded if so."""
-    # The compiled part
-    folder = (package.submodule_search_locations or [""])[0]
-    library = FileFinder(folder, (ExtensionFileLoader, EXTENSION_SUFFIXES)).find_spec("_C")
-    if library is None or library.origin is None:
-        return False
-    # Loading shows it
+def _imports() -> bool:
+    """Whether torchvision can be imported as it is; if not, no trace of the attempt stays."""
     try:
-        torch.ops.load_library(library.origin)
-    except (ImportError, OSError):
+        importlib.import_module("torchvision")
+    except RuntimeError:  # an operator does not exist
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
         return False
     return True

@@ -17,6 +17,8 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import atomic_stream
 from pipeline.base.safe_pickle import load_arrays
 
+NAMED = 6  # names of arrays that a message lists
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -33,6 +35,10 @@ class Reference:
     weights_sha256: str | None = None  # of the extractor's weights file
     data: str | None = None  # <source>_<res>-<recipe> of the pack
     resolution: int | None = None  # px
+
+
+class Unnamed(ValueError):
+    """A file without `mu` or `sigma`; its message lists what there is."""
 
 
 def save_reference(path: Path, reference: Reference) -> None:
@@ -66,6 +72,11 @@ def load_reference(path: Path) -> Reference:
         raise UserError(
             f"reference {path} is missing: run `python -m pipeline.reference` with the same config"
         ) from error
+    except Unnamed as error:
+        raise UserError(
+            f"reference {path} is damaged or holds no mu and sigma (it holds {error}): save the "
+            "mean of the features (D) as mu and their covariance (D,D) as sigma"
+        ) from error
     except (ValueError, KeyError, OSError, EOFError, TypeError, BadZipFile) as error:
         raise UserError(
             f"reference {path} is damaged or holds no mu and sigma: make it again with "
@@ -95,8 +106,12 @@ def from_pickle(path: Path) -> Reference:
 
 def checked(data: Mapping[str, Any], more: dict[str, Any]) -> Reference:
     """A reference of finite moments that fit each other; raises ValueError otherwise."""
+    if not {"mu", "sigma"} <= set(data):
+        raise Unnamed(", ".join(sorted(map(str, data))[:NAMED]) or "nothing")
     mu, sigma = (np.array(data[key], np.float64) for key in ("mu", "sigma"))
     fits = mu.ndim == 1 and sigma.shape == (len(mu), len(mu))
     if not fits or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise ValueError("no finite moments")
+    if (sigma.diagonal() < 0).any():
+        raise ValueError("a negative variance")
     return Reference(mu, sigma, **more)

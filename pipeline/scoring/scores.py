@@ -37,12 +37,13 @@ NAMES = {
 def frechet(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
     """Fréchet distance of two Gaussians (Heusel et al. 2017, eq. 6), from float64 moments.
 
-    Of equal sets it may come out slightly below zero.
+    Never below 0, though rounding puts the result for equal sets on either side of it.
     """
     first, second = {"mu": mu1, "sigma": sigma1}, {"mu": mu2, "sigma": sigma2}
     torch_fidelity = load_torch_fidelity()
     scores = torch_fidelity.metric_fid.fid_statistics_to_metric(first, second, False)
-    return float(scores[torch_fidelity.KEY_METRIC_FID])
+    distance = float(scores[torch_fidelity.KEY_METRIC_FID])
+    return 0.0 if distance < 0 else distance
 
 
 def kernel_distance(

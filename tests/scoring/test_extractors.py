@@ -69,24 +69,32 @@ def test_torch_fidelity_imports_in_a_fresh_process() -> None:
     assert run_python(code).split() == ["0.4.0", "True"]
 
 
-# A library of operators that loads: declaring one of them again would abort the process.
-LOADABLE = """
+# A torchvision whose library of operators loads, or not. Declaring an operator that there is would
+# abort the process; the library's file has another name from torchvision 0.29 on.
+STAND_IN = """
 import torch
-made = []
-def load(path):  # as the real one, it loads a library once
-    names = () if made else ("nms", "qnms")
-    made.append(torch.library.Library("torchvision", "FRAGMENT"))
-    for name in names:
-        made[0].define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-torch.ops.load_library = load
-from pipeline.scoring.fidelity import declare_operators
-declare_operators()
-print(declare_operators() if hasattr(torch.ops.torchvision, "nms") else "not tried")
+if LOADS:
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+torch.library.register_fake("torchvision::nms")(lambda dets, scores, iou_threshold: dets)
 """
 
 
-def test_operators_that_exist_are_not_declared_again() -> None:
-    assert run_python(LOADABLE).split() == ["False"]
+@pytest.mark.parametrize("loads", [True, False])
+def test_operators_are_declared_if_the_library_does_not_load(tmp_path: Path, loads: bool) -> None:
+    (tmp_path / "torchvision").mkdir()
+    code = STAND_IN.replace("LOADS", str(loads))
+    (tmp_path / "torchvision/__init__.py").write_text(code)
+    printed = run_python(
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from pipeline.scoring.fidelity import declare_operators\n"
+        "print(declare_operators(), declare_operators())\n"
+        "import torchvision\n"
+        "print(torchvision.__file__)"
+    )
+    path = str(tmp_path / "torchvision/__init__.py")
+    assert printed.split() == [str(not loads), str(not loads), path]
 
 
 # --- where weights come from -------------------------------------------------------------------

@@ -73,6 +73,8 @@ def test_pickles_that_execute_code_are_refused(tmp_path: Path) -> None:
         {"mu": MU, "sigma": np.eye(4)},
         {"mu": MU[None], "sigma": SIGMA},
         {"mu": MU * np.nan, "sigma": SIGMA},
+        {"mu": MU, "sigma": np.diag([1.0, -1.0, 1.0])},
+        {"mean": MU, "cov": SIGMA},
     ],
 )
 def test_statistics_that_fit_nothing_are_refused(tmp_path: Path, content: dict[str, Any]) -> None:
@@ -83,6 +85,15 @@ def test_statistics_that_fit_nothing_are_refused(tmp_path: Path, content: dict[s
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps(metrics))
     with pytest.raises(UserError, match="is damaged or holds no mu and sigma"):
         load_reference(tmp_path / "bad.pkl")
+
+
+def test_statistics_under_other_names_are_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "other.npz", mean=MU, cov=SIGMA)
+    with pytest.raises(UserError, match=r"it holds cov, mean\): save the mean .* as mu"):
+        load_reference(tmp_path / "other.npz")
+    (tmp_path / "other.pkl").write_bytes(pickle.dumps({"fid": {"pool_3": MU}}))
+    with pytest.raises(UserError, match=r"it holds pool_3\)"):
+        load_reference(tmp_path / "other.pkl")
 
 
 def test_export_holds_mu_and_sigma_alone(tmp_path: Path) -> None:

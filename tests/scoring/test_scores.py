@@ -64,6 +64,13 @@ def test_frechet_equals_the_formula_with_a_matrix_root() -> None:
     assert frechet(mu1, sigma1, mu1, sigma1) == pytest.approx(0, abs=1e-9)
 
 
+def test_a_set_is_never_less_than_nothing_away_from_itself() -> None:
+    for seed in range(20):  # fewer images than features: roots of eigenvalues that rounding makes
+        features = np.random.default_rng(seed).normal(size=(10, 40)) * 100
+        mu, sigma = features.mean(0), np.cov(features.T)
+        assert 0 <= frechet(mu, sigma, mu, sigma) < 0.1
+
+
 class Rows(Dataset):
     """Images as torch-fidelity reads them: uint8 (3,H,W)."""
 
