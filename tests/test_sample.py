@@ -282,14 +282,18 @@ def test_preflight_neither_loads_torch_nor_hashes(weights: Path, tmp_path: Path)
     subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, check=True)
 
 
-def test_only_rank_0_hashes_the_weights(weights: Path, tmp_path: Path) -> None:
+def test_only_the_first_rank_of_a_machine_hashes_the_weights(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     guide = save_network(tmp_path / "guide.safetensors", seed=1)
     job = prepare([*TINY, f"weights={weights}", "sample.guidance=2", f"sample.guide={guide}"])
     first, other = (Ranks(rank, 1, torch.device("cpu")) for rank in (0, 1))
     expected = (files.sha256_file(weights), files.sha256_file(guide))
     assert shards.checksums(job, first) == expected
     guide.unlink()
+    monkeypatch.setenv("LOCAL_RANK", "1")
     shards.checksums(job, other)  # waits for rank 0's, and opens no file
+    monkeypatch.delenv("LOCAL_RANK")
     alone = prepare([*TINY, f"weights={weights}"])
     assert shards.checksums(alone, first) == (expected[0], None)
 
