@@ -73,17 +73,31 @@ def layered(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     return tree
 
 
+# A quoted value, or, as group 1, the space before the next key of a word.
+GAP = re.compile(
+    r"""="(?:\\.|[^"\\])*"|='(?:''|[^'])*'|(\s+)(?=[+]{0,2}[A-Za-z_][\w.]*=)""", re.DOTALL
+)
+
+
 def set_words(value: Any) -> list[str]:
     """The `key=value` words of a string, or of a list of strings; spaces in a value are part of it.
 
+    A space before something like `key=` begins the next word, except within a quoted value.
     Raises UserError if it is neither: Snakemake reads a bare `a: b` on its command line as a
     mapping, and strips quotes, so only a list brings every character through.
     """
     texts = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in texts):
         raise UserError(f"set={value!r} is not text: write it as a list of one text, set=['...']")
-    words = [re.split(r"\s+(?=[+]{0,2}[A-Za-z_][\w.]*=)", text.strip()) for text in texts]
-    return [word for group in words for word in group if word]
+    return [word for text in texts for word in split_words(text.strip()) if word]
+
+
+def split_words(text: str) -> list[str]:
+    """The words of one string: what stands between two gaps."""
+    gaps = [match.span() for match in GAP.finditer(text) if match[1]]
+    starts = [0, *(end for _, end in gaps)]
+    ends = [*(start for start, _ in gaps), len(text)]
+    return [text[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
 def resolve(
