@@ -100,6 +100,7 @@ def all_at_once(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_all_at_once_does_not_know_the_ranks(all_at_once: Path, pack: Path, tmp_path: Path) -> None:
     arguments = words(pack, tmp_path, *ALL_AT_ONCE, "runtime.micro_batch=3")
     output, _ = (process := torchrun(2, arguments)).communicate(timeout=200)
@@ -174,7 +175,10 @@ def test_accumulation_changes_nothing(reference: tuple, pack: Path, tmp_path: Pa
     np.testing.assert_allclose(losses(rows), losses(reference[1]), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("count", "more"), [(2, ""), (3, "runtime.micro_batch=2")])
+@pytest.mark.parametrize(
+    ("count", "more"),
+    [(2, ""), pytest.param(3, "runtime.micro_batch=2", marks=pytest.mark.slow)],
+)
 def test_the_number_of_ranks_changes_nothing(
     reference: tuple, pack: Path, tmp_path: Path, count: int, more: str
 ) -> None:

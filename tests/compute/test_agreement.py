@@ -125,6 +125,7 @@ def agent(port: int, name: str, is_host: bool, seconds: int) -> subprocess.Popen
     )
 
 
+@pytest.mark.slow
 def test_two_jobs_at_one_port_are_told(tmp_path: Path) -> None:
     port = free_port()
     with socket.socket() as taken:

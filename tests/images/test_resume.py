@@ -50,7 +50,13 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+QUICK = ("folders", "tar.gz")  # one with files, one that is read in one go
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in WRITERS],
+)
 def test_every_source_gives_the_same_pack_killed_or_not(many: Path, kind: str) -> None:
     make(many, "data.layout=folders", f"data.pack_dir={many}/once")
     expected = bytes_of(many / "once/train_8/box")

@@ -252,6 +252,7 @@ class Workflow:
         assert list(self.project.glob("results/tiny/*/train/checkpoints/*/step-*.pt"))
 
 
+@pytest.mark.slow
 def test_stop_ends_an_engine_and_its_jobs(tmp_path: Path) -> None:
     workflow = Workflow(tmp_path / "project")
     stop = [sys.executable, "-m", "pipeline.stop"]

@@ -67,7 +67,7 @@ def test_batch_sizes(root: Path, solver: str, batch: int) -> None:
     check_equal(whole, parts, solver)
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_numbers_of_ranks(root: Path, world: int) -> None:
     on_ranks(world, root / "weights.safetensors", root / str(world))
     for solver in EQUAL:

@@ -125,6 +125,7 @@ def test_a_killed_rank_starts_again_by_itself(
     assert same(outcome(tmp_path)[0], reference)
 
 
+@pytest.mark.slow
 def test_sigint_saves_on_all_ranks(pack: Path, tmp_path: Path) -> None:
     launched = Launched(pack, tmp_path, *ENDLESS)
     while launched.wait_for("metrics.jsonl").stat().st_size == 0:
