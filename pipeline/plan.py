@@ -19,7 +19,7 @@ from pipeline.config.image_sets import MADE_SOURCES
 from pipeline.config.load import DEFAULT_FILE, resolve
 from pipeline.config.samplers import sampler_name
 from pipeline.config.schema import Config, Sample
-from pipeline.data.pack import Record
+from pipeline.data.pack import Record, balance_note
 from pipeline.flow.made_up import made_up
 from pipeline.images.shapes import CLASSES
 from pipeline.images.sources.find import resolve_image_set
@@ -123,8 +123,18 @@ def facts(config: Config) -> str:
     }
 
     # Samplers one by one
-    sampler_lines = [("sampler", sampler_line(sampler)) for sampler in samplers]
-    return "\n".join(f"  {name:<13} {text}" for name, text in [*lines.items(), *sampler_lines])
+    more_lines = [("sampler", sampler_line(sampler)) for sampler in samplers]
+    more_lines += [("note", note) for note in [class_note(config)] if note]
+    return "\n".join(f"  {name:<13} {text}" for name, text in [*lines.items(), *more_lines])
+
+
+def class_note(config: Config) -> str:
+    """A sentence if balanced classes are sampled and those of the pack are not; empty otherwise."""
+    path = paths.record_file(config)
+    balanced = any(sampler.classes == "balanced" for sampler in config.sample.samplers)
+    if not (balanced and config.model.class_conditional and path.exists()):
+        return ""
+    return balance_note((Record.read(path).per_class or {"": 1}).values())
 
 
 def sampler_line(sample: Sample) -> str:

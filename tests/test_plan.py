@@ -1,16 +1,19 @@
 """The plan: what Snakemake's dry run says, as a person reads it."""
 
+from pathlib import Path
+
 import pytest
 
 from pipeline import plan
 from pipeline.base.errors import UserError
 from pipeline.config.schema import Config
+from pipeline.data.pack import read_record
 from pipeline.flow.made_up import made_up
 from pipeline.flow.workload import FlowMatching
 from pipeline.training import calibration
 from pipeline.training.trainer import Trainer
 from pipeline.workflow import dry_run
-from tests.conftest import resolved
+from tests.conftest import resolved, write_pack
 
 DRY_RUN = """
 [Sat Nov 21 20:10:44 2026]
@@ -68,6 +71,22 @@ def test_every_sampler_has_a_row_and_counts() -> None:
 
 def test_milestones_are_counted_as_kept() -> None:
     assert "4 kept" in plan.facts(resolved("runtime.milestone_images=576525150"))
+
+
+def test_balanced_samples_of_an_uneven_pack_are_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pack(tmp_path, num=40, size=8, classes=10)
+    record = read_record(tmp_path)
+    file = tmp_path / "record.json"
+    monkeypatch.setattr(plan.paths, "record_file", lambda _: file)
+    config = resolved("experiment=tiny")
+    for counts, noted in (([4] * 10, False), ([31, *[1] * 9], True)):
+        per_class = dict(zip(record.classes, counts, strict=True))
+        record.model_copy(update={"per_class": per_class}).write(file)
+        assert ("sample.classes=histogram" in plan.facts(config)) == noted
+    drawn = resolved("experiment=tiny", "sample.classes=histogram")
+    assert "would have to change class" not in plan.facts(drawn)
 
 
 def of_ten(config: Config) -> FlowMatching:

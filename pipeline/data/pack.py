@@ -5,6 +5,7 @@ Record      results/data/<data>.json, on which all rules after `downsample` depe
 Manifest    manifest.json in the pack's folder: the record and how the pack was made
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +17,25 @@ from pipeline.base.json_objects import JsonObject
 from pipeline.base.npy import load_npy, sha256_npy
 
 HASHED = 10**9  # bytes: up to this size a pack's images are hashed at each start
+UNEVEN = 0.05  # imbalance from which balanced samples are worth a note; ImageNet's is 0.013
+
+
+def imbalance(per_class: Iterable[int]) -> float:
+    """Share in [0,1) of the images that would have to change class for equal numbers per class."""
+    counts = np.fromiter(per_class, np.float64)
+    return float(np.maximum(counts - counts.mean(), 0).sum() / counts.sum())
+
+
+def balance_note(per_class: Iterable[int]) -> str:
+    """A sentence about balanced samples if the pack has uneven numbers of images; empty if not."""
+    share = imbalance(per_class)
+    if share < UNEVEN:
+        return ""
+    return (
+        f"samples are balanced over the classes, but {share:.0%} of the pack's images would have "
+        "to change class to be so, which distances count: sample.classes=histogram draws classes "
+        "as the pack has them"
+    )
 
 
 class Hashes(JsonObject):

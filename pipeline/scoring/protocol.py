@@ -2,9 +2,11 @@
 
 from importlib.metadata import version
 
+import numpy as np
 import torch
 
 from pipeline.config.schema import Evaluate as Settings
+from pipeline.data.pack import balance_note
 from pipeline.reporting.records import Protocol
 from pipeline.scoring.extractors import Extractor
 from pipeline.scoring.inputs import Inputs
@@ -39,7 +41,7 @@ def notes_on(
 ) -> list[str]:
     """Notes on the inputs, the weights, and the scores that are left out or of fewer images."""
     # Of the inputs
-    notes = list(inputs.notes)
+    notes = [*inputs.notes, *notes_on_classes(inputs)]
     # Of the weights
     if not extractor.known_weights:
         notes.append(
@@ -60,6 +62,18 @@ def notes_on(
         )
         return notes
     return notes + notes_on_counts(settings, len(parts.a))
+
+
+def notes_on_classes(inputs: Inputs) -> list[str]:
+    """A note if the samples are balanced over the classes, and the real images are not."""
+    if inputs.labels is None or inputs.real_labels is None:
+        return []
+    made, real = (
+        np.bincount(labels, minlength=len(inputs.classes))
+        for labels in (inputs.labels, inputs.real_labels)
+    )
+    note = balance_note(real) if made.max() - made.min() <= 1 else ""
+    return [note] if note else []
 
 
 def notes_on_counts(settings: Settings, num: int) -> list[str]:

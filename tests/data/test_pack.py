@@ -8,7 +8,15 @@ import pytest
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import sha256_json, write_json
-from pipeline.data.pack import DataAbout, Hashes, Manifest, Record
+from pipeline.data.pack import (
+    UNEVEN,
+    DataAbout,
+    Hashes,
+    Manifest,
+    Record,
+    balance_note,
+    imbalance,
+)
 
 RECORD: dict[str, Any] = {
     "source": "train",
@@ -83,3 +91,11 @@ def test_records_are_immutable() -> None:
     hashes = Hashes(images="12", labels="34")
     with pytest.raises(ValueError, match="frozen"):
         hashes.images = "56"
+
+
+def test_imbalance_of_classes() -> None:
+    assert imbalance([5, 5, 5]) == 0 and imbalance([7]) == 0
+    assert imbalance([190, 10]) == pytest.approx(0.45)
+    imagenet = [1300] * 895 + [1053, 1054] * 52 + [1053]  # about as its classes are
+    assert imbalance(imagenet) < UNEVEN / 3 and balance_note(imagenet) == ""
+    assert "45% of the pack's images" in balance_note([190, 10])
