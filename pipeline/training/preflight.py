@@ -1,6 +1,8 @@
 """Checks by rank 0 of a training run before its first step."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +25,47 @@ def check(job: Job) -> dict[str, Any] | None:
     state = checkpoint.load_newest(job.scratch, job.steps)
     if state is not None:
         check_checkpoint(state, job)
+    else:
+        for line in earlier_trainings(job):
+            print(f"train: starting at step 0; {line}", flush=True)
     check_disk(job)
     return state
 
 
 def check_checkpoint(state: dict[str, Any], job: Job) -> None:
     """Raise UserError if a checkpoint is of another experiment or other data."""
+    if different := unlike(state, job):
+        raise UserError(
+            f"{job.scratch} holds checkpoints of another experiment: {different}; "
+            "give these keys as they are there, or another checkpoints=FOLDER"
+        )
+
+
+def unlike(state: dict[str, Any], job: Job) -> str:
+    """The first few keys in which a checkpoint differs from this run; empty if in none."""
     # Both sides, alike
     ours = identity_keys(job.config) | {"pack": job.workload.about()["sha256"]}
     saved = state["config"] | {"pack": state["data"]}
 
     # The first few differences
-    if different := differences(saved, ours):
-        more = len(different) - MOST_DIFFERENCES
-        raise UserError(
-            f"{job.scratch} holds checkpoints of another experiment: "
-            f"{', '.join(different[:MOST_DIFFERENCES])}{f' and {more} more' if more > 0 else ''}; "
-            "give these keys as they are there, or another checkpoints=FOLDER"
-        )
+    different = differences(saved, ours)
+    more = len(different) - MOST_DIFFERENCES
+    return ", ".join(different[:MOST_DIFFERENCES]) + (f" and {more} more" if more > 0 else "")
+
+
+def earlier_trainings(job: Job) -> Iterator[str]:
+    """A sentence about the newest checkpoint of each other training of the same run folder."""
+    for folder in sorted((job.out / "checkpoints").glob("*/")):
+        files = checkpoint.checkpoints(folder)
+        if not files or folder.resolve() == job.scratch.resolve():
+            continue
+        with suppress(Exception):  # any damage shows as some exception, and this is only a hint
+            state = checkpoint.load(files[-1])
+            images = state["step"] * state["config"]["train"]["batch"]
+            yield (
+                f"{folder} has {images:,} images of another training, which stay, with "
+                f"{unlike(state, job) or 'other code'}"
+            )
 
 
 def state_bytes(job: Job) -> int:

@@ -215,7 +215,10 @@ class Trainer:
         Every rank must call it at the same step. No checkpoint holds such a state.
         """
         batch = self.config.train.batch
-        remedy = f"lower train.lr; the checkpoints in {self.job.scratch} are from before"
+        remedy = (
+            "lower train.lr, which begins a new training at step 0; the checkpoints of this one, "
+            f"from before, stay in {self.job.scratch}"
+        )
         self.watch.check(batch, self.micro, self.workload.locate, remedy)
 
     def row(self, steps: int, seconds: float) -> dict[str, Any]:

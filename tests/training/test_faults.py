@@ -249,6 +249,20 @@ def test_the_checkpoints_of_another_experiment_are_refused(pack: Path, tmp_path:
     assert checkpoint.step_of(checkpoint.checkpoints(tmp_path / "mine")[-1]) == 8
 
 
+def test_another_learning_rate_names_the_training_that_lies_there(
+    pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(pack, tmp_path, "train.images=48")
+    assert "starting at step 0" not in capsys.readouterr().out
+    run(pack, tmp_path, "train.images=48", "train.lr=2e-4")
+    printed = capsys.readouterr().out
+    sentence = r"starting at step 0; .*/checkpoints/\w+ has 48 images of another training, which"
+    assert re.search(rf"{sentence} stay, with train\.lr=\S+ \(here 0\.0002\)\n", printed)
+    assert len(list(tmp_path.glob("checkpoints/*"))) == 2
+    run(pack, tmp_path, "train.images=48")  # back: nothing to say
+    assert "starting at step 0" not in capsys.readouterr().out
+
+
 def test_a_given_folder_without_checkpoints_is_refused(
     pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
