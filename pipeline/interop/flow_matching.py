@@ -24,6 +24,8 @@ from pipeline.base.errors import UserError
 
 TRAINER = "facebookresearch/flow_matching, examples/image"
 
+NAMED = 6  # keys of a file that a message names
+
 State = dict[str, Tensor]
 
 
@@ -56,7 +58,11 @@ def load(path: Path) -> dict[str, Any]:
 
     # Tensors by name
     if type(checkpoint) is not dict or not isinstance(checkpoint.get("model"), dict):
-        raise UserError(f"{path} has no `model` with tensors: give a checkpoint of {TRAINER}")
+        keys = list(checkpoint)[:NAMED] if type(checkpoint) is dict else [type(checkpoint).__name__]
+        raise UserError(
+            f"{path} has no `model` with tensors (it holds {', '.join(map(str, keys))}): give a "
+            f"checkpoint of {TRAINER}"
+        )
     return checkpoint
 
 

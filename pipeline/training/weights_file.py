@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 METADATA_KEY = "pipeline"  # of the JSON in the metadata of the file
+NAMED = 3  # tensors that a message names
+PICKLED = {b"PK": "a checkpoint of torch.save", b"\x80\x02": "a pickle", b"\x80\x04": "a pickle"}
 
 
 class WeightsAbout(JsonObject):
@@ -76,10 +78,32 @@ def _opened(path: Path, framework: str) -> Iterator[safe_open]:
     try:
         with safe_open(path, framework=framework) as file:
             if METADATA_KEY not in (file.metadata() or {}):
-                raise KeyError(METADATA_KEY)
+                raise UserError(f"weights {path} {foreign(list(file.keys()))}")
             yield file
     # Told in one sentence
     except FileNotFoundError as error:
         raise UserError(f"weights {path} are missing: run `make train`") from error
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"weights {path} are damaged or not of this pipeline ({error})") from error
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise UserError(f"weights {path} {unreadable(path, error)}") from error
+
+
+def foreign(names: list[str]) -> str:
+    """What a safetensors file of another program holds, and what is wanted."""
+    first = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
+    return (
+        f"are of another program: they hold {len(names)} tensors ({first}) and not how they were "
+        "trained; give the weights.safetensors of a training, or import its checkpoint with "
+        "`python -m pipeline.import_weights`"
+    )
+
+
+def unreadable(path: Path, error: Exception) -> str:
+    """Why a file is not safetensors, and what is wanted."""
+    with path.open("rb") as stream:
+        kind = PICKLED.get(stream.read(2))
+    if kind is None:
+        return f"are damaged or not safetensors ({error}): copy them again, or run `make train`"
+    return (
+        f"are {kind}, not safetensors: give the weights.safetensors of a training, or import the "
+        "checkpoint with `python -m pipeline.import_weights`"
+    )
