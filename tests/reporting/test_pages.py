@@ -60,7 +60,7 @@ def test_the_front_doors_take_the_devices_that_are_there(
     assert f"CUDA_VISIBLE_DEVICES={devices} " in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("command", commands("memory-and-speed"))
+@pytest.mark.parametrize("command", commands("memory-and-speed", "## Out of memory"))
 def test_what_memory_a_run_takes_is_told_and_limited(project: Path, command: str) -> None:
     small = {"make ": "make -o .venv/installed EXPERIMENT=tiny ", "RES=64": "RES=8"}
     small["micro_batch=32"] = "micro_batch=8"
