@@ -26,7 +26,7 @@ from pipeline.base.errors import UserError, run_main
 from pipeline.base.files import sha256_file
 from pipeline.config.load import DEFAULT_FILE, load_yaml, nearest, validate
 from pipeline.config.model_keys import Model
-from pipeline.config.older_form import older_model
+from pipeline.config.older_form import older_section
 from pipeline.config.words import lookup, merge, parse_overrides
 from pipeline.data.pack import DataAbout, Record
 from pipeline.interop.flow_matching import TRAINER, Peer, State, read_peer
@@ -169,7 +169,7 @@ def imported(path: Path, options: Mapping[str, Any]) -> tuple[State, WeightsAbou
     # What the file will say
     origin: dict[str, Any] = {"trainer": TRAINER, "file": path.name, "sha256": sha256_file(path)}
     origin |= {"weights": peer.weights, "epoch": peer.epoch}
-    keys = {"model": older_model(model.model_dump(mode="json")), "imported": origin}
+    keys = {"model": older_section("model", model.model_dump(mode="json")), "imported": origin}
     keys["data"] = {key: getattr(data, key) for key in ("source", "resolution", "recipe")}
     about = WeightsAbout(
         config=keys, record=data.to_json(), images=None, gpu_hours=None, torch=None

@@ -134,7 +134,8 @@ def class_note(config: Config) -> str:
     balanced = any(sampler.classes == "balanced" for sampler in config.sample.samplers)
     if not (balanced and config.model.class_conditional and path.exists()):
         return ""
-    return balance_note((Record.read(path).per_class or {"": 1}).values())
+    per_class = Record.read(path).per_class  # None in old records
+    return balance_note(per_class.values()) if per_class else ""
 
 
 def sampler_line(sample: Sample) -> str:

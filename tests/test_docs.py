@@ -80,6 +80,7 @@ def commands(page: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_keys_and_values_of_a_command_are_valid(page: Path) -> None:
+    assert bool(commands(page)) == ("```sh" in page.read_text())
     for words in commands(page):
         modules = [k for k, word in enumerate(words) if word == "-m"]
         step = STEPS.get(words[modules[-1] + 1].removeprefix("pipeline.")) if modules else None

@@ -26,8 +26,7 @@ from pipeline import plan
 from pipeline.bench import record
 from pipeline.bench.plain import PlainTrainer, one_rank
 from pipeline.compute.distributed import Ranks
-from pipeline.config.load import DEFAULT_FILE, load_yaml, resolve
-from pipeline.config.words import parse_overrides
+from pipeline.config.load import load_step
 from pipeline.flow.made_up import made_up
 from pipeline.images.sources.find import resolve_image_set
 from pipeline.training import flops
@@ -58,8 +57,7 @@ KINDS = {
 
 def job_of(words: tuple[str, ...], batch: int, folder: str, *more: str) -> Job:
     """The job of a configuration in `words`, with `batch` images a step and no warm-up."""
-    overrides = parse_overrides([*words, "train.warmup_images=0", *more])
-    config = resolve_image_set(resolve(load_yaml(DEFAULT_FILE), overrides))
+    config = resolve_image_set(load_step([*words, "train.warmup_images=0", *more], ())[0])
     config = one_pass(config, batch)
     workload = made_up(config, plan.num_classes(config))
     return Job(config, workload, Path(folder), Path(folder) / "checkpoints")

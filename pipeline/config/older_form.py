@@ -17,6 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.base.errors import UserError
 from pipeline.config.words import merge, nested
 
+# Keys of a section that came later, and the value that is left out
+LATER: dict[str, dict[str, Any]] = {"downsample": {"allow_ignored": 0}, "model": {"kind": "unet"}}
 FAST = "-fast"  # end of the recipes that decode JPEGs at a fraction of their size
 
 
@@ -56,18 +58,13 @@ def write_older(tree: Mapping[str, Any]) -> dict[str, Any]:
     recipe = _recipe(tree)
     tree = merge(tree, nested("data.recipe", recipe.removesuffix(FAST)))
     tree = merge(tree, nested("downsample.fast", recipe.endswith(FAST)))
-    downsample = older_downsample(tree["downsample"])
-    return {**tree, "downsample": downsample, "model": older_model(tree["model"])}
+    return {**tree, **{name: older_section(name, tree[name]) for name in LATER}}
 
 
-def older_downsample(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A downsample section without `allow_ignored` if that is 0."""
-    return {key: value for key, value in section.items() if (key, value) != ("allow_ignored", 0)}
-
-
-def older_model(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A model section without its `kind` if that is `unet`."""
-    return {key: value for key, value in section.items() if (key, value) != ("kind", "unet")}
+def older_section(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
+    """A section without the keys of LATER that have the value which used to go without saying."""
+    later = LATER[name].items()
+    return {key: value for key, value in section.items() if (key, value) not in later}
 
 
 def note_older(tree: Mapping[str, Any]) -> None:

@@ -62,10 +62,8 @@ def earlier_trainings(job: Job) -> Iterator[str]:
         with suppress(Exception):  # any damage shows as some exception, and this is only a hint
             state = checkpoint.load(files[-1])
             images = state["step"] * state["config"]["train"]["batch"]
-            yield (
-                f"{folder} has {images:,} images of another training, which stay, with "
-                f"{unlike(state, job) or 'other code'}"
-            )
+            keys = unlike(state, job) or "another way to pair noise and images"
+            yield f"{folder} has {images:,} images of another training, which stay, with {keys}"
 
 
 def state_bytes(job: Job) -> int:

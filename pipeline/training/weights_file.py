@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "pipeline"  # of the JSON in the metadata of the file
 NAMED = 3  # tensors that a message names
-PICKLED = {b"PK": "a checkpoint of torch.save", b"\x80\x02": "a pickle", b"\x80\x04": "a pickle"}
+# Other files by their first two bytes: pickles begin with their protocol
+PICKLED = {bytes([0x80, protocol]): "a pickle" for protocol in range(2, 6)}
+PICKLED[b"PK"] = "a checkpoint of torch.save"
 
 
 class WeightsAbout(JsonObject):

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.base.errors import UserError
 
 KEY = "carried"  # the one word of --config that jobs get
-MARK = "x"  # before the letters, lest Snakemake takes them for a number
+MARK = "x"  # before the letters, which Snakemake could take for a number
 
 
 def encoded(given: Mapping[str, Any]) -> str:
@@ -22,7 +22,7 @@ def encoded(given: Mapping[str, Any]) -> str:
 
 
 def decoded(word: str) -> dict[str, Any]:
-    """The values of `encoded`; raises UserError if they are none."""
+    """The values of `encoded`; raises UserError if `word` is anything else."""
     letters = word.removeprefix(MARK)
     try:
         padded = letters + "=" * (-len(letters) % 4)

@@ -77,7 +77,7 @@ def check_config(words: Iterable[str]) -> None:
 
 
 def check_targets(words: Iterable[str]) -> None:
-    """Raise UserError if a key is given in the place of a file to make."""
+    """Raise UserError if a key is given instead of a file to make."""
     keys = known_keys()
     for word in words:
         if word.lstrip("+").partition("=")[0] in keys and "." in word.partition("=")[0]:

@@ -118,12 +118,16 @@ def test_an_older_manifest_has_no_listing_but_counts(packed: Path) -> None:
         make(packed)
 
 
-def test_an_image_that_was_left_out_is_still_of_the_set(packed: Path) -> None:
+def test_an_image_that_was_left_out_is_still_of_the_set(
+    packed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.rmtree(packed / "packs")
     (packed / "train/cat/cat_1.JPEG").unlink()
     (packed / "train/cat/cat_1.JPEG").symlink_to("nowhere")
     make(packed, "downsample.allow_bad=1")
+    assert "there and whole" not in capsys.readouterr().out
     make(packed, "downsample.allow_bad=1")
+    assert "there and whole" in capsys.readouterr().out
 
 
 def test_the_drawn_set_is_not_listed(packed: Path) -> None:

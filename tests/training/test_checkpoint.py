@@ -124,9 +124,10 @@ def test_bad_weights_get_one_sentence(tmp_path: Path, read: Callable[[Path], obj
     torch.save({"net_model": {"a": torch.zeros(1)}}, tmp_path / "other.pt")
     with pytest.raises(UserError, match="are a checkpoint of torch.save, not safetensors: give"):
         read(tmp_path / "other.pt")
-    (tmp_path / "other.pkl").write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(UserError, match="are a pickle, not safetensors"):
-        read(tmp_path / "other.pkl")
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        (tmp_path / "other.pkl").write_bytes(pickle.dumps({"a": 1}, protocol))
+        with pytest.raises(UserError, match="are a pickle, not safetensors"):
+            read(tmp_path / "other.pkl")
     (tmp_path / "short.safetensors").write_bytes(b"\x00" * 20)
     with pytest.raises(UserError, match="damaged"):
         read(tmp_path / "short.safetensors")
