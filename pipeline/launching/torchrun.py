@@ -63,17 +63,21 @@ class Agent(LocalElasticAgent):
         self.num_failures = 0  # of the ranks, each of which costs a restart
 
     def run(self, role: str = DEFAULT_ROLE) -> RunResult:
-        """Run the ranks; a signal to ranks at their very end leaves them their success."""
+        """Run the ranks; a signal leaves their success to ranks at their very end, and to those
+        of a node that only waits for another node's.
+        """
         # Success survives a signal
         try:
             return super().run(role)
         except SignalException:
             group = self.get_worker_group(role)
-            if group.state != WorkerState.HEALTHY:  # no ranks were started
+            if group.state not in (WorkerState.HEALTHY, WorkerState.SUCCEEDED):  # none were started
                 raise
             result = super()._monitor_workers(group)
             if result.state != WorkerState.SUCCEEDED:
                 raise
+            if group.state == WorkerState.HEALTHY:  # another node may be waiting for this one
+                self._exit_barrier()
             return result
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:

@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -154,6 +155,39 @@ def test_a_signal_to_ranks_at_their_very_end_leaves_their_success(
         time.sleep(0.05)
     agent.send_signal(signal.SIGTERM)
     assert agent.wait(30) == status
+
+
+FIRST_ENDS = """
+import os, pathlib, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+pathlib.Path(sys.argv[1], "agent" + os.environ["RANK"]).write_text(str(os.getppid()))
+if os.environ["RANK"] == "1":
+    signal.pause()
+"""
+
+
+def test_a_signal_to_a_node_that_waits_for_another_leaves_its_success(tmp_path: Path) -> None:
+    """A node's ranks may end before those of another; the time limit comes to both."""
+    (tmp_path / "first_ends.py").write_text(FIRST_ENDS)
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    words = [sys.executable, "-m", "pipeline.launching.torchrun", "--nnodes=2", "--rdzv-id=one"]
+    words += ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--nproc-per-node=1"]
+    words += [str(tmp_path / "first_ends.py"), str(tmp_path)]
+    both = [psutil.Popen(words, cwd=ROOT) for _ in range(2)]
+    files = [tmp_path / f"agent{rank}" for rank in range(2)]
+    until = time.monotonic() + 60
+    while not all(file.exists() and file.read_text() for file in files):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    first, second = sorted(both, key=lambda agent: str(agent.pid) != files[0].read_text())
+    while first.children():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    time.sleep(1)  # it looks for their end each 0.1 s
+    for agent in (first, second):
+        agent.send_signal(signal.SIGTERM)
+    assert [first.wait(30), second.wait(30)] == [0, 0]
 
 
 @pytest.fixture
