@@ -78,10 +78,14 @@ def run(job: Job, log: Path | None) -> int:
     config = config.model_copy(update={"launch": launch})
     # One start per node
     if launcher(launch).is_started_by_srun(launch):
-        return on_every_node(job, launch, log)
+        with slurm.ending_with_parents():
+            return on_every_node(job, launch, log)
 
-    # Checked, then started
-    with Registered(job.module, max(1, job.wanted), log) as registered:  # its checks may wait
+    # Checked, then started; its checks may wait
+    with (
+        slurm.ending_with_parents(),
+        Registered(job.module, max(1, job.wanted), log) as registered,
+    ):
         num_ranks, identity = checked_ranks(job, config, paths)
         launch = commands.identified(launch, job.name, identity)
         start = Start(

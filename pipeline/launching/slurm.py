@@ -6,11 +6,15 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
 
 from pipeline.base.errors import UserError
 from pipeline.config.schema import Launch
+from pipeline.launching.supervise import show
 
 # A step's port follows from its number and its job's; Linux hands out those from 32768 on.
 FIRST_PORT, PORTS, STEPS = 12000, 20000, 16
@@ -136,3 +140,51 @@ def warned(launch: Launch) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+@contextmanager
+def ending_with_parents() -> Iterator[None]:
+    """In an allocation, send this process SIGTERM when those who started it are gone.
+
+    These are its parent and, behind the shell of a rule, Snakemake. A Slurm that follows processes
+    by their parents (proctrack/linuxproc) ends a job without those whose parents have died: they
+    would train on, on GPUs that the next job gets. Not with nohup, which asks for that.
+    """
+    # Who started us
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    parents = psutil.Process().parents()[:2] if in_allocation() and not ignored else []
+    if len(parents) > 1 and not is_snakemake(parents[1]):
+        del parents[1]
+
+    # Looked for each second
+    ended = threading.Event()
+    watch = threading.Thread(target=wait_for_end, args=(parents, ended), daemon=True)
+    if parents:
+        watch.start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def wait_for_end(parents: Sequence[psutil.Process], ended: threading.Event) -> None:
+    """Send this process SIGTERM once if one of `parents` is gone before `ended`."""
+    while all(is_alive(parent) for parent in parents):
+        if ended.wait(1):
+            return
+    os.kill(os.getpid(), signal.SIGTERM)
+    show(b"what started this in its Slurm job is gone: it saves and leaves\n")
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process has not ended; a zombie has."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def is_snakemake(process: psutil.Process) -> bool:
+    """Whether a process is a Snakemake, by its command."""
+    with suppress(psutil.Error):
+        return any(Path(word).name == "snakemake" for word in process.cmdline())
+    return False

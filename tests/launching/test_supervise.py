@@ -225,3 +225,43 @@ def test_a_kill_of_a_part_leaves_no_orphan(tree: dict[str, psutil.Process], vict
     """Even of ranks that know nothing of this project and do not listen."""
     tree[victim].kill()
     assert all(gone(process.pid, 40) for process in tree.values())
+
+
+SAVES = """
+import os, pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+def leave(*_):
+    (folder / "saved").touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, leave)
+(folder / "pid").write_text(str(os.getpid()))
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("before", ["", "nohup "])
+@pytest.mark.parametrize("victim", ["snakemake", "shell"])
+def test_in_an_allocation_a_launcher_without_parents_saves_and_leaves(
+    tmp_path: Path, victim: str, before: str
+) -> None:
+    """A killed Snakemake leaves the shell of its rule; nohup asks that the job stays."""
+    (tmp_path / "saves.py").write_text(SAVES)
+    (tmp_path / "snakemake").write_text(
+        "import subprocess, sys\nsubprocess.run(['bash', '-c', sys.argv[1]])"
+    )
+    launch = f"{before}{sys.executable} -m pipeline.launch --gpus 0 -- -m saves {tmp_path}; true"
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}", "SLURM_JOB_ID": "1"}
+    words = [sys.executable, str(tmp_path / "snakemake"), launch]
+    snakemake = psutil.Popen(words, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    shell = snakemake.children()[0]
+    started = shell.children(recursive=True)
+    (snakemake if victim == "snakemake" else shell).kill()
+    left = psutil.wait_procs(started, timeout=4 if before else 20)[1]
+    assert set(left) == set(started if before else [])
+    assert (tmp_path / "saved").exists() != bool(before)
+    for process in left:
+        process.kill()
