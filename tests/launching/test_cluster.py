@@ -96,13 +96,46 @@ def run(
     return printed_by(words, project, environment)
 
 
+SMALL = {
+    "source .venv/bin/activate": "true",
+    "experiment=imagenet": "experiment=tiny",
+    "PACK": "results/packs/shapes_tiny_8/box",
+    "partition=gpu": "partition=main",
+    "minutes=720": "minutes=5",
+    "memory_gb=128": "memory_gb=4",
+    "pipeline.train data.path": "pipeline.train experiment=tiny data.path",
+    "profiles/slurm": f"profiles/slurm {' '.join(FLAGS)}",
+    "--set-resources": "--set-resources train:mem_mb=2000",
+    "gpus.train=8": "gpus.train=4",
+    "train:gpu=8": "train:gpu=4",
+    "per-node=4": "per-node=2",
+}
+
+
+def printed_command(number: int, small: dict[str, str]) -> str:
+    """A command of docs/slurm.md; `small` comes before SMALL, for what is this test's alone."""
+    return pages.for_here(pages.commands("slurm")[number], {**small, **SMALL})
+
+
 @pytest.fixture(scope="module")
 def finished(one_node: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny experiment, run whole through one node."""
+    """The tiny experiment, run whole through one node by the page's first command."""
     project = copy_code(tmp_path_factory.mktemp("slurm") / "project")
-    settings = "sample.seeds=[0,1] runtime.gpus.evaluate=2 runtime.workers=2"
-    run(project, one_node, settings=settings)
+    settings = "set='sample.seeds=[0,1] runtime.gpus.evaluate=2 runtime.workers=2'"
+    command = printed_command(1, {"experiment=imagenet": f"experiment=tiny {settings}"})
+    more = "--set-resources train:mem_mb=1000 --set-threads train=2"
+    printed_by(["bash", "-c", f"{command} {more}"], project, one_node)
     return project
+
+
+@pytest.fixture(scope="module")
+def losses_of_four(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of four ranks of micro-batches of 8 on one machine, without Slurm."""
+    project = copied(finished, tmp_path_factory.mktemp("four") / "project")
+    more = ["launcher=standalone", "runtime.gpus.train=4", "runtime.micro_batch=8"]
+    environment = {"PIPELINE_GPU_IDS": "0,1,2,3", "OMP_NUM_THREADS": "1"}
+    printed_by([*by_hand(project), *more], project, os.environ | environment)
+    return losses(project / "out")
 
 
 def logs(project: Path, rule: str) -> list[str]:
@@ -205,41 +238,50 @@ TWO.append("slurm_extra='--gpus-per-node=2'")
 
 @pytest.mark.skipif(bool(nodes.missing()), reason=f"NOT TESTED: nodes need {nodes.missing()}")
 def test_two_nodes_of_two_are_one_of_four(
-    two_nodes: dict[str, str], finished: Path, tmp_path: Path
+    two_nodes: dict[str, str], finished: Path, losses_of_four: list[float], tmp_path: Path
 ) -> None:
-    """Through the engine: one task on each node, with torchrun between them."""
-    one = copied(finished, tmp_path / "one")
-    run(one, two_nodes, settings="runtime.gpus.train=4 runtime.micro_batch=8", target="train")
-    two = copied(finished, tmp_path / "two")
-    settings = "runtime.gpus.train=4 runtime.micro_batch=8 launcher=torchrun launch.nnodes=2"
-    run(two, two_nodes, *TWO, settings=settings, target="train")
-    assert any("--nnodes=2" in text for text in logs(two, "train"))
-    assert training(two)[1] == training(one)[1]
+    """Through Snakemake, by the page's command: one task on each node, torchrun between them."""
+    project = copied(finished, tmp_path / "project")
+    command = printed_command(2, {"'set=": "'set=runtime.micro_batch=8 "})
+    printed_by(["bash", "-c", f"{command} -- train"], project, two_nodes)
+    assert any("--nnodes=2" in text for text in logs(project, "train"))
+    assert training(project)[1] == losses_of_four
+
+
+def record(project: Path) -> Path:
+    """The record of the finished project's pack."""
+    return project / "results/data/shapes_tiny_8-box.json"
+
+
+def losses(out: Path) -> list[float]:
+    """The losses of a training by hand."""
+    return [row["loss"] for row in outcome(out)[1]]
 
 
 def by_hand(project: Path) -> list[str]:
     """A training of the finished project's pack, by hand."""
-    record = project / "results/data/shapes_tiny_8-box.json"
     pack = project / "results/packs/shapes_tiny_8/box"
     words = [sys.executable, "-m", "pipeline.train", "experiment=tiny", f"data.path={pack}"]
-    return [*words, f"record={record}", f"out={project}/out"]
+    return [*words, f"record={record(project)}", f"out={project}/out"]
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ([], ["launcher=submitit_slurm", "launch.slurm.minutes=5", "launch.slurm.memory_gb=1"]),
-        (["srun", "--ntasks=2", "--gpus=2", "--mem=1G"], []),
-    ],
-    ids=["submitit", "srun"],
-)
-def test_the_same_by_submitit_and_by_srun(
-    one_node: dict[str, str], finished: Path, tmp_path: Path, before: list[str], after: list[str]
-) -> None:
+def test_the_same_by_submitit(one_node: dict[str, str], finished: Path, tmp_path: Path) -> None:
     project = copied(finished, tmp_path / "project")
-    printed = printed_by([*before, *by_hand(project), *after], project, one_node)
-    assert ("by submitit" in printed) == bool(after)
-    assert [row["loss"] for row in outcome(project / "out")[1]] == training(finished)[1]
+    limits = ("launch.slurm.minutes=5", "launch.slurm.memory_gb=1")
+    words = [*by_hand(project), "launcher=submitit_slurm", *limits]
+    assert "by submitit" in printed_by(words, project, one_node)
+    assert losses(project / "out") == training(finished)[1]
+
+
+def test_the_same_by_srun(one_node: dict[str, str], finished: Path, tmp_path: Path) -> None:
+    """By the page's commands: one launcher with two GPUs, and two tasks."""
+    project = copied(finished, tmp_path / "project")
+    place = f"data.path=PACK record={record(project)} out={project}"
+    small = {"gpus=4": "gpus=2 --mem=1G", "ntasks=4": "ntasks=2", "--gpus 4": "--gpus 2"}
+    for number, out in ((4, "launched"), (5, "tasks")):
+        command = printed_command(number, {"data.path=PACK": f"{place}/{out}", **small})
+        printed_by(["bash", "-c", command], project, one_node)
+        assert losses(project / out) == training(finished)[1]
 
 
 def by_submitit(project: Path, environment: dict[str, str], *more: str) -> str:
@@ -301,14 +343,15 @@ def test_submitit_queues_a_job_again_at_its_time_limit(
 
 @pytest.mark.skipif(bool(nodes.missing()), reason=f"NOT TESTED: nodes need {nodes.missing()}")
 def test_submitit_over_two_nodes_is_one_of_four(
-    two_nodes: dict[str, str], finished: Path, tmp_path: Path
+    two_nodes: dict[str, str], finished: Path, losses_of_four: list[float], tmp_path: Path
 ) -> None:
-    one, two = (copied(finished, tmp_path / name) for name in ("one", "two"))
-    limits = ("launch.slurm.minutes=5", "runtime.micro_batch=8", f"launch.interface={nodes.CARD}")
-    by_submitit(one, two_nodes, *limits, "runtime.gpus.train=4")
-    by_submitit(two, two_nodes, *limits, "runtime.gpus.train=2", "launch.nnodes=2")
-    losses = [[row["loss"] for row in outcome(project / "out")[1]] for project in (one, two)]
-    assert losses[0] == losses[1]
+    """By the page's command, and with the interface given."""
+    for name, more in (("page", ""), ("given", f"launch.interface={nodes.CARD}")):
+        project = copied(finished, tmp_path / name)
+        place = f"data.path=PACK record={record(project)} out={project}/out runtime.gpus.train=2"
+        command = printed_command(3, {"data.path=PACK": f"{place} runtime.micro_batch=8 {more}"})
+        printed_by(["bash", "-c", command], project, two_nodes)
+        assert losses(project / "out") == losses_of_four
 
 
 @pytest.mark.skipif(bool(nodes.missing()), reason=f"NOT TESTED: nodes need {nodes.missing()}")
@@ -323,35 +366,6 @@ def test_two_nodes_at_their_time_limit_save_and_go_on(
     printed = logs(project, "train")
     check_stops(printed, images)
     assert len(training(project)[1]) == images // 64
-
-
-SMALL = {
-    "source .venv/bin/activate": "true",
-    "experiment=imagenet": "experiment=tiny",
-    "'set=": "'set=train.images=1280 ",  # not the training of another test
-    "PACK": "results/packs/shapes_tiny_8/box",
-    "partition=gpu": "partition=main",
-    "minutes=720": "minutes=5",
-    "memory_gb=128": "memory_gb=4",
-    "train data.path": "train experiment=tiny data.path",
-    "profiles/slurm": f"profiles/slurm {' '.join(FLAGS)}",
-    "--set-resources": "--set-resources train:mem_mb=2000",
-    "gpus.train=8": "gpus.train=4",
-    "train:gpu=8": "train:gpu=4",
-    "per-node=4": "per-node=2",
-}
-
-
-@pytest.mark.skipif(bool(nodes.missing()), reason=f"NOT TESTED: nodes need {nodes.missing()}")
-@pytest.mark.parametrize("number", range(1, len(pages.commands("slurm"))))
-def test_the_commands_of_the_page(
-    two_nodes: dict[str, str], finished: Path, tmp_path: Path, number: int
-) -> None:
-    """As printed, but for what is a cluster's own; with four ranks where the page has eight."""
-    project = copied(finished, tmp_path / "project")
-    command = pages.for_here(pages.commands("slurm")[number], SMALL)
-    printed = printed_by(["bash", "-c", command], project, two_nodes)
-    assert list(project.glob("results/**/weights.safetensors")), printed
 
 
 def test_a_stopped_launcher_takes_its_job_out_of_the_queue(
