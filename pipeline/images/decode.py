@@ -16,7 +16,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from pipeline.images.formats import DEEP_PROBLEM, FORMATS, JPEG_SUFFIXES, is_deep
+from pipeline.images.formats import FORMATS, JPEG_SUFFIXES, value_problem
 from pipeline.images.recipes import MAX_PIXELS, RECIPES, shrink, shrink_halved
 
 EXIF_ORIENTATION = 0x0112
@@ -175,7 +175,7 @@ def shrink_file(image: Image.Image, data: bytes, recipe: str, resolution: int) -
 def decode(data: bytes | np.ndarray, name: str, recipe: str, resolution: int) -> Decoded:
     """Shrink one image: a file's bytes, or pixels (H, W, 3) uint8 already.
 
-    Damaged ones, decompression bombs and those of more than 8 bits per channel come back as a
+    Damaged ones, decompression bombs and those whose values are not 0 to 255 come back as a
     problem. By the fast recipes, large JPEGs are shrunk in part while they are decoded, which
     changes the pixels a little.
     """
@@ -190,8 +190,8 @@ def decode(data: bytes | np.ndarray, name: str, recipe: str, resolution: int) ->
                 return Decoded(pixels, size=size)
         # everything else
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            if is_deep(opened):
-                return Decoded(None, problem=DEEP_PROBLEM)
+            if problem := value_problem(opened):
+                return Decoded(None, problem=problem)
             traits = traits_of(opened, name)
             pixels = shrink_file(opened, data, recipe, resolution)
             return Decoded(pixels, traits, size=opened.size)

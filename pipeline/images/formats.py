@@ -6,6 +6,7 @@ Packing and scoring share these, so that a folder that can be packed can be scor
 import re
 
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 # What torchvision's ImageFolder reads, and other suffixes of the same formats.
@@ -18,6 +19,8 @@ IMAGE_SUFFIXES = (
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 DEEP = ("I", "F")  # first letters of Pillow's modes with more than 8 bits per channel
 DEEP_PROBLEM = "more than 8 bits per channel"
+SIGNED_PROBLEM = "signed values"
+SAMPLE_FORMAT, SIGNED = 339, 2  # a tag of TIFF, and its value for signed integers
 
 HEAD_BYTES = 16  # of a file, enough for STARTS
 # Those formats and others that people keep images in: AVIF and HEIC, JPEG 2000, JPEG XL.
@@ -44,9 +47,13 @@ def begins_as_image(head: bytes) -> bool:
     return STARTS.match(head) is not None
 
 
-def is_deep(image: Image.Image) -> bool:
-    """Whether an opened file has more than 8 bits per channel, which Pillow makes white or black.
+def value_problem(image: Image.Image) -> str | None:
+    """What keeps an opened file's values from being levels of 0 to 255; None if nothing does.
 
+    Pillow makes values of more than 8 bits white or black, and negative ones of a TIFF bright.
     16 bits per channel in colour are not meant: Pillow itself takes the upper 8 of them.
     """
-    return image.mode.startswith(DEEP)
+    if image.mode.startswith(DEEP):
+        return DEEP_PROBLEM
+    is_signed = isinstance(image, TiffImageFile) and SIGNED in image.tag_v2.get(SAMPLE_FORMAT, ())
+    return SIGNED_PROBLEM if is_signed else None

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.base.errors import OneRankError, UserError
 from pipeline.base.npy import load_npy, read_header
-from pipeline.images.formats import DEEP_PROBLEM, FORMATS, IMAGE_SUFFIXES, is_deep
+from pipeline.images.formats import FORMATS, IMAGE_SUFFIXES, value_problem
 from pipeline.images.walk import Ignored, listed, walk
 
 KEYS = ("arr_0", "images")  # of the images in an .npz, as ADM's samplers and others name them
@@ -156,14 +156,15 @@ def read_header_of(file: Path) -> Header:
     try:
         with Image.open(file, formats=FORMATS) as image:
             size, is_jpeg = (image.height, image.width), image.format in ("JPEG", "MPO")
-            header, deep = Header(size, is_jpeg, image.has_transparency_data), is_deep(image)
+            header = Header(size, is_jpeg, image.has_transparency_data)
+            problem = value_problem(image)
     except Exception as error:  # Pillow raises many kinds, for damaged files and for huge ones
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         raise UserError(f"{file} is not a readable image{reason}: replace or remove it") from error
 
-    # Too deep for scores
-    if deep:
-        raise UserError(f"{file} has {DEEP_PROBLEM}: convert it to 8 first")
+    # Levels that scores do not know
+    if problem:
+        raise UserError(f"{file} has {problem}: convert it to 8 bits, 0 to 255, first")
     return header
 
 
