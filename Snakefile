@@ -159,7 +159,7 @@ rule train:
         env=f"{X.pack_env} CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
         settings=X.settings,
     params:
-        config=X.keys("train"),
+        config=lambda wildcards: X.keys("train"),
         folder=subpath(output.curve, parent=True),
     shell:
         "python -m pipeline.launch --gpus {resources.gpu} --threads {threads} --log {log}"

@@ -16,19 +16,19 @@ from pipeline.base.errors import UserError, run_main
 from pipeline.compute import gpus
 from pipeline.config import paths
 from pipeline.config.image_sets import MADE_SOURCES
-from pipeline.config.load import DEFAULT_FILE, resolve
+from pipeline.config.load import DEFAULT_FILE
 from pipeline.config.samplers import sampler_name
 from pipeline.config.schema import Config, Sample
 from pipeline.data.pack import Record, balance_note
 from pipeline.flow.made_up import made_up
 from pipeline.images.shapes import CLASSES
-from pipeline.images.sources.find import resolve_image_set
 from pipeline.launching.launchers import launcher
 from pipeline.networks import families
 from pipeline.training.calibration import Calibration, calibrate
 from pipeline.workflow.current_pack import pack_problem
 from pipeline.workflow.doors import check_repeats, read_values
 from pipeline.workflow.dry_run import Job, dry_run
+from pipeline.workflow.experiment import Experiment, check_start
 from pipeline.workflow.variables import parse_variables
 
 IMAGENET_CLASSES = 1000  # for the size of the embedding, as long as there is no record
@@ -115,6 +115,7 @@ def facts(config: Config) -> str:
     lines = {
         "network": f"{weights / 4e6:.1f} M parameters",
         "training": f"{steps:,} steps of {train.batch:,} = {train.images:,} images, {epochs}",
+        **({} if train.start is None else {"start": train.start}),
         "pack": size(pack) if num else "not known yet",
         "checkpoints": f"{size(saved)} each, {num_kept:,} kept",
         "weights": f"{size(weights)} for each of {averages} average(s)",
@@ -196,8 +197,11 @@ def describe(config: Config, jobs: list[Job]) -> str:
 
 
 def configuration(configfiles: list[str], overrides: list[str]) -> Config:
-    """The configuration that Snakemake would see with these --configfile and --config words."""
-    return resolve_image_set(resolve(*read_values([DEFAULT_FILE, *configfiles], overrides)))
+    """The configuration that Snakemake would see with these --configfile and --config words.
+
+    Raises UserError if it would refuse them, or a file that they name is absent.
+    """
+    return Experiment(*read_values([DEFAULT_FILE, *configfiles], overrides)).config
 
 
 def main(argv: list[str]) -> None:
@@ -214,7 +218,9 @@ def main(argv: list[str]) -> None:
     check_repeats(argv)
     config = configuration(options.configfile, options.config)
     jobs = dry_run([word for word in argv if word != "--calibrate"])
-    if "downsample" not in [job.rule for job in jobs] and (problem := pack_problem(config)):
+    rules = [job.rule for job in jobs]
+    check_start(config, rules)
+    if "downsample" not in rules and (problem := pack_problem(config)):
         raise UserError(problem)
     print(describe(config, jobs), flush=True)
 

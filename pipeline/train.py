@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.base import locks
 from pipeline.base.errors import run_main
 from pipeline.config.load import load_step, validate
-from pipeline.config.paths import out_folder, pack_folder, run_folder
+from pipeline.config.paths import out_folder, pack_folder, run_folder, weights_files
 from pipeline.config.schema import Config
 from pipeline.config.stages import write_config
 from pipeline.config.words import merge
@@ -28,6 +28,7 @@ from pipeline.steps import STEPS
 from pipeline.training.batch_size import images_of_a_rank
 from pipeline.training.given_folder import check_given
 from pipeline.training.identity import rank_identity, scratch_folder
+from pipeline.training.start_weights import Start, check_kept, check_origin, identified
 
 if TYPE_CHECKING:  # torch is loaded by the ranks alone, not by the launcher, which calls preflight
     from pipeline.training.job import Job
@@ -52,20 +53,21 @@ def prepare(argv: list[str], world: int) -> "Job":
     from pipeline.training.job import Job
 
     config, paths = load_step(argv, STEP.words)
-    config, pack = read(config, paths, world)
+    config, pack, start = read(config, paths, world)
     out, scratch = folders(config, paths, pack)
-    return Job(config, WORKLOADS[config.workload](config, pack), out, scratch)
+    return Job(config, WORKLOADS[config.workload](config, pack), out, scratch, start)
 
 
 def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, Any]:
     """Check what needs no GPU, and wait for another trainer of this run to end."""
-    config, pack = read(config, paths, world)
+    config, pack, _ = read(config, paths, world)
     locks.wait_until_free(folders(config, paths, pack)[1])
     return rank_identity(config, pack.record.sha256.to_json())
 
 
-def read(config: Config, paths: dict[str, str], world: int) -> tuple[Config, Pack]:
-    """The configuration with the names that its pack has, and the pack, checked without a GPU.
+def read(config: Config, paths: dict[str, str], world: int) -> tuple[Config, Pack, Start | None]:
+    """The configuration with the names that its pack has and the hash of its first weights, the
+    pack, and the file of these weights, checked without a GPU.
 
     Raises UserError with one sentence about the first problem.
     """
@@ -80,7 +82,13 @@ def read(config: Config, paths: dict[str, str], world: int) -> tuple[Config, Pac
     pack = open_pack(folder, record)
     # Equal shares
     images_of_a_rank(config, world)
-    return config, pack
+    # First weights
+    if config.train.start is not None:
+        names = weights_files(config.train).values()
+        check_kept(config.train.start, [results_folder(config, paths) / name for name in names])
+    config, start = identified(config)
+    check_origin(None if start is None else start.path, config, len(pack.record.classes))
+    return config, pack, start
 
 
 def folders(config: Config, paths: dict[str, str], pack: Pack) -> tuple[Path, Path]:
@@ -88,13 +96,18 @@ def folders(config: Config, paths: dict[str, str], pack: Pack) -> tuple[Path, Pa
 
     Raises UserError if files cannot be written there, or a given folder holds no checkpoint.
     """
-    out = out_folder(Path(paths.get("out", run_folder(config) / "train")))
+    out = out_folder(results_folder(config, paths))
     if "checkpoints" not in paths:
         return out, scratch_folder(out, config, pack.record.sha256.to_json())
     given = Path(paths["checkpoints"])
     if os.environ.get("RANK", "0") == "0":  # the others may see it while rank 0 makes it
         check_given(given)
     return out, given
+
+
+def results_folder(config: Config, paths: dict[str, str]) -> Path:
+    """The folder of the weights and the curve."""
+    return Path(paths.get("out", run_folder(config) / "train"))
 
 
 def adopt_pack(config: Config) -> Config:

@@ -3,7 +3,8 @@
 A run's identity is a hash over its stage keys, and Snakemake compares them to decide what to run
 again. So that no existing run starts anew, stage keys keep the older form: `data.recipe: box` and
 `downsample.fast: true` is what everything else calls `data.recipe: box-fast`, `model.kind` is
-left out if it is `unet`, once the only family, and `downsample.allow_ignored` if it is 0.
+left out if it is `unet`, once the only family, `downsample.allow_ignored` if it is 0, and
+`train.start` if it is null.
 """
 
 import os
@@ -18,7 +19,11 @@ from pipeline.base.errors import UserError
 from pipeline.config.words import merge, nested
 
 # Keys of a section that came later, and the value that is left out
-LATER: dict[str, dict[str, Any]] = {"downsample": {"allow_ignored": 0}, "model": {"kind": "unet"}}
+LATER: dict[str, dict[str, Any]] = {
+    "downsample": {"allow_ignored": 0},
+    "model": {"kind": "unet"},
+    "train": {"start": None},
+}
 FAST = "-fast"  # end of the recipes that decode JPEGs at a fraction of their size
 
 

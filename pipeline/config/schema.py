@@ -47,6 +47,8 @@ class Downsample(Section):
 
 
 class Train(Section):
+    # First weights
+    start: str | None  # file of weights or checkpoint; None: drawn by the seed
     # Length of the run
     images: PositiveInt  # training length, images seen
     batch: PositiveInt  # global batch, images, over all ranks and accumulation

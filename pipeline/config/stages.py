@@ -53,7 +53,7 @@ def yaml_word(value: Any) -> str:
 
 # The keys that each stage reads, which are all that can make it run again. Places
 # (data.dir, ...), runtime and launch are in none of them. A file that evaluate.weights names is an
-# input of the rule extractor.
+# input of the rule extractor; of one that train.start names, the hash is among the keys.
 DATA_KEYS = ("data.source", "data.resolution", "data.recipe", "downsample.fast")
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "downsample": (*DATA_KEYS, "data.expected_images", "data.expected_classes", "downsample"),
@@ -70,7 +70,10 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
 }
 # Keys of runtime in which machines of one job may differ.
 OF_A_MACHINE = ("gpus", "workers", "start_method", "data_on_device", "progress_seconds")
-PLACES = ("data.dir", "data.layout", "data.pack_dir", "data.path", "evaluate.weights")
+PLACES = (
+    *("data.dir", "data.layout", "data.pack_dir", "data.path"),
+    *("train.start", "evaluate.weights"),
+)
 
 
 def write_config(folder: Path, config: Config, stage: str) -> None:

@@ -31,7 +31,7 @@ COLUMNS = {
     "nfe_mean": "NFE", "num_images": "N", "label": "metric", "protocol": "protocol",
     "mean": "mean", "better": "better", "min": "min", "max": "max", "floor": "floor",
     "ceiling": "ceiling", "real": "real", "trained": "images trained", "gpu_hours": "GPU-hours",
-    "weights": "weights",
+    "weights": "weights", "start": "started from",
 }  # fmt: skip
 TEXT_COLUMNS = {
     "name": "metric", "data": "data", "experiment": "experiment", "sampler": "sampler",
@@ -82,6 +82,7 @@ class ExperimentRow(SeedsRow):
     trained: int | None  # images
     gpu_hours: float | None
     weights: str  # first digits of their sha256
+    start: str | None  # file of the first weights
 
 
 def read(results: Path) -> tuple[list[Scored], list[str]]:
@@ -127,6 +128,7 @@ def experiment_row(entry: Scored, rows: list[Row]) -> ExperimentRow:
         trained=train.images,
         gpu_hours=train.gpu_hours,
         weights=weights(entry),
+        start=train.started_from,
     )
 
 

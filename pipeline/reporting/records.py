@@ -10,6 +10,8 @@ from pipeline.base.errors import UserError
 from pipeline.base.json_objects import JsonObject
 from pipeline.data.pack import DataAbout
 
+DIGITS = 12  # of a hash, in tables
+
 # --- training ------------------------------------------------------------------------------------
 
 
@@ -64,6 +66,15 @@ class TrainAbout(JsonObject):
     # Its settings
     config: dict[str, Any] | None = None  # the keys that the training read
     torch: str | None = None  # version
+    # What train.start named: file, sha256 and weights (which they were); None: nothing
+    start: dict[str, str] | None = None
+
+    @property
+    def started_from(self) -> str | None:
+        """The file of the first weights, and the beginning of its hash; None if there is none."""
+        if not self.start:
+            return None
+        return f"{self.start['file']} {self.start['sha256'][:DIGITS]}"
 
 
 class SampleAbout(JsonObject):

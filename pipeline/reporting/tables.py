@@ -47,7 +47,7 @@ SAMPLE_COLUMNS = {
 }  # fmt: skip
 NAMES = {  # columns of words
     "name", "label", "sampler", "device", "precision", "class", "seeds", "values", "experiment",
-    "data", "weights",
+    "data", "weights", "start",
 }  # fmt: skip
 ARROWS = {"lower": "↓", "higher": "↑"}
 LEGEND = (
@@ -109,9 +109,15 @@ def numbered(protocols: Sequence[str], always: bool = False) -> list[str]:
 
 
 def remarks(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Notes, legend and protocols, each once."""
+    """Starts of the trainings, notes, legend and protocols, each once."""
     notes = [f"Note: {note}" for evaluation in evaluations for note in evaluation.notes]
-    return [*dict.fromkeys(notes), LEGEND, *numbered(protocol_texts(evaluations))]
+    trainings = [evaluation.sample.train for evaluation in evaluations]
+    starts = [
+        f"The training started from {train.start['weights']}: {train.started_from}"
+        for train in trainings
+        if train and train.start
+    ]
+    return [*dict.fromkeys([*starts, *notes]), LEGEND, *numbered(protocol_texts(evaluations))]
 
 
 def training(curve: Sequence[CurveRow]) -> str:

@@ -103,6 +103,7 @@ def describe(job: Job, sums: Checksums, evaluations: np.ndarray, speed: Speed) -
             gpu_hours=about.gpu_hours,
             config=about.config,
             torch=about.torch,
+            **({} if about.start is None else {"start": about.start}),
         ),
         data=job.weights.data,
         # Speed of the run

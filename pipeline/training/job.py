@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.config.schema import Config
 from pipeline.training.identity import rank_identity
+from pipeline.training.start_weights import Start
 from pipeline.training.workload import Workload
 
 
@@ -19,6 +20,8 @@ class Job:
     # Its folders
     out: Path
     scratch: Path  # checkpoints, metrics and events of exactly these experiment keys
+    # Its first weights
+    start: Start | None = None  # None: drawn by the seed
 
     @property
     def identity(self) -> dict[str, Any]:

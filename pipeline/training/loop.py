@@ -14,7 +14,7 @@ from pipeline.compute import execution
 from pipeline.compute.distributed import Ranks, StopFlag, ranks
 from pipeline.config.paths import weights_files
 from pipeline.config.stages import stage_keys
-from pipeline.training import checkpoint, preflight
+from pipeline.training import checkpoint, preflight, start_weights
 from pipeline.training.curve import Mark, Metrics
 from pipeline.training.job import Job
 from pipeline.training.trainer import Trainer
@@ -51,6 +51,7 @@ def resume(trainer: Trainer, newest: dict[str, Any] | None) -> None:
     job, group = trainer.job, trainer.group
     step = shared_step(group, newest)
     if step == 0:
+        begin(trainer)
         return
     if newest is None:
         # Each rank reads it
@@ -58,6 +59,17 @@ def resume(trainer: Trainer, newest: dict[str, Any] | None) -> None:
     trainer.load_state(newest)
     if group.first:
         print(f"train: going on from step {step:,} of {job.steps:,}", flush=True)
+
+
+def begin(trainer: Trainer) -> None:
+    """Take the weights that train.start names, if any; each rank reads the file."""
+    start = trainer.job.start
+    if start is None or start.path is None:  # without a file only where there is a checkpoint
+        return
+    about = start_weights.describe(start.path, start.sha256)
+    trainer.begin(start_weights.read_tensors(start.path), about)
+    if trainer.group.first:
+        print(f"train: starting at step 0 from {start.path}, {about['weights']}", flush=True)
 
 
 def shared_step(group: Ranks, newest: dict[str, Any] | None) -> int:
@@ -124,6 +136,7 @@ def finish(trainer: Trainer, averages: list[dict[str, Tensor]]) -> None:
             gpu_hours=trainer.device_seconds / 3600,
             torch=str(torch.__version__),
             ema_halflife_images=halflife,
+            **({} if trainer.start is None else {"start": trainer.start}),
         )
         save_weights(job.out / name, weights, about)
     # The closing line

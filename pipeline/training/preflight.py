@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.base.errors import UserError
-from pipeline.training import checkpoint
+from pipeline.training import checkpoint, start_weights
 from pipeline.training.identity import differences, identity_keys
 from pipeline.training.job import Job
 
@@ -26,6 +26,8 @@ def check(job: Job) -> dict[str, Any] | None:
     if state is not None:
         check_checkpoint(state, job)
     else:
+        if job.start is not None:
+            start_weights.check_tensors(job.start, job.workload)
         for line in earlier_trainings(job):
             print(f"train: starting at step 0; {line}", flush=True)
     check_disk(job)
@@ -63,7 +65,10 @@ def earlier_trainings(job: Job) -> Iterator[str]:
             state = checkpoint.load(files[-1])
             images = state["step"] * state["config"]["train"]["batch"]
             keys = unlike(state, job) or "another way to pair noise and images"
-            yield f"{folder} has {images:,} images of another training, which stay, with {keys}"
+            hint = "" if job.start else f"; train.start={files[-1]} starts from its weights"
+            yield (
+                f"{folder} has {images:,} images of another training, which stay, with {keys}{hint}"
+            )
 
 
 def state_bytes(job: Job) -> int:

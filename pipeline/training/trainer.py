@@ -62,6 +62,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=train.precision == "fp16")
         # counters and measurements
         self.step = 0
+        self.start: dict[str, str] | None = None  # where the first weights are from
         self.device_seconds = 0.0  # wall time of training steps x world size, over all runs
         self.loss_sum = torch.zeros((), device=group.device)
         self.watch = Watch(group)
@@ -174,6 +175,7 @@ class Trainer:
             # Which experiment it is
             "config": stage_keys(self.config, "train"),
             "data": self.workload.about()["sha256"],
+            "start": self.start,
             "versions": {"torch": str(torch.__version__)},
         }
         return sharding.whole(state, keep=self.group.first)
@@ -182,9 +184,16 @@ class Trainer:
         """The weights of each average, whole, on rank 0. All ranks must ask for them."""
         return [sharding.whole(a.net.state_dict(), self.group.first) for a in self.averages]
 
+    def begin(self, weights: dict[str, Tensor], about: dict[str, str]) -> None:
+        """Start from `weights`, averages too, which are as `about` says."""
+        for net in (self.net, *(average.net for average in self.averages)):
+            sharding.load_net(net, weights)
+        self.start = about
+
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly from where `state` was taken."""
         self.step, self.device_seconds = state["step"], state["device_seconds"]
+        self.start = state.get("start")
         sharding.load_net(self.net, state["net"])
         for average, saved in zip(self.averages, state["averages"], strict=True):
             sharding.load_net(average.net, saved)
@@ -217,7 +226,8 @@ class Trainer:
         batch = self.config.train.batch
         remedy = (
             "lower train.lr, which begins a new training at step 0; the checkpoints of this one, "
-            f"from before, stay in {self.job.scratch}"
+            f"from before, stay in {self.job.scratch}, and train.start=CHECKPOINT starts the new "
+            "one from the weights of one of them"
         )
         self.watch.check(batch, self.micro, self.workload.locate, remedy)
 

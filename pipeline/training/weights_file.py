@@ -40,6 +40,8 @@ class WeightsAbout(JsonObject):
     gpu_hours: float | None = None
     torch: str | None = None  # version
     ema_halflife_images: int | None = None  # 0: not averaged
+    # What train.start named: file, sha256 and weights (which they were)
+    start: dict[str, str] | None = None  # None: drawn by the seed, or not known
 
 
 def save_weights(path: Path, state: Mapping[str, "Tensor"], about: WeightsAbout) -> None:

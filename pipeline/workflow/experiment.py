@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,10 +17,12 @@ from pipeline.config.load import layered, resolve_resolution, validate
 from pipeline.config.samplers import by_sampler, check_guidance
 from pipeline.config.schema import Config
 from pipeline.config.stages import settings_words, stage_keys
+from pipeline.data.pack import Record
 from pipeline.images.sources.find import resolve_image_set
 from pipeline.launching.launchers import launcher
 from pipeline.reporting import overview
 from pipeline.steps import STEPS
+from pipeline.training import start_weights
 from pipeline.training.batch_size import images_of_a_rank
 from pipeline.workflow.variables import parse_variables
 
@@ -46,6 +49,9 @@ class Experiment:
         self.run = str(paths.run_folder(self.config))
         names = paths.weights_files(self.config.train).values()
         self.weights = [f"{self.run}/train/{name}" for name in names]
+        if self.config.train.start is not None:
+            start_weights.locate(self.config.train.start)
+            start_weights.check_kept(self.config.train.start, map(Path, self.weights))
         self.extractor = str(paths.extractor_file(self.config))
         self.given_extractor = existing("evaluate.weights", self.config.evaluate.weights)
         # Samplers, and the files of each set of samples.
@@ -66,7 +72,13 @@ class Experiment:
         `sampler`: the name of the one whose keys stand in `sample`.
         """
         config = self.samplers[sampler] if sampler else self.config
+        config = self.identified if stage == "train" else config
         return json.dumps(stage_keys(config, stage), sort_keys=True)
+
+    @cached_property
+    def identified(self) -> Config:
+        """The configuration with the hash of the file in train.start, read when it is needed."""
+        return start_weights.identified(self.config)[0]
 
     def guide(self, sampler: str) -> list[str]:
         """The file of the guiding weights, if this sampler has one.
@@ -117,9 +129,24 @@ def start(workflow: Any, experiment: Experiment) -> None:
     hold_folder(Path(".snakemake") / "pipeline.lock")
     jobs = list(workflow.dag.needrun_jobs())
     check_environment(jobs)
+    try:
+        check_start(experiment.config, [job.rule.name for job in jobs])
+    except UserError as error:
+        print(f"error: rule train: {error}", file=sys.stderr)
+        sys.exit(2)
     if workflow.local_exec:
         check_devices(jobs, experiment.config)
     print(experiment.banner(), flush=True)
+
+
+def check_start(config: Config, rules: Collection[str]) -> None:
+    """Raise UserError if train is among the `rules` that run and cannot start from train.start."""
+    if config.train.start is None or "train" not in rules:
+        return
+    file = paths.record_file(config)
+    known = file.exists() and "downsample" not in rules
+    num_classes = len(Record.read(file).classes) if known else None
+    start_weights.check_origin(start_weights.locate(config.train.start), config, num_classes)
 
 
 def check_devices(jobs: Iterable[Any], config: Config) -> None:

@@ -251,6 +251,46 @@ def test_a_file_of_the_extractors_weights_is_an_input(finished: Project) -> None
     assert_stopped(done, "evaluate.weights=mine.pth is not a file")
 
 
+def test_the_content_of_the_first_weights_runs_train_again(
+    copied: Callable[[], Project],
+) -> None:
+    project = copied()
+    weights = project.folder / RUN / "train" / "weights.safetensors"
+    (project.folder / "first").mkdir()
+    first, other = project.folder / "first" / "w.safetensors", project.folder / "other.safetensors"
+    shutil.copy2(weights, first)
+    assert project.jobs(set="train.start=first/w.safetensors") == FROM_TRAIN
+    done = project.snakemake(set="train.start=first/w.safetensors")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "starting at step 0 from first/w.safetensors" in done.stdout + done.stderr
+    page = (project.folder / RUN / "report" / "summary.txt").read_text()
+    assert "The training started from weights after 640 images, averaged with a half-life" in page
+
+    # the same content: nothing, whatever its place and time
+    first.touch()
+    assert project.jobs(set="train.start=first/w.safetensors") == []
+    first.rename(other)
+    assert project.jobs(set="train.start=other.safetensors") == []
+    # other content, though older than all results
+    shutil.copy2(weights, other)
+    os.utime(other, (1, 1))
+    assert project.jobs(set="train.start=other.safetensors") == FROM_TRAIN
+    assert project.jobs() == FROM_TRAIN  # without it
+
+    # refusals before the first job
+    for stopped in (
+        project.snakemake("--dry-run", set="train.start=w"),
+        project.plan("train.start=w"),
+    ):
+        assert_stopped(stopped, "train.start=w is not a file: give a file of weights, a checkpoint")
+    own = f"train.start={RUN}/train/weights.safetensors"
+    assert_stopped(project.snakemake(set=own), "is a file that this training writes itself: copy")
+    wide = "train.start=other.safetensors model.channels=64"
+    says = "is of another network: model.channels=32 (here 64); give these keys as they are there"
+    assert_stopped(project.snakemake(set=wide), says)
+    assert_stopped(project.plan(wide), says)
+
+
 def test_unknown_keys_of_a_run_stop_snakemake(finished: Project) -> None:
     done = finished.snakemake("--dry-run", set="sample.runs=[{}, {stpes: 9}]")
     assert_stopped(done, "sample.runs[1]: unknown key stpes; did you mean steps?")

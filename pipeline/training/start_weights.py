@@ -1,0 +1,223 @@
+"""The weights that a new training starts from: `train.start=FILE`.
+
+FILE is a file of weights, our own or imported, or one of our checkpoints. Of a checkpoint the
+current weights are taken, where that training was, and not the averages, which lag behind. What
+the file holds, by its hash, is part of the training's identity; its place is not.
+"""
+
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipeline.base.errors import UserError
+from pipeline.base.files import sha256_file
+from pipeline.config.schema import Config
+from pipeline.config.stages import stage_keys
+from pipeline.training.identity import differences
+from pipeline.training.weights_file import WeightsAbout, load_weights, read_about
+
+if TYPE_CHECKING:  # torch is loaded for checkpoints alone, and by the ranks
+    from torch import Tensor
+
+    from pipeline.training.workload import Workload
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+OTHERS = "or import another program's checkpoint with `python -m pipeline.import_weights`"
+
+
+@dataclass(frozen=True)
+class Start:
+    """The file that train.start names."""
+
+    path: Path | None  # None: named by its hash, which does for a training that goes on
+    sha256: str  # of its content, hex
+
+
+class Origin(NamedTuple):
+    """What a file says of its weights."""
+
+    config: Mapping[str, Any]  # the keys that their training read
+    classes: int | None  # of their data; None: not known
+    words: str  # which weights they are
+
+
+# --- the file ------------------------------------------------------------------------------------
+
+
+def locate(value: str) -> Path | None:
+    """The file that train.start=`value` names; None if `value` is a hash.
+
+    Raises UserError if there is no such file.
+    """
+    # A file, or a hash
+    path = Path(value)
+    if path.is_file():
+        return path
+    if SHA256.fullmatch(value):
+        return None
+
+    # What is there instead
+    if path.is_dir():
+        newest = max(path.glob("step-*.pt"), default=None)
+        which = f"one of its files, the newest is {newest}" if newest else "a file"
+        raise UserError(f"train.start={value} is a folder: give {which}")
+    raise UserError(
+        f"train.start={value} is not a file: give a file of weights, a checkpoint, or null"
+    )
+
+
+def check_kept(value: str, written: Iterable[Path]) -> None:
+    """Raise UserError if train.start=`value` is a file that this training will write."""
+    if Path(value).resolve() in {path.resolve() for path in written}:
+        raise UserError(
+            f"train.start={value} is a file that this training writes itself: copy it to another "
+            "place, or give one of the checkpoints beside it"
+        )
+
+
+def identified(config: Config) -> tuple[Config, Start | None]:
+    """`config` with the hash of the file in train.start instead of its place; and the file.
+
+    Raises UserError if the file is absent or cannot be read.
+    """
+    # Nothing to start from
+    value = config.train.start
+    if value is None:
+        return config, None
+
+    # The content
+    path = locate(value)
+    try:
+        start = Start(path, value if path is None else sha256_file(path))
+    except OSError as error:
+        raise UserError(
+            f"train.start={value} cannot be read ({error.strerror}): give a file that can"
+        ) from error
+    train = config.train.model_copy(update={"start": start.sha256})
+    return config.model_copy(update={"train": train}), start
+
+
+# --- what it holds -------------------------------------------------------------------------------
+
+
+def read_checkpoint(path: Path, checked: bool = False) -> dict[str, Any]:
+    """One of our checkpoints; `checked`: after every checksum was compared.
+
+    Nothing in it is executed. Raises UserError if it is damaged or of another program.
+    """
+    from pipeline.training import checkpoint
+
+    try:
+        state = checkpoint.load_checked(path) if checked else checkpoint.load(path)
+        assert {"step", "config", "net"} <= state.keys()
+    except Exception as error:  # any damage shows as some exception of the unpickler or zip
+        raise UserError(
+            f"train.start={path} is damaged or not a checkpoint of this pipeline "
+            f"({type(error).__name__}): give a step-….pt or a weights.safetensors of a training, "
+            f"{OTHERS}"
+        ) from error
+    return state
+
+
+def read_origin(path: Path) -> Origin:
+    """What a file says of its weights; raises UserError if it is damaged or of another program."""
+    if zipfile.is_zipfile(path):
+        state = read_checkpoint(path)
+        images = state["step"] * state["config"]["train"]["batch"]
+        return Origin(state["config"], None, f"current weights after {images:,} images")
+    about = read_about(path)
+    classes = about.record.get("classes")
+    return Origin(about.config, None if classes is None else len(classes), in_words(about))
+
+
+def in_words(about: WeightsAbout) -> str:
+    """Which weights a file holds."""
+    # Of another program
+    if about.images is None:
+        trainer = about.config.get("imported", {}).get("trainer", "another program")
+        return f"weights of {trainer}"
+
+    # Averaged or not
+    halflife = about.ema_halflife_images
+    kind = f"averaged with a half-life of {halflife:,} images" if halflife else "not averaged"
+    return f"weights after {about.images:,} images, {kind}"
+
+
+def read_tensors(path: Path, checked: bool = False) -> dict[str, "Tensor"]:
+    """The weights in a file by name, on the CPU; raises UserError if it is damaged."""
+    if zipfile.is_zipfile(path):
+        tensors: dict[str, Tensor] = read_checkpoint(path, checked)["net"]
+        return tensors
+    return load_weights(path)
+
+
+# --- whether it fits -----------------------------------------------------------------------------
+
+
+def check_origin(path: Path | None, config: Config, num_classes: int | None) -> None:
+    """Raise UserError if the weights in a file are of another network than that of `config`.
+
+    `num_classes` of the data; None: not known yet. Dropout may differ, and so may the images.
+    """
+    # Keys of the network
+    if path is None:
+        return
+    origin = read_origin(path)
+    ours, theirs = stage_keys(config, "train")["model"], origin.config.get("model", {})
+    if different := differences(network_keys(theirs), network_keys(ours), "model."):
+        raise UserError(
+            f"train.start={path} is of another network: {', '.join(different)}; give these "
+            "keys as they are there, or other weights"
+        )
+
+    # Classes that it knows
+    known = {origin.classes, num_classes} - {None}
+    if ours.get("class_conditional") and len(known) > 1:
+        raise UserError(
+            f"train.start={path} was trained on {origin.classes:,} classes, but the images "
+            f"here are of {num_classes:,}: give weights of {num_classes:,} classes, or images of "
+            f"{origin.classes:,}"
+        )
+
+
+def network_keys(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a model section that say which network it is."""
+    unused = {"dropout", "heads"} if model.get("head_channels") else {"dropout"}
+    return {key: value for key, value in model.items() if key not in unused}
+
+
+def check_tensors(start: Start, workload: "Workload") -> None:
+    """Raise UserError unless the weights are those that the workload's network has."""
+    import torch
+
+    # The file itself
+    if start.path is None:
+        raise UserError(
+            f"train.start={start.sha256} names a file by its hash, which does only if the training "
+            "has a checkpoint: give the file with this sha256"
+        )
+    tensors = read_tensors(start.path, checked=True)
+    with torch.device("meta"):
+        needed = workload.build().state_dict()
+
+    # Names and shapes
+    for name in {**needed, **tensors}:
+        there, here = (shape(tensor.get(name)) for tensor in (tensors, needed))
+        if there != here:
+            raise UserError(
+                f"train.start={start.path} does not fit: {name} is {there} there but {here} here; "
+                "give weights of the same network and as many classes"
+            )
+
+
+def shape(tensor: "Tensor | None") -> str:
+    """The shape of a tensor in words."""
+    return "absent" if tensor is None else " x ".join(map(str, tensor.shape)) or "a number"
+
+
+def describe(path: Path, sha256: str) -> dict[str, str]:
+    """The start of a training as its weights tell it."""
+    return {"file": path.name, "sha256": sha256, "weights": read_origin(path).words}
