@@ -128,7 +128,7 @@ def experiment_row(entry: Scored, rows: list[Row]) -> ExperimentRow:
         trained=train.images,
         gpu_hours=train.gpu_hours,
         weights=weights(entry),
-        start=train.started_from,
+        start=train.start.text if train.start else None,
     )
 
 

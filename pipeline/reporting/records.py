@@ -57,6 +57,22 @@ def read_curve(path: Path) -> list[CurveRow]:
 # --- samples -------------------------------------------------------------------------------------
 
 
+class StartAbout(JsonObject):
+    """The file that train.start named: the first weights of a training."""
+
+    KIND: ClassVar[str] = "a description of first weights"
+    REMEDY: ClassVar[str] = "make the weights again"
+
+    file: str  # name
+    sha256: str
+    weights: str  # which they were, in words
+
+    @property
+    def text(self) -> str:
+        """The name of the file and the beginning of its hash."""
+        return f"{self.file} {self.sha256[:DIGITS]}"
+
+
 class TrainAbout(JsonObject):
     """The training of the weights that samples are from; None: not known (imported weights)."""
 
@@ -66,15 +82,7 @@ class TrainAbout(JsonObject):
     # Its settings
     config: dict[str, Any] | None = None  # the keys that the training read
     torch: str | None = None  # version
-    # What train.start named: file, sha256 and weights (which they were); None: nothing
-    start: dict[str, str] | None = None
-
-    @property
-    def started_from(self) -> str | None:
-        """The file of the first weights, and the beginning of its hash; None if there is none."""
-        if not self.start:
-            return None
-        return f"{self.start['file']} {self.start['sha256'][:DIGITS]}"
+    start: StartAbout | None = None  # None: weights drawn by the seed, or not known
 
 
 class SampleAbout(JsonObject):

@@ -113,7 +113,7 @@ def remarks(evaluations: Sequence[Evaluation]) -> list[str]:
     notes = [f"Note: {note}" for evaluation in evaluations for note in evaluation.notes]
     trainings = [evaluation.sample.train for evaluation in evaluations]
     starts = [
-        f"The training started from {train.start['weights']}: {train.started_from}"
+        f"The training started from {train.start.weights}: {train.start.text}"
         for train in trainings
         if train and train.start
     ]

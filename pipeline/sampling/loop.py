@@ -15,7 +15,7 @@ from pipeline.compute import execution
 from pipeline.compute.distributed import ranks
 from pipeline.config.samplers import notes, sampler_name
 from pipeline.config.stages import stage_keys, write_config
-from pipeline.reporting.records import SampleAbout, TrainAbout
+from pipeline.reporting.records import SampleAbout, StartAbout, TrainAbout
 from pipeline.sampling.job import Job
 from pipeline.sampling.network import Networks, build, save_strip
 from pipeline.sampling.shards import Checksums, checksums, collect, sample_shards, shard_folder
@@ -83,6 +83,7 @@ def finish(job: Job, networks: Networks, shards: Path, sums: Checksums, speed: S
 def describe(job: Job, sums: Checksums, evaluations: np.ndarray, speed: Speed) -> SampleAbout:
     """The content of sample.json; `evaluations` (N,) are those of each image."""
     keys, about = job.config.sample, job.weights.about
+    start = {"start": StartAbout.parse(about.start, job.weights.path)} if about.start else {}
 
     # Sampler and its keys
     return SampleAbout(
@@ -103,7 +104,7 @@ def describe(job: Job, sums: Checksums, evaluations: np.ndarray, speed: Speed) -
             gpu_hours=about.gpu_hours,
             config=about.config,
             torch=about.torch,
-            **({} if about.start is None else {"start": about.start}),
+            **start,
         ),
         data=job.weights.data,
         # Speed of the run

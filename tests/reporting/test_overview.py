@@ -97,7 +97,10 @@ def test_the_page_and_the_text_hold_the_table(
     monkeypatch.setattr(overview, "RESULTS", tmp_path)
     overview.main([])
     assert "There are no scores yet." in capsys.readouterr().out
-    put(tmp_path, "a<b", result(0, value=4.321))
+    started = result(0, value=4.321)
+    start = {"file": "w.safetensors", "sha256": SHA256, "weights": "weights after 5 images"}
+    started["sample"]["train"] |= {"start": start}
+    put(tmp_path, "a<b", started)
     overview.main([])
     text = capsys.readouterr().out
     row = next(line.split() for line in text.splitlines() if line.startswith("fid"))
@@ -118,6 +121,7 @@ def test_the_page_and_the_text_hold_the_table(
     assert max(map(len, text.splitlines()[:-1])) <= tables.WIDTH
     page = (tmp_path / "experiments.html").read_text()
     assert all(f"<button>{head}</button>" in page for head in overview.COLUMNS.values())
+    assert f"w.safetensors {SHA256[:12]}" in page
     assert "a&lt;b" in page and "a<b" not in page and "http" not in page
     with pytest.raises(UserError, match="takes none"):
         overview.main(["out=x"])

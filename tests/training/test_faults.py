@@ -257,7 +257,9 @@ def test_another_learning_rate_names_the_training_that_lies_there(
     run(pack, tmp_path, "train.images=48", "train.lr=2e-4")
     printed = capsys.readouterr().out
     sentence = r"starting at step 0; .*/checkpoints/\w+ has 48 images of another training, which"
-    assert re.search(rf"{sentence} stay, with train\.lr=\S+ \(here 0\.0002\)\n", printed)
+    hint = r"; train\.start=(\S+/step-0000000004\.pt) starts from its weights\n"
+    said = re.search(rf"{sentence} stay, with train\.lr=\S+ \(here 0\.0002\){hint}", printed)
+    assert said and Path(said[1]).is_file()
     assert len(list(tmp_path.glob("checkpoints/*"))) == 2
     run(pack, tmp_path, "train.images=48")  # back: nothing to say
     assert "starting at step 0" not in capsys.readouterr().out
