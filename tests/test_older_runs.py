@@ -64,6 +64,16 @@ def test_a_finished_training_is_finished(run: Path, capsys: pytest.CaptureFixtur
     assert json.loads((run / "train" / "config.json").read_text()) == before
 
 
+def test_its_checkpoint_and_its_weights_start_another_training(
+    run: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (saved,) = run.glob("train/checkpoints/*/step-*.pt")
+    for file, said in ((saved, "current weights"), ("train/weights.safetensors", "averaged with")):
+        more = [f"train.start={file}", "train.images=12", "record=record.json", "out=new"]
+        train.main([*WORDS, *more])
+        assert said in capsys.readouterr().out
+
+
 def test_the_weights_give_the_same_samples(run: Path) -> None:
     words = ["weights=train/weights.safetensors", "seed=0", "out=again", "sample.num=4"]
     words += ["sample.solver=euler", "sample.steps=2", "sample.precision=fp32"]

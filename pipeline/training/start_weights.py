@@ -6,7 +6,6 @@ the file holds, by its hash, is part of the training's identity; its place is no
 """
 
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ if TYPE_CHECKING:  # torch is loaded for checkpoints alone, and by the ranks
 
     from pipeline.training.workload import Workload
 
+ZIP = b"PK\3\4"  # first bytes of what torch.save writes, and of no safetensors file
 SHA256 = re.compile(r"[0-9a-f]{64}")
 OTHERS = "or import another program's checkpoint with `python -m pipeline.import_weights`"
 
@@ -103,6 +103,12 @@ def identified(config: Config) -> tuple[Config, Start | None]:
 # --- what it holds -------------------------------------------------------------------------------
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether torch.save wrote a file."""
+    with path.open("rb") as stream:
+        return stream.read(len(ZIP)) == ZIP
+
+
 def read_checkpoint(path: Path, checked: bool = False) -> dict[str, Any]:
     """One of our checkpoints; `checked`: after every checksum was compared.
 
@@ -124,7 +130,7 @@ def read_checkpoint(path: Path, checked: bool = False) -> dict[str, Any]:
 
 def read_origin(path: Path) -> Origin:
     """What a file says of its weights; raises UserError if it is damaged or of another program."""
-    if zipfile.is_zipfile(path):
+    if is_checkpoint(path):
         state = read_checkpoint(path)
         images = state["step"] * state["config"]["train"]["batch"]
         return Origin(state["config"], None, f"current weights after {images:,} images")
@@ -148,7 +154,7 @@ def in_words(about: WeightsAbout) -> str:
 
 def read_tensors(path: Path, checked: bool = False) -> dict[str, "Tensor"]:
     """The weights in a file by name, on the CPU; raises UserError if it is damaged."""
-    if zipfile.is_zipfile(path):
+    if is_checkpoint(path):
         tensors: dict[str, Tensor] = read_checkpoint(path, checked)["net"]
         return tensors
     return load_weights(path)

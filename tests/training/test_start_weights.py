@@ -114,10 +114,12 @@ def test_samples_say_where_the_training_started(averaged: Path, pack: Path, tmp_
     assert about["train"]["start"]["sha256"] == sha256_file(averaged)
 
 
-def test_two_ranks_start_alike(averaged: Path, pack: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+def test_two_ranks_start_alike(averaged: Path, pack: Path, tmp_path: Path, strategy: str) -> None:
     more = (f"train.start={averaged}", "train.images=24", "runtime.checkpoint_images=12")
     weights, rows = run(pack, tmp_path / "one", *more)
-    process = torchrun(2, words(pack, tmp_path / "two", *more))
+    arguments = words(pack, tmp_path / "two", *more, f"runtime.strategy={strategy}")
+    process = torchrun(2, arguments)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     assert output.count("starting at step 0 from") == 1
@@ -257,7 +259,7 @@ def test_files_that_hold_no_weights_are_refused(
     (text := tmp_path / "text").write_text("no weights")
     refused(pack, out, "are damaged or not safetensors", f"train.start={text}")
     (cut := tmp_path / "cut.pt").write_bytes(saved.read_bytes()[:-1000])
-    refused(pack, out, "are a checkpoint of torch.save, not safetensors", f"train.start={cut}")
+    refused(pack, out, "cut.pt is damaged or not a checkpoint", f"train.start={cut}")
     torch.save({"model": {"x": torch.zeros(1)}}, foreign := tmp_path / "foreign.pth")
     says = "is damaged or not a checkpoint of this pipeline .* `python -m pipeline.import_weights`"
     refused(pack, out, says, f"train.start={foreign}")
