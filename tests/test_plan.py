@@ -41,6 +41,18 @@ def test_jobs_of_a_dry_run() -> None:
     assert (report.rule, report.resource("gpu"), report.resource("env")) == ("report", "", "")
 
 
+@pytest.mark.parametrize("key", ["train.start", "sample.guide", "evaluate.weights"])
+def test_an_absent_file_is_named_by_its_key(key: str) -> None:
+    with pytest.raises(UserError, match=f"^{key}=none is not a file: give a file of weights"):
+        plan.main(["--config", "experiment=tiny", f"set=['{key}=none']"])
+
+
+def test_the_first_weights_are_in_the_plan(tmp_path: Path) -> None:
+    config = resolved("experiment=tiny", f"train.start={tmp_path}/w.safetensors")
+    assert f"  start         {tmp_path}/w.safetensors" in plan.facts(config).splitlines()
+    assert "  start " not in plan.facts(resolved("experiment=tiny"))
+
+
 def test_variables_show_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
     (train, _) = dry_run.parse_dry_run(DRY_RUN)
     assert plan.variables(train) == "IMAGENET_DIR=(NOT SET)"

@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import sample, train
+from pipeline import import_weights, sample, train
 from pipeline.base.errors import UserError
 from pipeline.base.files import sha256_file
 from pipeline.compute.distributed import Ranks
 from pipeline.config.load import load_step
-from pipeline.flow.made_up import made_up
 from pipeline.training import checkpoint, start_weights
 from pipeline.training.loop import resume
 from pipeline.training.trainer import Trainer
-from pipeline.training.weights_file import WeightsAbout, load_weights, read_about, save_weights
+from pipeline.training.weights_file import load_weights, read_about
 from tests.compute.test_agreement import by_hand, free_port, refusal
-from tests.conftest import resolved, write_pack
+from tests.conftest import load_fixture, peer_state, write_pack
+from tests.test_import_weights import HEADS, write
 from tests.test_train import losses, outcome, run, torchrun, words
 
 TWO = "train.ema_halflife_images=[50,0]"
@@ -129,18 +129,21 @@ def test_two_ranks_start_alike(averaged: Path, pack: Path, tmp_path: Path, strat
     assert folder(tmp_path / "one").name == folder(tmp_path / "two").name
 
 
-def test_imported_weights_do(pack: Path, tmp_path: Path) -> None:
-    """As pipeline.import_weights writes them: no train keys, no images, names of no pack."""
-    net = made_up(resolved(*words(pack, tmp_path)[:-2]), 10).build()
-    model = train.prepare(words(pack, tmp_path), 1).config.model.model_dump(mode="json")
-    keys = {"model": model, "imported": {"trainer": "somebody", "sha256": "a"}, "data": {}}
-    record = {"classes": [f"class{k:04d}" for k in range(10)], "sha256": None}
-    del keys["model"]["kind"]
-    file = tmp_path / "imported.safetensors"
-    save_weights(file, net.state_dict(), WeightsAbout(config=keys, record=record))
-    trainer = begun(pack, tmp_path, f"train.start={file}", "model.dropout=0.2")
+@pytest.mark.parametrize("name", HEADS)
+def test_imported_weights_do(name: str, tmp_path: Path) -> None:
+    """With classes and without; their dropout is not known, so any will do."""
+    fixture, arguments = load_fixture(name)
+    file = tmp_path / "a.safetensors"
+    import_weights.main(
+        [str(write(tmp_path / "a.pth", peer_state(fixture))), str(file), HEADS[name]]
+    )
+    classes = arguments["num_classes"] or 3
+    write_pack(tmp_path / "pack", num=24, size=16, classes=classes)
+    keys = read_about(file).config["model"] | {"dropout": 0.2}
+    network = [f"model.{key}={json.dumps(value)}" for key, value in keys.items()]
+    trainer = begun(tmp_path / "pack", tmp_path / "out", *network, f"train.start={file}")
     assert same(dict(trainer.net.state_dict()), load_weights(file))
-    assert trainer.start is not None and trainer.start["weights"] == "weights of somebody"
+    assert trainer.start is not None and "flow_matching" in trainer.start["weights"]
 
 
 # --- identity -------------------------------------------------------------------------------------
