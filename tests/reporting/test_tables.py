@@ -29,6 +29,15 @@ def test_summary_holds_the_numbers() -> None:
     assert max(map(len, lines)) <= tables.WIDTH
 
 
+def test_the_first_weights_of_a_training_are_named_once() -> None:
+    evaluations = [evaluation(0), evaluation(1)]
+    start = {"file": "w.safetensors", "sha256": SHA256, "weights": "current weights after 5 images"}
+    for one in evaluations:
+        one["sample"] |= {"train": {"images": 64, "start": start}}
+    said = f"The training started from {start['weights']}: w.safetensors {SHA256[:12]}"
+    assert tables.summary("title", CURVE, parsed(*evaluations)).splitlines().count(said) == 1
+
+
 def test_distances_over_seeds() -> None:
     runs = parsed(*(of_sampler(seed, "heun", 18, 4.0 + seed) for seed in (0, 1, 2)))
     rows = score_rows.table_rows([*runs, *parsed(of_sampler(0, "heun", 9, 7.0))])
