@@ -118,7 +118,7 @@ def read_checkpoint(path: Path, checked: bool = False) -> dict[str, Any]:
 
     try:
         state = checkpoint.load_checked(path) if checked else checkpoint.load(path)
-        assert {"step", "config", "net"} <= state.keys()
+        assert images_of(state) > 0 and dict(state["net"])
     except Exception as error:  # any damage shows as some exception of the unpickler or zip
         raise UserError(
             f"train.start={path} is damaged or not a checkpoint of this pipeline "
@@ -128,12 +128,18 @@ def read_checkpoint(path: Path, checked: bool = False) -> dict[str, Any]:
     return state
 
 
+def images_of(state: Mapping[str, Any]) -> int:
+    """Images that the training of a checkpoint has seen."""
+    images: int = state["step"] * state["config"]["train"]["batch"]
+    return images
+
+
 def read_origin(path: Path) -> Origin:
     """What a file says of its weights; raises UserError if it is damaged or of another program."""
     if is_checkpoint(path):
         state = read_checkpoint(path)
-        images = state["step"] * state["config"]["train"]["batch"]
-        return Origin(state["config"], None, f"current weights after {images:,} images")
+        words = f"current weights after {images_of(state):,} images"
+        return Origin(state["config"], None, words)
     about = read_about(path)
     classes = about.record.get("classes")
     return Origin(about.config, None if classes is None else len(classes), in_words(about))

@@ -263,9 +263,10 @@ def test_files_that_hold_no_weights_are_refused(
     refused(pack, out, "are damaged or not safetensors", f"train.start={text}")
     (cut := tmp_path / "cut.pt").write_bytes(saved.read_bytes()[:-1000])
     refused(pack, out, "cut.pt is damaged or not a checkpoint", f"train.start={cut}")
-    torch.save({"model": {"x": torch.zeros(1)}}, foreign := tmp_path / "foreign.pth")
     says = "is damaged or not a checkpoint of this pipeline .* `python -m pipeline.import_weights`"
-    refused(pack, out, says, f"train.start={foreign}")
+    for content in ({"model": {"x": torch.zeros(1)}}, {"step": 1, "config": {}, "net": {}}, [1]):
+        torch.save(content, foreign := tmp_path / "foreign.pth")
+        refused(pack, out, says, f"train.start={foreign}")
 
 
 class Evil:
