@@ -27,6 +27,7 @@ SMALL = [
     "experiment=tiny",
     "model.channel_mult=[1]",
     "model.attention_at=[]",
+    "model.dropout=0.2",
     "train.images=96",
     "train.batch=12",
     "train.lr=1e-4",

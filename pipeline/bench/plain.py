@@ -25,8 +25,8 @@ from pipeline.training.trainer import share
 class PlainAttention(Attention):
     """The same attention, with the matrix of its weights written out."""
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """(B,C,H,W) -> (B,C,H,W)."""
+    def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
+        """(B,C,H,W) -> (B,C,H,W); of a block's other arguments none is used."""
         # Queries, keys and values
         b, c, h, w = x.shape
         parts = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w)

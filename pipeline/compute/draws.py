@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 # Streams: the uses of random numbers.
-ORDER, FLIP, TIME, TRAIN_NOISE, LABEL_DROPOUT, SAMPLE_NOISE, SAMPLE_CLASS = range(7)
+ORDER, FLIP, TIME, TRAIN_NOISE, LABEL_DROPOUT, SAMPLE_NOISE, SAMPLE_CLASS, DROPOUT = range(8)
 
 # Constants of Philox
 _MASK = 0xFFFFFFFF
@@ -75,6 +75,11 @@ def _unit(word: Tensor) -> Tensor:
 def uniform(seed: int, stream: int, index: Tensor) -> Tensor:
     """(B,) float32 uniforms in (0, 1), one per index (int64, not negative)."""
     return _unit(words(seed, stream, index, 1)[:, 0, 0])
+
+
+def pairs(seed: int, stream: int, index: Tensor) -> Tensor:
+    """(B, 2) int32: two random words, one pair per index, whose upper halves are negative."""
+    return words(seed, stream, index, 1)[:, :2, 0].to(torch.int32)
 
 
 def category(seed: int, stream: int, index: np.ndarray, counts: Sequence[int]) -> np.ndarray:

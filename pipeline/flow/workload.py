@@ -26,7 +26,10 @@ MOST_ROWS = 16  # named in one message
 
 @dataclass(frozen=True)
 class Batch:
-    """x1 images, x0 noise (B,3,H,W) float32; t (B,) in [0,1]; labels (B,) with dropout applied."""
+    """x1 images, x0 noise (B,3,H,W) float32; t (B,) in [0,1]; labels (B,) with dropout applied.
+
+    `keys` (B,2) int32: random words of the network's dropout.
+    """
 
     # The path
     x0: Tensor
@@ -34,6 +37,7 @@ class Batch:
     t: Tensor
     # Dropped at random
     labels: Tensor
+    keys: Tensor
 
 
 class FlowMatching:
@@ -88,7 +92,8 @@ class FlowMatching:
         """Mean squared error of the velocity at x_t (Lipman et al. 2023): a float32 scalar."""
         layout = execution.memory_format(batch.x0.device)
         x_t = probability_path.interpolate(batch.x0, batch.x1, batch.t)
-        velocity = model(x_t.contiguous(memory_format=layout), batch.t, batch.labels)
+        x_t = x_t.contiguous(memory_format=layout)
+        velocity = model(x_t, batch.t, batch.labels, batch.keys)
         return probability_path.loss(velocity, batch.x0, batch.x1)
 
     def zeros(self, num: int, device: torch.device) -> Batch:
@@ -96,7 +101,8 @@ class FlowMatching:
         size = self.pack.record.resolution
         x = torch.zeros(num, 3, size, size, device=device)
         labels = torch.zeros(num, dtype=torch.int64, device=device)
-        return Batch(x, x, torch.zeros(num, device=device), labels)
+        keys = torch.zeros(num, 2, dtype=torch.int32, device=device)
+        return Batch(x, x, torch.zeros(num, device=device), labels, keys)
 
     def blocks(self) -> tuple[type[nn.Module], ...]:
         """Kinds of modules whose weights fsdp2 gathers at a time."""
@@ -133,4 +139,5 @@ def draw(reader: Reader, config: Config, positions: np.ndarray) -> Batch:
         x1=x1,
         t=sample_times(train.times, uniform, train.time_mean, train.time_std),
         labels=probability_path.drop_labels(labels, dropped, train.label_dropout, len(classes)),
+        keys=draws.pairs(seed, draws.DROPOUT, index),
     )

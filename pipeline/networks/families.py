@@ -1,7 +1,8 @@
 """The families of networks, by `model.kind`: one row each.
 
 An image network is called as net(x, t, labels) and returns the velocity (B,3,H,W): x (B,3,H,W)
-float32, t (B,) in [0,1], labels (B,) int64 of which num_classes means "no class".
+float32, t (B,) in [0,1], labels (B,) int64 of which num_classes means "no class". In training it
+also gets the images' random words for dropout, keys (B,2) int32 (networks/dropout.py).
 """
 
 from collections.abc import Callable

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config.model_keys import UNetKeys
+from pipeline.networks.dropout import Dropout, numbered
 
 GROUPS = 32  # of every GroupNorm
 
@@ -40,8 +41,8 @@ class Resample(nn.Module):
         stride = 1 if up else 2
         self.conv = nn.Conv2d(channels, channels, 3, stride, padding=1) if conv else None
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """(B,C,H,W) -> (B,C,2H,2W) or (B,C,H/2,W/2); the embedding is not used."""
+    def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
+        """(B,C,H,W) -> (B,C,2H,2W) or (B,C,H/2,W/2); of a block's other arguments none is used."""
         if self.up:
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         elif self.conv is None:
@@ -65,12 +66,12 @@ class ResBlock(nn.Module):
         self.embed = nn.Linear(width, 2 * cout if model.scale_shift_norm else cout)
         # Second half
         self.norm2 = nn.GroupNorm(GROUPS, cout)
-        self.dropout = nn.Dropout(model.dropout)
+        self.dropout = Dropout(model.dropout)
         self.conv2 = zeroed(nn.Conv2d(cout, cout, 3, padding=1))
         self.skip = nn.Identity() if cin == cout else nn.Conv2d(cin, cout, 1)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """x (B,cin,H,W), embedding (B,E) -> (B,cout,H',W')."""
+    def forward(self, x: Tensor, embedding: Tensor, keys: Tensor | None = None) -> Tensor:
+        """x (B,cin,H,W), embedding (B,E), dropout's keys (B,2) -> (B,cout,H',W')."""
         # First convolution
         h = F.silu(self.norm1(x))
         if self.resample is not None:
@@ -84,7 +85,7 @@ class ResBlock(nn.Module):
         else:
             h = self.norm2(h + offset)
         # Second convolution
-        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+        return self.skip(x) + self.conv2(self.dropout(F.silu(h), keys))
 
 
 class Attention(nn.Module):
@@ -97,8 +98,8 @@ class Attention(nn.Module):
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)  # all queries, then keys, then values
         self.proj = zeroed(nn.Conv2d(channels, channels, 1))
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """(B,C,H,W) -> (B,C,H,W); the embedding is not used."""
+    def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
+        """(B,C,H,W) -> (B,C,H,W); of a block's other arguments none is used."""
         # Heads beside each other
         b, c, h, w = x.shape
         q, k, v = (
@@ -144,6 +145,7 @@ class UNet(nn.Module):
         # Back to colours
         self.out_norm = nn.GroupNorm(GROUPS, widths[0])
         self.out_conv = zeroed(nn.Conv2d(widths[0], 3, 3, padding=1))
+        numbered(self)
 
     def _build_encoder(self, widths: list[int]) -> list[int]:
         """Fill `encoder`; returns the channels of every skip connection, the stem's first."""
@@ -198,8 +200,11 @@ class UNet(nn.Module):
             heads = channels // self.model.head_channels
         return Attention(channels, heads)
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """Velocity (B,3,H,W) of images x (B,3,H,W) at times t (B,) in [0,1]; labels (B,) int64."""
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Velocity (B,3,H,W) of images x (B,3,H,W) at times t (B,) in [0,1]; labels (B,) int64.
+
+        `keys` (B,2) int32: the images' random words for dropout in training.
+        """
         # Times and classes
         embedding = self.time_mlp(time_embedding(t * self.model.time_scale, self.model.channels))
         if self.label_embedding is not None:
@@ -210,15 +215,15 @@ class UNet(nn.Module):
         skips = [h]
         for stage in self.encoder:
             for layer in stage.children():
-                h = layer(h, embedding)
+                h = layer(h, embedding, keys)
             skips.append(h)
 
         # Through the middle
         for layer in self.middle:
-            h = layer(h, embedding)
+            h = layer(h, embedding, keys)
         # Up, joined with skips
         for stage in self.decoder:
             h = torch.cat([h, skips.pop()], dim=1)
             for layer in stage.children():
-                h = layer(h, embedding)
+                h = layer(h, embedding, keys)
         return self.out_conv(F.silu(self.out_norm(h)))

@@ -1,9 +1,8 @@
 """Network, optimiser and weight average of a training run, one step at a time.
 
-What position n of the run draws (image, flip, time, noise, label dropout) is a pure function of
+What position n of the run draws (image, flip, time, noise, dropout) is a pure function of
 (seed, n). The ranks share the positions of a step out among them, so the model does not depend on
-their number beyond the order of float sums. (Network dropout is the exception: its masks follow
-the rank.)
+their number beyond the order of float sums.
 """
 
 import time
@@ -106,7 +105,7 @@ class Trainer:
         # Gradients of the batch
         began = time.monotonic()
         num_passes = self.config.train.batch // (self.micro * self.group.world)
-        self._seed_dropout()
+        self._seed_torch()
         for index in range(num_passes):
             with sharding.accumulating(self.model, last=index == num_passes - 1):
                 self._accumulate(index, num_passes)
@@ -152,8 +151,11 @@ class Trainer:
         if limit is not None:
             nn.utils.clip_grads_with_norm_(self.net.parameters(), limit, norm)
 
-    def _seed_dropout(self) -> None:
-        """Dropout masks as a function of (seed, step, rank), so that a resume repeats them."""
+    def _seed_torch(self) -> None:
+        """What a network draws by torch's generator: by (seed, step, rank), so a resume repeats it.
+
+        Ours draw nothing so, since it would depend on the number of ranks.
+        """
         place = self.step * self.group.world + self.group.rank
         torch.manual_seed(draws.torch_seed(self.config.train.seed) * 1_000_003 + place)
 

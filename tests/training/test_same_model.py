@@ -27,6 +27,7 @@ WORDS = [
     "experiment=tiny",
     "model.channel_mult=[1]",
     "model.attention_at=[]",
+    "model.dropout=0.2",
     f"train.images={BATCH * STEPS}",
     f"train.batch={BATCH}",
     "train.lr=1e-4",

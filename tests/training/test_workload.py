@@ -52,12 +52,12 @@ def test_two_ranks_make_the_same_model(strategy: str, reference: tuple, tmp_path
     assert losses(rows) == pytest.approx(losses(reference[1]), rel=1e-5)
 
 
-def test_weights_and_dropout_know_all_bits_of_the_seed(tmp_path: Path) -> None:
+def test_weights_and_torch_know_all_bits_of_the_seed(tmp_path: Path) -> None:
     def first(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The weights, and what dropout draws in the first step."""
+        """The weights, and what torch draws in the first step."""
         config, cpu = resolved(*vectors.WORDS, f"train.seed={seed}"), torch.device("cpu")
         trainer = Trainer(Job(config, vectors.Vectors(), tmp_path, tmp_path), Ranks(0, 1, cpu))
-        trainer._seed_dropout()
+        trainer._seed_torch()
         return torch.cat([p.flatten() for p in trainer.net.parameters()]), torch.rand(5)
 
     small, large = first(7), first(7 + 2**32)
