@@ -36,6 +36,7 @@ world_at(Path(sys.argv[1])).run(step, *sys.argv[3:])
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_and_one_write_the_same(world: World, tmp_path: Path) -> None:
     (tmp_path / "on_ranks.py").write_text(ON_RANKS)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

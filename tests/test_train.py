@@ -313,6 +313,7 @@ def test_a_failing_rank_ends_all_with_its_own_sentence(pack: Path, tmp_path: Pat
     assert not list(tmp_path.glob("checkpoints/*/step-*.pt"))
 
 
+@pytest.mark.slow
 def test_sigterm_through_the_launcher_leaves_with_75(pack: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline.launch", "--gpus", "2", "--", "-m", "pipeline.train"]
     command += words(pack, tmp_path, "train.images=120000", "runtime.checkpoint_images=10000000")

@@ -33,7 +33,7 @@ def checked(project: Project, command: list[str]) -> str:
 
 def test_snakemake_at_32(project: Project) -> None:
     command = ["snakemake", "--cores", "8", "--resources", "gpu=4"]
-    words = ["--config", "experiment=photos", f"set=data.resolution=32 {SMALL}"]
+    words = ["--config", "experiment=photos", f"set=data.resolution=32 train.images=960 {SMALL}"]
     output = checked(project, [*command, *words])
     assert "experiment photos, data train_32-box" in output
     run = project.folder / "results/photos/train_32-box"
@@ -51,7 +51,7 @@ def test_make_train_at_64_lies_beside(project: Project) -> None:
         ".venv/installed",
         "EXPERIMENT=photos",
         "RES=64",
-        f"SET=train.images=640 {SMALL}",
+        f"SET=train.images=320 {SMALL}",
     ]
     output = checked(project, [*make, "train"])
     assert "resolution 64 from the configuration" in output

@@ -85,7 +85,7 @@ def test_numbers_of_ranks(root: Path, world: int) -> None:
 
 @pytest.mark.slow
 def test_many_samples(tmp_path: Path) -> None:
-    words = ("sample.num=2000", "sample.classes=histogram")
+    words = ("sample.num=600", "sample.classes=histogram")
     weights = save_network(tmp_path / "small.safetensors", channel_mult=[1], attention_at=[])
     on_ranks(2, weights, tmp_path / "2", *words, "batches=50")
     on_ranks(3, weights, tmp_path / "3", *words, "batches=64")

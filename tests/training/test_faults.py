@@ -134,6 +134,7 @@ def test_sigint_saves_on_all_ranks(pack: Path, tmp_path: Path) -> None:
     assert_saved(launched)
 
 
+@pytest.mark.slow
 def test_sigusr1_to_every_process_saves_once(pack: Path, tmp_path: Path) -> None:
     """As a scheduler sends it before the end of the time: to launcher, agent and ranks."""
     launched = Launched(pack, tmp_path, *ENDLESS, "launch.max_restarts=3")

@@ -82,6 +82,7 @@ def test_their_checkpoints_are_of_one_form(ddp: Path, fsdp2: Path) -> None:
     assert states[0]["optimizer"]["param_groups"] == states[1]["optimizer"]["param_groups"]
 
 
+@pytest.mark.slow
 def test_fsdp2_goes_on_from_ddp(ddp: Path, pack: Path, tmp_path: Path) -> None:
     out = half_of(ddp, tmp_path / "run")
     ranks(2, pack, out, *KEYS, "runtime.strategy=fsdp2")
@@ -98,6 +99,7 @@ def test_one_process_goes_on_from_fsdp2(
     assert_same(fsdp2, out)
 
 
+@pytest.mark.slow
 def test_ddp_goes_on_from_fsdp2(fsdp2: Path, pack: Path, tmp_path: Path) -> None:
     out = half_of(fsdp2, tmp_path / "run")
     ranks(2, pack, out, *KEYS)

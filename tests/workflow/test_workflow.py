@@ -222,7 +222,11 @@ def test_samplers_by_snakemakes_own_config(finished: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    "runs", ["[{solver: heun}, {solver: rk4}]", '[{"solver":"heun"},{"solver":"rk4"}]']
+    "runs",
+    [
+        "[{solver: heun}, {solver: rk4}]",
+        pytest.param('[{"solver":"heun"},{"solver":"rk4"}]', marks=pytest.mark.slow),
+    ],
 )
 def test_samplers_by_make(fresh: Project, runs: str) -> None:
     (fresh.folder / ".venv").mkdir()
@@ -251,6 +255,7 @@ def test_a_file_of_the_extractors_weights_is_an_input(finished: Project) -> None
     assert_stopped(done, "evaluate.weights=mine.pth is not a file")
 
 
+@pytest.mark.slow
 def test_the_content_of_the_first_weights_runs_train_again(
     copied: Callable[[], Project],
 ) -> None:
@@ -311,6 +316,7 @@ def test_moved_images_and_pack_run_nothing(copied: Callable[[], Project], tmp_pa
     assert project.jobs() == []
 
 
+@pytest.mark.slow
 def test_a_deleted_pack_is_made_again_and_nothing_else(
     copied: Callable[[], Project], tmp_path: Path
 ) -> None:
@@ -372,6 +378,7 @@ def test_longer_training_goes_on(copied: Callable[[], Project]) -> None:
     assert "going on from step 20 of 22" in output
 
 
+@pytest.mark.slow
 def test_another_rate_starts_anew_and_the_old_one_is_kept(copied: Callable[[], Project]) -> None:
     project = copied()
     first = (project.folder / RUN / "train/weights.safetensors").read_bytes()
