@@ -17,9 +17,9 @@ from pipeline.compute import gpus
 from pipeline.config import paths
 from pipeline.config.image_sets import MADE_SOURCES
 from pipeline.config.load import DEFAULT_FILE
-from pipeline.config.samplers import sampler_name
+from pipeline.config.samplers import class_numbers, sampler_name
 from pipeline.config.schema import Config, Sample
-from pipeline.data.pack import Record, balance_note
+from pipeline.data.pack import Record, balance_note, chosen_note
 from pipeline.flow.made_up import made_up
 from pipeline.images.shapes import CLASSES
 from pipeline.launching.launchers import launcher
@@ -125,18 +125,30 @@ def facts(config: Config) -> str:
 
     # Samplers one by one
     more_lines = [("sampler", sampler_line(sampler)) for sampler in samplers]
-    more_lines += [("note", note) for note in [class_note(config)] if note]
+    more_lines += [("note", note) for note in class_notes(config)]
     return "\n".join(f"  {name:<13} {text}" for name, text in [*lines.items(), *more_lines])
 
 
-def class_note(config: Config) -> str:
-    """A sentence if balanced classes are sampled and those of the pack are not; empty otherwise."""
+def class_notes(config: Config) -> list[str]:
+    """Sentences about samplers whose classes are not shared out as those of the pack.
+
+    Raises UserError if a sampler lists a class that the pack does not have.
+    """
+    # Only with a record
     path = paths.record_file(config)
-    balanced = any(sampler.classes == "balanced" for sampler in config.sample.samplers)
-    if not (balanced and config.model.class_conditional and path.exists()):
-        return ""
-    per_class = Record.read(path).per_class  # None in old records
-    return balance_note(per_class.values()) if per_class else ""
+    if not (config.model.class_conditional and path.exists()):
+        return []
+    record = Record.read(path)
+
+    # Chosen and balanced classes
+    notes = []
+    for sampler in config.sample.samplers:
+        numbers = class_numbers(sampler, record.classes)
+        if numbers is not None:
+            notes.append(chosen_note(len(numbers), len(record.classes)))
+        elif sampler.classes == "balanced" and record.per_class:  # None in old records
+            notes.append(balance_note(record.per_class.values()))
+    return list(dict.fromkeys(filter(None, notes)))
 
 
 def sampler_line(sample: Sample) -> str:

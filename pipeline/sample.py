@@ -3,10 +3,10 @@
     torchrun --standalone --nproc-per-node=4 -m pipeline.sample weights=W.safetensors seed=0
 
 Image k is a function of (weights, sampler, seed, k): its noise comes from (seed, k) and its class
-is k modulo the number of classes or comes from (seed, k) too, whatever the batch size and the
-number of ranks. Its pixels do depend on them by the rounding of sample.precision: at most one grey
-level was seen in fp32 and tf32, four in bf16. Finished batches are kept in `shards/` until all are
-there, so an interrupted run goes on.
+is k modulo the number of classes, of all or of the chosen ones, or comes from (seed, k) too,
+whatever the batch size and the number of ranks. Its pixels do depend on them by the rounding of
+sample.precision: at most one grey level was seen in fp32 and tf32, four in bf16. Finished batches
+are kept in `shards/` until all are there, so an interrupted run goes on.
 """
 
 from typing import Any

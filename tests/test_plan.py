@@ -99,6 +99,10 @@ def test_balanced_samples_of_an_uneven_pack_are_noted(
         assert ("sample.classes=histogram" in plan.facts(config)) == noted
     drawn = resolved("experiment=tiny", "sample.classes=histogram")
     assert "would have to change class" not in plan.facts(drawn)
+    chosen = plan.facts(resolved("experiment=tiny", "sample.classes=[1, 5]"))
+    assert "samples are of 2 chosen classes" in chosen and "would have to" not in chosen
+    with pytest.raises(UserError, match="no class has the number 10"):
+        plan.facts(resolved("experiment=tiny", "sample.classes=[1, 10]"))
 
 
 def of_ten(config: Config) -> FlowMatching:

@@ -153,6 +153,37 @@ def test_a_histogram_needs_counts(tmp_path: Path) -> None:
     run(bare, tmp_path / "out")
 
 
+def test_chosen_classes_are_shared_out_by_index(weights: Path, tmp_path: Path) -> None:
+    every, _ = run(weights, tmp_path / "a", "sample.classes=balanced")
+    chosen, about = run(weights, tmp_path / "b", "sample.classes=[3, class5]")
+    labels = np.load(tmp_path / "b" / "labels.npy")
+    assert labels.tolist() == [3, 5] * 12
+    assert about["config"]["sample"]["classes"] == [3, "class5"]
+    same = labels == np.load(tmp_path / "a" / "labels.npy")  # same noise, and so the same image
+    assert same.sum() == 2 and np.array_equal(every[same], chosen[same])
+    assert (every[~same] != chosen[~same]).mean() > 0.1
+    parts, _ = run(weights, tmp_path / "c", "sample.classes=[3, class5]", "runtime.sample_batch=5")
+    assert np.array_equal(np.load(tmp_path / "c" / "labels.npy"), labels)
+    assert np.abs(parts.astype(int) - chosen.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("classes", "model", "sentence"),
+    [
+        ("[3, 10]", {}, "no class has the number 10; the classes are 0 to 9"),
+        ("[clas3]", {}, "did you mean class3"),
+        ("[3]", {"class_conditional": "false"}, "the network knows no classes"),
+    ],
+)
+def test_classes_that_the_network_does_not_know_are_refused(
+    tmp_path: Path, classes: str, model: dict[str, str], sentence: str
+) -> None:
+    file = save_network(tmp_path / "w.safetensors", **model)
+    words = [*TINY, f"weights={file}", f"sample.classes={classes}", "sample.guidance=1"]
+    with pytest.raises(UserError, match=sentence):
+        sample.prepare(words)
+
+
 def test_a_guide_moves_the_samples_and_is_named(weights: Path, tmp_path: Path) -> None:
     guide = save_network(tmp_path / "guide.safetensors", seed=1, channels=64)
     words = ["sample.guidance=2", f"sample.guide={guide}"]

@@ -1,7 +1,7 @@
 """The samplers of an experiment: their names, and that no two have the same."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,10 @@ from pydantic import ValidationError
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import sha256_json
+from pipeline.config.messages import nearest
 from pipeline.config.schema import Config, Sample
 
+SHORT = 24  # characters of class numbers that a sampler's name shows
 BF16_TOLERANCE = 1e-4  # the least at which dopri5 in bf16 needs about what it needs in fp32 at 1e-5
 
 
@@ -113,7 +115,7 @@ def _kind(sample: Sample) -> list[str]:
             parts.append(f"by-{stem}-{sha256_json(sample.guide)[:6]}")
     # Classes and average
     if sample.classes != "balanced":
-        parts.append(sample.classes)
+        parts.append(_classes(sample))
     if sample.ema_halflife_images is not None:
         parts.append(f"ema{sample.ema_halflife_images}")
     return parts
@@ -124,6 +126,59 @@ def _grid(sample: Sample) -> list[str]:
     if isinstance(sample.grid, tuple):
         return [f"grid{sha256_json(sample.grid)[:6]}"]
     return [] if sample.grid == "uniform" else [sample.grid]
+
+
+def _classes(sample: Sample) -> str:
+    """The choice of classes as a part of the name: classes1_5, or a hash of names or many."""
+    if isinstance(sample.classes, str):
+        return sample.classes
+    text = "_".join(map(str, sample.classes))
+    is_short = len(text) <= SHORT and all(isinstance(entry, int) for entry in sample.classes)
+    return f"classes{text}" if is_short else f"classes-{sha256_json(sample.classes)[:6]}"
+
+
+def class_numbers(sample: Sample, names: Sequence[str] | None) -> tuple[int, ...] | None:
+    """The numbers of the classes that sample.classes lists; None if it is not a list.
+
+    `names`: of the network's classes in label order; None if it knows none. Raises UserError if it
+    knows none, one in the list is not among them, or two are the same.
+    """
+    # A list, and classes
+    if isinstance(sample.classes, str):
+        return None
+    if names is None:
+        raise UserError(
+            f"sample.classes={_listed(sample.classes)} is not possible, since the network knows no "
+            "classes: give sample.classes=balanced, or weights of a network that knows classes"
+        )
+
+    # Each of them once
+    numbers = tuple(_class_number(entry, names) for entry in sample.classes)
+    for place, number in enumerate(numbers):
+        if number in numbers[:place]:
+            raise UserError(
+                f"sample.classes={_listed(sample.classes)} lists class {number}, "
+                f"{names[number]}, by its number and by its name: leave one out"
+            )
+    return numbers
+
+
+def _class_number(entry: int | str, names: Sequence[str]) -> int:
+    """The number of one class; raises UserError if there is no such number or name."""
+    if isinstance(entry, str) and entry in names:
+        return names.index(entry)
+    if isinstance(entry, int) and 0 <= entry < len(names):
+        return entry
+    kind = f"number {entry}" if isinstance(entry, int) else f"name {entry!r}"
+    raise UserError(
+        f"sample.classes: no class has the {kind}; the classes are 0 to {len(names) - 1}, "
+        f"{names[0]} to {names[-1]}{nearest(str(entry), names) if isinstance(entry, str) else ''}"
+    )
+
+
+def _listed(classes: Sequence[int | str]) -> str:
+    """A list of classes as it is typed, the first ones if it is long."""
+    return f"[{', '.join(map(str, classes[:5]))}{', …' if len(classes) > 5 else ''}]"
 
 
 def check_guidance(sample: Sample, class_conditional: bool, label_dropout: float | None) -> None:

@@ -125,7 +125,7 @@ class Sample(Section):
     guidance_interval: tuple[Fraction, Fraction]  # times between which it is guided
     guide: str | None  # weights file that guides; None: the network itself without the class
     # Classes and seeds
-    classes: Literal["balanced", "histogram"]
+    classes: Literal["balanced", "histogram"] | tuple[int | str, ...]  # a list: numbers, names
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     ema_halflife_images: NotNegative | None  # which average of the weights; None: the first
     precision: Precision
@@ -140,10 +140,19 @@ class Sample(Section):
             raise ValueError("expected uniform, edm, or increasing times that end at 1")
         return value
 
-    @field_validator("seeds")
+    @field_validator("classes", mode="before")
     @classmethod
-    def _no_seed_twice(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(value)) < len(value):
+    def _classes_are_numbers_or_names(cls, value: Any) -> Any:
+        value = [value] if type(value) is int else value
+        are_other = isinstance(value, list | tuple) and {*map(type, value)} - {int, str}
+        if are_other or value in ([], ()):
+            raise ValueError("expected balanced, histogram, or a list of class numbers and names")
+        return value
+
+    @field_validator("seeds", "classes")
+    @classmethod
+    def _nothing_twice(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and len(set(value)) < len(value):
             raise ValueError("expected no number twice")
         return value
 

@@ -38,6 +38,21 @@ def balance_note(per_class: Iterable[int]) -> str:
     )
 
 
+def chosen_note(num_chosen: int, num_classes: int) -> str:
+    """A sentence about samples of some classes if there are more; empty if not.
+
+    `num_classes` 0: it is not known how many the reference has.
+    """
+    if num_chosen == num_classes:
+        return ""
+    others = f"all {num_classes:,}" if num_classes else "others too, unless it was made for them"
+    return (
+        f"samples are of {num_chosen:,} chosen classes (sample.classes), the reference is of "
+        f"{others}: distances, precision and recall count what is missing, so compare them only "
+        "with scores of the same classes"
+    )
+
+
 class Hashes(JsonObject):
     """Hex sha256 of the arrays of a pack, without their .npy headers."""
 

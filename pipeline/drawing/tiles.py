@@ -112,7 +112,7 @@ def panel_line(
 def panel_grid(
     panels: Sequence[Panel], classes: Sequence[str], rows: int, columns: int, scale: int | None
 ) -> Image.Image:
-    """Panels of equal classes, two abreast; which classes is decided by the last panel's labels.
+    """Panels of equal classes, two abreast: those that all panels have, or else the last panel's.
 
     All images are of one size. A single class fills all rows; if one panel has labels of -1
     (images without classes), so do all panels. `scale` None: cells of 48..96 px.
@@ -125,10 +125,11 @@ def panel_grid(
         panels, classes = [one_class(panel, rows * columns) for panel in panels], [NO_CLASS]
 
     # Classes that are shown
-    picked = spread(panels[-1].labels, rows)
+    common = set.intersection(*(set(np.unique(panel.labels)) for panel in panels))
+    picked = spread(np.array(sorted(common)) if common else panels[-1].labels, rows)
     names = [shorten(classes[label], NAME_LENGTH) for label in picked]
     if len(picked) == 1:
-        rows = min(rows, -(-len(panels[-1].images) // columns))
+        rows = min(rows, -(-int((panels[-1].labels == picked[0]).sum()) // columns))
         picked, names = picked * rows, names + [""] * (rows - 1)
 
     # Panels, two abreast

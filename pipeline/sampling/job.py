@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pipeline.base.errors import UserError
 from pipeline.config.load import load_step
 from pipeline.config.paths import out_folder, samples_folder, weights_file
-from pipeline.config.samplers import check_guidance, one_sampler
+from pipeline.config.samplers import check_guidance, class_numbers, one_sampler
 from pipeline.config.schema import Config, Sample
 from pipeline.config.stages import rank_keys
 from pipeline.data.pack import DataAbout
@@ -75,6 +75,7 @@ def job_of(config: Config, words: dict[str, str]) -> Job:
     # Weights that match
     weights = read_weights(Path(words["weights"]) if "weights" in words else weights_file(config))
     check_halflife(config.sample.ema_halflife_images, weights)
+    class_numbers(config.sample, weights.classes)
     check_counts(config.sample, weights)
     dropout = weights.about.config.get("train", {}).get("label_dropout")
     check_guidance(config.sample, weights.classes is not None, dropout)
@@ -115,7 +116,7 @@ def read_guide(sample: Sample, weights: Weights) -> Weights | None:
 def check_counts(sample: Sample, weights: Weights) -> None:
     """Raise UserError if sample.classes needs numbers of images that the weights do not give."""
     # Counts are not needed
-    if sample.classes == "balanced" or weights.classes is None:
+    if sample.classes != "histogram" or weights.classes is None:
         return
 
     # Counts of every class

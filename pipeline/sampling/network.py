@@ -8,6 +8,7 @@ from pipeline.base.errors import OneRankError
 from pipeline.compute import draws, execution
 from pipeline.compute.distributed import Ranks
 from pipeline.config.model_keys import read_model
+from pipeline.config.samplers import class_numbers
 from pipeline.data.reader import to_uint8
 from pipeline.drawing import pictures
 from pipeline.drawing.tiles import row_names
@@ -43,9 +44,11 @@ def class_labels(job: Job, index: np.ndarray) -> np.ndarray:
     if names is None:
         return np.full_like(index, -1)
 
-    # Equal shares
-    if job.config.sample.classes == "balanced":
-        return index % len(names)
+    # Equal shares of all, or of the chosen ones
+    sample = job.config.sample
+    if sample.classes != "histogram":
+        chosen = class_numbers(sample, names)
+        return index % len(names) if chosen is None else np.array(chosen)[index % len(chosen)]
 
     # Shares of the training
     per_class = job.weights.data.per_class or {}

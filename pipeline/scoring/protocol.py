@@ -1,12 +1,14 @@
 """Everything that scores depend on except the samples, and the notes that a reader needs."""
 
+from collections.abc import Mapping
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline.config.schema import Evaluate as Settings
-from pipeline.data.pack import balance_note
+from pipeline.data.pack import balance_note, chosen_note
 from pipeline.reporting.records import Protocol
 from pipeline.scoring.extractors import Extractor
 from pipeline.scoring.inputs import Inputs
@@ -65,7 +67,13 @@ def notes_on(
 
 
 def notes_on_classes(inputs: Inputs) -> list[str]:
-    """A note if the samples are balanced over the classes, and the real images are not."""
+    """A note if samples are of chosen classes, or balanced if the real images are not."""
+    # Chosen classes
+    chosen = chosen_classes(inputs.how)
+    if chosen and (note := chosen_note(len(chosen), len(inputs.classes))):
+        return [note]
+
+    # Balanced classes
     if inputs.labels is None or inputs.real_labels is None:
         return []
     made, real = (
@@ -74,6 +82,14 @@ def notes_on_classes(inputs: Inputs) -> list[str]:
     )
     note = balance_note(real) if made.max() - made.min() <= 1 else ""
     return [note] if note else []
+
+
+def chosen_classes(how: Mapping[str, Any]) -> list[Any]:
+    """The list in sample.classes of samples with that sample.json; empty if there is none."""
+    sample = how.get("config")
+    for key in ("sample", "classes"):
+        sample = sample.get(key) if isinstance(sample, Mapping) else None
+    return sample if isinstance(sample, list) else []
 
 
 def notes_on_counts(settings: Settings, num: int) -> list[str]:

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +14,7 @@ from pipeline.base.locks import take_lock
 from pipeline.compute import gpus
 from pipeline.config import paths
 from pipeline.config.load import layered, resolve_resolution, validate
-from pipeline.config.samplers import by_sampler, check_guidance
+from pipeline.config.samplers import by_sampler, check_guidance, class_numbers
 from pipeline.config.schema import Config
 from pipeline.config.stages import settings_words, stage_keys
 from pipeline.data.pack import Record
@@ -57,6 +57,8 @@ class Experiment:
         # Samplers, and the files of each set of samples.
         self.samplers = by_sampler(self.config)  # the configuration of each, by the sampler's name
         self.sampled_weights = {k: str(paths.weights_file(c)) for k, c in self.samplers.items()}
+        if not self.config.model.class_conditional:
+            check_classes(self.config, None)
         self.guides = {name: self.guide(name) for name in self.samplers}
         sets = [(config, s) for config in self.samplers.values() for s in config.sample.seeds]
         self.samples = [str(paths.samples_folder(config, seed)) for config, seed in sets]
@@ -134,6 +136,7 @@ def start(workflow: Any, experiment: Experiment) -> None:
     except UserError as error:
         print(f"error: rule train: {error}", file=sys.stderr)
         sys.exit(2)
+    check_chosen(jobs, experiment.config)
     if workflow.local_exec:
         check_devices(jobs, experiment.config)
     print(experiment.banner(), flush=True)
@@ -147,6 +150,25 @@ def check_start(config: Config, rules: Collection[str]) -> None:
     known = file.exists() and "downsample" not in rules
     num_classes = len(Record.read(file).classes) if known else None
     start_weights.check_origin(start_weights.locate(config.train.start), config, num_classes)
+
+
+def check_chosen(jobs: Iterable[Any], config: Config) -> None:
+    """Stop unless the pack has the classes that are to be sampled, if it is there already."""
+    record, rules = paths.record_file(config), {job.rule.name for job in jobs}
+    if "downsample" in rules or not rules & {"train", "sample"} or not record.exists():
+        return
+    try:
+        if config.model.class_conditional:
+            check_classes(config, Record.read(record).classes)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def check_classes(config: Config, names: Sequence[str] | None) -> None:
+    """Raise UserError if a sampler lists classes that are not in `names`; None: there are none."""
+    for sample in config.sample.samplers:
+        class_numbers(sample, names)
 
 
 def check_devices(jobs: Iterable[Any], config: Config) -> None:

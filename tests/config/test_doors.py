@@ -95,6 +95,23 @@ def test_text_is_taken_as_it_is_typed(key: str, text: str, tmp_path: Path) -> No
     assert lookup(load.resolve(values, words | experiment).model_dump(), key) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "classes"),
+    [("[1, 5]", (1, 5)), ("[tench,'7']", ("tench", "7")), ("3", (3,)), ("histogram", "histogram")],
+)
+def test_chosen_classes_come_through_every_door(text: str, classes: Any, tmp_path: Path) -> None:
+    key = "sample.classes"
+    for config in (
+        of_words(f"{key}={text}"),
+        of_config(key, text),
+        of_set(key, text),
+        of_file(key, text, tmp_path),
+        of_words(f"sample.runs=[{{classes: {text}}}]"),
+    ):
+        (sampler,) = config.sample.samplers
+        assert sampler.classes == classes
+
+
 def test_a_nested_null_is_null() -> None:
     assert of_config("train.clip_grad_norm", "null").train.clip_grad_norm is None
 

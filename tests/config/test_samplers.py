@@ -27,6 +27,8 @@ def name(*words: str) -> str:
         (["solver=rk4", "guidance_interval=[0.2,0.8]"], "rk4-32-g1.2-from0.2to0.8"),
         (["solver=euler", "guidance=1", "guidance_interval=[0.2,0.8]"], "euler-32"),
         (["solver=euler", "guidance=1", "classes=histogram"], "euler-32-histogram"),
+        (["solver=euler", "guidance=1", "classes=[5, 1]"], "euler-32-classes5_1"),
+        (["solver=euler", "guidance=1", "classes=207"], "euler-32-classes207"),
         (["solver=euler", "guidance=1", "ema_halflife_images=0"], "euler-32-ema0"),
     ],
 )
@@ -106,3 +108,58 @@ def test_a_fixed_grid_across_the_edges_of_guidance_is_told(
 ) -> None:
     notes = "".join(samplers.notes(resolved(*words).sample))
     assert ("in sample.guidance_interval=[0.2,0.7]" in notes) == said
+
+
+def test_chosen_classes_have_names_and_keys_of_their_own() -> None:
+    words = ("solver=euler", "guidance=1")
+    names = [
+        name(*words, f"classes={classes}")
+        for classes in ("[1]", "['1']", "[5, 1]", "[1, 5]", "[tench]", [*range(30)], [*range(31)])
+    ]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"euler-32-classes[0-9a-f_-]{1,24}", each) for each in names)
+    keys = stage_keys(resolved("sample.classes=[1, tench]"), "sample")
+    assert keys["sample"]["classes"] == [1, "tench"]
+
+
+@pytest.mark.parametrize(
+    "value", ["[]", "[1, 1]", "[true]", "[1.5]", "[null]", "many", "[[1]]", "null", "{a: 1}"]
+)
+def test_other_choices_of_classes_are_refused(value: str) -> None:
+    with pytest.raises(UserError, match=r"sample\.classes=.* is not valid: ") as caught:
+        resolved(f"sample.classes={value}")
+    assert "\n" not in str(caught.value)
+
+
+def test_chosen_classes_by_number_and_name() -> None:
+    names = ["n01440764", "n01443537", "7"]
+    for value, numbers in [
+        ("[2, 0]", (2, 0)),
+        ("[n01443537, 0]", (1, 0)),
+        ("['7']", (2,)),
+        ("balanced", None),
+    ]:
+        sample = resolved(f"sample.classes={value}").sample
+        assert samplers.class_numbers(sample, names) == numbers
+
+
+@pytest.mark.parametrize(
+    ("value", "names", "sentence"),
+    [
+        ("[1, 3]", ["a", "b", "c"], "no class has the number 3; the classes are 0 to 2, a to c"),
+        ("[-1]", ["a", "b"], "no class has the number -1"),
+        ("[goldfich]", ["tench", "goldfish"], "the name 'goldfich'; .*; did you mean goldfish"),
+        (
+            "[tench, 0]",
+            ["tench", "goldfish"],
+            "lists class 0, tench, by its number and by its name",
+        ),
+        ("[1, 5]", None, r"sample.classes=\[1, 5\] is not possible, since the network knows no"),
+    ],
+)
+def test_chosen_classes_that_are_not_there_are_refused(
+    value: str, names: list[str] | None, sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence) as caught:
+        samplers.class_numbers(resolved(f"sample.classes={value}").sample, names)
+    assert "\n" not in str(caught.value)

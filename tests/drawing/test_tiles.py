@@ -105,3 +105,11 @@ def test_rows_have_the_names_of_their_classes() -> None:
     labels = np.array([2, 0])
     assert tiles.row_names(labels, CLASSES) == [CLASSES[2], CLASSES[0]]
     assert tiles.row_names(np.array([-1, -1]), None) == [tiles.NO_CLASS] * 2
+
+
+def test_classes_that_all_panels_have_are_shown() -> None:
+    every, some = np.arange(9) % 3, np.full(9, 2)
+    panels = [tiles.Panel("", noise(9, k), labels) for k, labels in enumerate((every, some, every))]
+    common = [tiles.Panel("", p.images[p.labels == 2], p.labels[p.labels == 2]) for p in panels]
+    pictures = [tiles.panel_grid(each, ["a", "b", "c"], 9, 2, 1) for each in (panels, common)]
+    np.testing.assert_array_equal(*map(np.asarray, pictures))

@@ -23,6 +23,24 @@ def test_balanced_samples_of_an_uneven_pack_are_noted(
     made: list[int] | None, real: list[int], noted: bool
 ) -> None:
     labels = None if made is None else np.array(made)
-    inputs = SimpleNamespace(labels=labels, real_labels=np.array(real), classes=["a", "b"])
+    inputs = SimpleNamespace(labels=labels, real_labels=np.array(real), how={}, classes=["a", "b"])
     notes = notes_on_classes(cast(Inputs, inputs))
     assert [("sample.classes=histogram" in note) for note in notes] == [True] * noted
+
+
+@pytest.mark.parametrize(
+    ("chosen", "classes", "noted"),
+    [
+        ([1], ["a", "b"], "the reference is of all 2"),
+        ([1], [], "unless it was made for them"),  # any reference of any images
+        ([1, "a"], ["a", "b"], ""),
+        ("balanced", ["a", "b"], ""),
+    ],
+)
+def test_samples_of_chosen_classes_are_noted(
+    chosen: list[int | str] | str, classes: list[str], noted: str
+) -> None:
+    how = {"config": {"sample": {"classes": chosen}}}
+    inputs = SimpleNamespace(labels=None, real_labels=None, how=how, classes=classes)
+    notes = notes_on_classes(cast(Inputs, inputs))
+    assert [noted in note for note in notes] == [True] * bool(noted)

@@ -12,7 +12,9 @@ from snakemake.resources import Resources
 
 from pipeline.base.errors import UserError
 from pipeline.config import load
+from pipeline.data.pack import read_record
 from pipeline.workflow import doors, experiment
+from tests.conftest import write_pack
 
 BASE = load.load_yaml(load.DEFAULT_FILE)
 RUNS = [{"solver": "heun", "steps": 9}, {"guide": "weak.safetensors", "seeds": [4, 5]}]
@@ -64,6 +66,25 @@ def test_a_network_that_cannot_guide_itself_is_refused_before_it_is_trained(
     with pytest.raises(UserError, match=r"sample.guidance=2 is not possible, since the network"):
         resolved_experiment(**given)
     resolved_experiment(**given, sample={"guidance": 1})
+
+
+def test_chosen_classes_that_are_not_there_stop_before_the_training(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = {"model": {"class_conditional": False}}
+    sample = {"classes": [1, 10], "guidance": 1}
+    with pytest.raises(UserError, match="the network knows no classes"):
+        resolved_experiment(**bare, sample=sample)
+    found = resolved_experiment(sample=sample)
+    experiment.check_chosen([job("train", 0)], found.config)  # no record says the classes
+    write_pack(here, num=20, size=8, classes=10)
+    Path(found.record).parent.mkdir(parents=True)
+    read_record(here).write(Path(found.record))
+    experiment.check_chosen([job("train", 0), job("downsample", 0)], found.config)
+    experiment.check_chosen([job("report", 0)], found.config)
+    with pytest.raises(SystemExit):
+        experiment.check_chosen([job("train", 0)], found.config)
+    assert "no class has the number 10; the classes are 0 to 9" in capsys.readouterr().err
 
 
 def test_another_run_changes_no_key_of_what_is_there(here: Path) -> None:
