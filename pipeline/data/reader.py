@@ -145,6 +145,9 @@ def to_float(pixels: Tensor) -> Tensor:
     return pixels.to(torch.float32).div_(127.5).sub_(1.0)
 
 
+ROUNDING = "to the nearest of 256 levels, values outside of [-1, 1] clamped"
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """Float in [-1, 1] (clamped) -> uint8, rounded to the nearest level; inverse of to_float."""
     return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)

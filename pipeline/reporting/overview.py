@@ -106,7 +106,7 @@ def experiment_rows(entries: list[Scored], protocols: list[str]) -> list[Experim
     # Equal but for seeds
     groups: dict[tuple[object, ...], tuple[Scored, list[Row]]] = {}
     for entry in entries:
-        protocol = protocols.index(entry.evaluation.protocol.text) + 1
+        protocol = protocols.index(entry.evaluation.protocol_text) + 1
         for row in table_rows([entry.evaluation]):
             row = replace(row, protocol=protocol)
             key = (row.name, row.sampler, row.num_images, protocol)
@@ -146,7 +146,7 @@ def rank(row: ExperimentRow) -> tuple[object, ...]:
 def find(results: Path) -> Overview:
     """All scores below `results`, the best of each data set and metric first."""
     entries, left_out = read(results)
-    texts = list(dict.fromkeys(entry.evaluation.protocol.text for entry in entries))
+    texts = list(dict.fromkeys(entry.evaluation.protocol_text for entry in entries))
     rows = experiment_rows(entries, texts)
     return Overview(results / "experiments.html", rows, numbered(texts, always=True), left_out)
 

@@ -101,6 +101,7 @@ class SampleAbout(JsonObject):
     # Settings of the sampler
     guidance: float
     precision: str
+    rounding: str | None = None  # how pixels became integers, in words; None: not known
     config: dict[str, Any] | None = None  # the keys that the sampling read
     # Origin
     weights_sha256: str | None = None
@@ -117,6 +118,15 @@ class SampleAbout(JsonObject):
     def title(self) -> str:
         """Sampler and seed."""
         return f"{self.sampler}, seed {self.seed}"
+
+    @property
+    def classes(self) -> str | None:
+        """How the classes were chosen, as in sample.classes; None: not known, or without any."""
+        training = (self.train and self.train.config) or {}
+        if training.get("model", {}).get("class_conditional") is False:
+            return None
+        choice = (self.config or {}).get("sample", {}).get("classes")
+        return ", ".join(map(str, choice)) if isinstance(choice, list) else choice
 
 
 # --- scores --------------------------------------------------------------------------------------
@@ -242,3 +252,9 @@ class Evaluation(Scores):
     """A metrics file of samples."""
 
     sample: SampleAbout
+
+    @property
+    def protocol_text(self) -> str:
+        """The protocol and the choice of the samples' classes as one line."""
+        classes = self.sample.classes
+        return self.protocol.text + (f", sample.classes: {classes}" if classes else "")

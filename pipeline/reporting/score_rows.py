@@ -12,7 +12,7 @@ from pipeline.reporting.records import Bracket, Evaluation, Score
 
 def protocol_texts(evaluations: Sequence[Evaluation]) -> list[str]:
     """The protocol of each evaluation as one line of text."""
-    return [evaluation.protocol.text for evaluation in evaluations]
+    return [evaluation.protocol_text for evaluation in evaluations]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def table_rows(evaluations: Sequence[Evaluation]) -> list[Row]:
     rows = []
     distinct = list(dict.fromkeys(protocol_texts(evaluations)))
     for evaluation in evaluations:
-        place = distinct.index(evaluation.protocol.text) + 1 if len(distinct) > 1 else None
+        place = distinct.index(evaluation.protocol_text) + 1 if len(distinct) > 1 else None
         scores = evaluation.metrics + accuracy_scores(evaluation)
         rows += [score_row(score, evaluation, place) for score in scores]
     # grouped by metric, in the order of the first evaluation
@@ -149,6 +149,26 @@ def seed_rows(rows: Sequence[Row]) -> list[SeedsRow]:
         key = (row.name, row.sampler, row.num_images, row.protocol)
         groups.setdefault(key, []).append(row)
     return [over_seeds(group) for group in groups.values()]
+
+
+def best_pairs(evaluations: Sequence[Evaluation]) -> list[str]:
+    """A sentence on the best of several Fréchet distances in the same features, which is lower
+    than another sampling of its kind would give.
+    """
+    sentences = []
+    rows = frechet_rows(table_rows(evaluations))
+    for name in dict.fromkeys(row.name for row in rows):
+        pairs = [row for row in rows if row.name == name]
+        best = min(pairs, key=lambda row: row.value)
+        if len(pairs) > 1:
+            alike = [row.value for row in pairs if row.sampler == best.sampler]
+            mean, seeds = float(np.mean(alike)), "seeds" if len(alike) > 1 else "seed"
+            sentences.append(
+                f"{best.label}: {number(best.value)} is the best of {len(pairs)} pairs of sampler "
+                f"and seed ({best.sampler}, seed {best.seed}); the mean of that sampler over "
+                f"{len(alike)} {seeds} is {number(mean)}"
+            )
+    return sentences
 
 
 def seeds_title(rows: Sequence[Row]) -> str:

@@ -11,6 +11,7 @@ from pipeline.base.progress import clock
 from pipeline.base.text import number, shorten
 from pipeline.reporting.records import CurveRow, Evaluation
 from pipeline.reporting.score_rows import (
+    best_pairs,
     frechet_rows,
     protocol_texts,
     seed_rows,
@@ -43,11 +44,11 @@ TEXT_SEED_COLUMNS = {"name": "metric"} | {k: v for k, v in SEED_COLUMNS.items() 
 SAMPLE_COLUMNS = {
     "sampler": "sampler", "seed": "seed", "num": "N", "nfe_mean": "NFE", "nfe_max": "NFE max",
     "images_per_s": "images/s", "seconds": "seconds", "device": "device", "world_size": "ranks",
-    "precision": "precision", "guidance": "guidance",
+    "precision": "precision", "guidance": "guidance", "classes": "classes",
 }  # fmt: skip
 NAMES = {  # columns of words
     "name", "label", "sampler", "device", "precision", "class", "seeds", "values", "experiment",
-    "data", "weights", "start",
+    "data", "weights", "start", "classes",
 }  # fmt: skip
 ARROWS = {"lower": "↓", "higher": "↑"}
 LEGEND = (
@@ -109,7 +110,7 @@ def numbered(protocols: Sequence[str], always: bool = False) -> list[str]:
 
 
 def remarks(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Starts of the trainings, notes, legend and protocols, each once."""
+    """The best of several, starts of the trainings, notes, legend and protocols, each once."""
     notes = [f"Note: {note}" for evaluation in evaluations for note in evaluation.notes]
     trainings = [evaluation.sample.train for evaluation in evaluations]
     starts = [
@@ -117,7 +118,8 @@ def remarks(evaluations: Sequence[Evaluation]) -> list[str]:
         for train in trainings
         if train and train.start
     ]
-    return [*dict.fromkeys([*starts, *notes]), LEGEND, *numbered(protocol_texts(evaluations))]
+    lines = dict.fromkeys([*best_pairs(evaluations), *starts, *notes])
+    return [*lines, LEGEND, *numbered(protocol_texts(evaluations))]
 
 
 def training(curve: Sequence[CurveRow]) -> str:

@@ -15,6 +15,7 @@ from pipeline.compute import execution
 from pipeline.compute.distributed import ranks
 from pipeline.config.samplers import notes, sampler_name
 from pipeline.config.stages import stage_keys, write_config
+from pipeline.data.reader import ROUNDING
 from pipeline.reporting.records import SampleAbout, StartAbout, TrainAbout
 from pipeline.sampling.job import Job
 from pipeline.sampling.network import Networks, build, save_strip
@@ -93,6 +94,7 @@ def describe(job: Job, sums: Checksums, evaluations: np.ndarray, speed: Speed) -
         num=keys.num,
         guidance=keys.guidance,
         precision=keys.precision,
+        rounding=ROUNDING,
         # Cost of an image
         nfe_mean=float(evaluations.mean()),
         nfe_max=int(evaluations.max()),

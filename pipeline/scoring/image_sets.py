@@ -18,7 +18,8 @@ from pipeline.base.npy import load_npy, read_header
 from pipeline.images.formats import FORMATS, IMAGE_SUFFIXES, value_problem
 from pipeline.images.walk import Ignored, listed, walk
 
-KEYS = ("arr_0", "images")  # of the images in an .npz, as ADM's samplers and others name them
+# Names of the images and of their labels in an .npz, as ADM's samplers and others give them
+KEYS, LABELS = ("arr_0", "images"), ("arr_1", "labels")
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,24 @@ def open_images(path: Path) -> ImageSet:
             raise UserError(f"{path} holds no images: its array must be named {' or '.join(KEYS)}")
         return of_array(str(path), images)
     raise UserError(f"{path} is not a folder, .npz or .npy: give images in one of these forms")
+
+
+def home(path: Path) -> Path:
+    """The folder whose files say what the images at `path` are: a pack's, or that of samples."""
+    return path.parent if path.name == "images.npy" else path
+
+
+def notes_on_labels(path: Path) -> Iterator[str]:
+    """A note if labels come with the images at `path`, which only samples= uses."""
+    file = home(path) / "labels.npy"
+    arrays = zipfile.ZipFile(path).namelist() if path.suffix == ".npz" else []
+    labels = [f"{name} in {path}" for name in LABELS if f"{name}.npy" in arrays]
+    labels += [str(file)] if file.exists() else []
+    if labels:
+        yield (
+            f"the labels are not used ({labels[0]}): class accuracy is a score of samples= alone, "
+            "since other programs may number the classes in another order"
+        )
 
 
 def read_labels(path: Path, num: int, num_classes: int) -> np.ndarray | None:

@@ -15,7 +15,15 @@ from pipeline.config.schema import Evaluate as Settings
 from pipeline.data.pack import DataAbout, Record, open_pack
 from pipeline.reporting.records import ReferenceAbout
 from pipeline.scoring.extractors import KINDS, Extractor
-from pipeline.scoring.image_sets import ImageSet, npz_images, of_array, open_images, read_labels
+from pipeline.scoring.image_sets import (
+    ImageSet,
+    home,
+    notes_on_labels,
+    npz_images,
+    of_array,
+    open_images,
+    read_labels,
+)
 from pipeline.scoring.references import Reference, load_reference
 
 STATISTICS = (".npz", ".pkl")
@@ -256,7 +264,7 @@ def read_any(config: Config, path: Path, reference: Path, across: str | None) ->
     notes = check_same_data(data if sha256 else None, name, str(sha256), path, across)
     notes += check_same_recipe(origin, name, path, across) if origin and sha256 else []
     notes += notes_on_origin(statistics, reference, config.evaluate.extractor) if statistics else []
-    notes += [*images.notes, *(real.notes if real else ())]
+    notes += [*images.notes, *notes_on_labels(path), *(real.notes if real else ())]
     check_numbers(config.evaluate, len(images), len(real) if real else None)
     # The reference's part of the protocol
     counts: dict[str, Any] = {}
@@ -266,11 +274,6 @@ def read_any(config: Config, path: Path, reference: Path, across: str | None) ->
         counts = {"num_images": len(real), "pack_sha256": sha256, "flipped": False}
     about = ReferenceAbout(file=reference.name, resolution=size[0], **counts)
     return Inputs(images, None, how, real, None, [], statistics, about, notes)
-
-
-def home(path: Path) -> Path:
-    """The folder whose files say what the images at `path` are: a pack's, or that of samples."""
-    return path.parent if path.name == "images.npy" else path
 
 
 def open_reference(path: Path) -> tuple[Reference | None, ImageSet | None]:

@@ -55,8 +55,8 @@ def test_scores_of_other_protocols_or_weights_are_never_averaged(tmp_path: Path)
     found = overview.find(tmp_path)
     assert sorted(row.seeds for row in found.rows if row.name == "fid") == ["0", "1", "2"]
     assert found.protocols == [
-        "Protocol 1: extractor: dinov2-vit-s-14",
-        "Protocol 2: extractor: dinov2-vit-s-14, kid_subsets: 7",
+        "Protocol 1: extractor: dinov2-vit-s-14, sample.classes: balanced",
+        "Protocol 2: extractor: dinov2-vit-s-14, kid_subsets: 7, sample.classes: balanced",
     ]
     assert {row.seeds: row.protocol for row in found.rows} == {"0": 1, "1": 2, "2": 1}
 

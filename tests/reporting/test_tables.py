@@ -1,5 +1,6 @@
 """Tables: the right numbers as plain text and as HTML that needs nothing else."""
 
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -48,6 +49,29 @@ def test_distances_over_seeds() -> None:
     assert (one.sampler, one.mean, one.min, one.std) == ("heun-9", 7.0, 7.0, None)
     text = tables.summary("title", CURVE, runs)
     assert "FID over seeds" in text and "4, 5, 6" in text
+
+
+def test_the_best_of_several_is_called_so() -> None:
+    """The least of many is lower than the next of its kind: the mean stands beside it."""
+    runs = [of_sampler(seed, "heun", 18, 4.0 + seed) for seed in (0, 1, 2)]
+    text = tables.summary("title", CURVE, parsed(*runs, of_sampler(0, "heun", 9, 7.0)))
+    said = (
+        "4 is the best of 4 pairs of sampler and seed (heun-18, seed 0); the mean of that sampler"
+    )
+    assert f"{said} over 3 seeds is 5" in " ".join(text.split())
+    assert "the best of" not in tables.summary("title", CURVE, parsed(runs[0]))
+
+
+def test_the_choice_of_classes_belongs_to_the_protocol() -> None:
+    runs = [of_sampler(seed, "heun", 18, 4.0) for seed in (0, 1, 2)]
+    for one, classes in zip(runs, ("balanced", "histogram", [1, 5]), strict=True):
+        one["sample"]["config"]["sample"]["classes"] = classes
+    text = tables.summary("title", CURVE, parsed(*runs))
+    for number, classes in enumerate(("balanced", "histogram", "1, 5"), 1):
+        assert re.search(rf"Protocol {number}: .*sample.classes: {classes}\n", text)
+    assert re.search(r"heun-18 +2 .* 1, 5\n", text)  # in the table of samples
+    runs[0]["sample"]["train"] = {"config": {"model": {"class_conditional": False}}}
+    assert parsed(runs[0])[0].sample.classes is None
 
 
 def test_only_fid_is_called_fid() -> None:

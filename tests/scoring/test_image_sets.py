@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from pipeline.base.errors import UserError
-from pipeline.scoring.image_sets import npz_images, open_images
+from pipeline.scoring.image_sets import notes_on_labels, npz_images, open_images
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 6, 8, 3), np.uint8)
 ROWS = np.array([4, 0, 2])
@@ -87,6 +87,18 @@ def test_images_below_links_are_scored(tmp_path: Path) -> None:
     Image.fromarray(IMAGES[0]).save(tmp_path / "elsewhere/a.png")
     (tmp_path / "set/link").symlink_to(tmp_path / "elsewhere")
     assert len(open_images(tmp_path / "set")) == 1
+
+
+def test_labels_beside_images_are_said_to_be_ignored(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", IMAGES)
+    assert list(notes_on_labels(tmp_path)) == []
+    np.save(tmp_path / "labels.npy", np.zeros(len(IMAGES)))
+    np.savez(tmp_path / "adm.npz", arr_0=IMAGES, arr_1=np.zeros(len(IMAGES)))
+    np.savez(tmp_path / "plain.npz", arr_0=IMAGES)
+    for name, label in (("", "/labels.npy"), ("images.npy", "/labels.npy"), ("adm.npz", "(arr_1")):
+        (note,) = notes_on_labels(tmp_path / name)
+        assert label in note and "not used" in note
+    assert list(notes_on_labels(tmp_path / "plain.npz")) == []
 
 
 def test_transparency_is_noted(tmp_path: Path) -> None:
