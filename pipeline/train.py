@@ -99,10 +99,10 @@ def folders(config: Config, paths: dict[str, str], pack: Pack) -> tuple[Path, Pa
     out = out_folder(results_folder(config, paths))
     if "checkpoints" not in paths:
         return out, scratch_folder(out, config, pack.record.sha256.to_json())
-    given = Path(paths["checkpoints"])
+    folder = Path(paths["checkpoints"])
     if os.environ.get("RANK", "0") == "0":  # the others may see it while rank 0 makes it
-        check_given(given)
-    return out, given
+        check_given(folder)
+    return out, folder
 
 
 def results_folder(config: Config, paths: dict[str, str]) -> Path:

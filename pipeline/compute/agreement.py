@@ -25,14 +25,14 @@ def disagreement(identities: Sequence[Mapping[str, Any]]) -> str:
     `identities`: nested values of each rank, in their order. A key that one of two ranks does not
     name is not compared.
     """
-    first, *others = [flat(identity) for identity in identities]
-    for rank, other in enumerate(others, 1):
-        both = [key for key in first if key in other]
-        keys = [key for key in both if json.dumps(other[key]) != json.dumps(first[key])]
+    first, *later = [flat(identity) for identity in identities]
+    for rank, values in enumerate(later, 1):
+        common = [key for key in first if key in values]
+        keys = [key for key in common if json.dumps(values[key]) != json.dumps(first[key])]
         if keys:
             more = f" (and differs in {', '.join(keys[1:])})" if keys[1:] else ""
             return (
-                f"rank {rank} has {keys[0]}={shown(other[keys[0]])} but rank 0 has "
+                f"rank {rank} has {keys[0]}={shown(values[keys[0]])} but rank 0 has "
                 f"{keys[0]}={shown(first[keys[0]])}{more}: start all ranks with the same keys, "
                 "data and code"
             )

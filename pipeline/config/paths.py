@@ -138,11 +138,13 @@ def out_folder(path: Path, word: str = "out") -> Path:
 
     Raises UserError if it is a file or below one, or cannot be written to.
     """
-    there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
-    if not there.is_dir():
-        where = "" if there == path.absolute() else f"below {there}, which is "
+    existing = next(
+        place for place in (path.absolute(), *path.absolute().parents) if place.exists()
+    )
+    if not existing.is_dir():
+        where = "" if existing == path.absolute() else f"below {existing}, which is "
         raise UserError(f"{word}={path} is {where}a file: give a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
+    if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{word}={path} cannot be written to: name another place")
     return path
 

@@ -36,8 +36,8 @@ class Dropout(nn.Module):
             return x
         if keys is None:
             return F.dropout(x, self.share)
-        kept = hashes(keys, self.number, x.shape[1:]) >= round(self.share * 2**BITS)
-        return torch.where(kept, x / (1 - self.share), 0.0)
+        mask = hashes(keys, self.number, x.shape[1:]) >= round(self.share * 2**BITS)
+        return torch.where(mask, x / (1 - self.share), 0.0)
 
 
 def numbered(network: nn.Module) -> None:

@@ -76,11 +76,11 @@ def notes_on_classes(inputs: Inputs) -> list[str]:
     # Balanced classes
     if inputs.labels is None or inputs.real_labels is None:
         return []
-    made, real = (
+    counts, real = (
         np.bincount(labels, minlength=len(inputs.classes))
         for labels in (inputs.labels, inputs.real_labels)
     )
-    note = balance_note(real) if made.max() - made.min() <= 1 else ""
+    note = balance_note(real) if counts.max() - counts.min() <= 1 else ""
     return [note] if note else []
 
 

@@ -62,8 +62,8 @@ def locate(value: str) -> Path | None:
     # What is there instead
     if path.is_dir():
         newest = max(path.glob("step-*.pt"), default=None)
-        which = f"one of its files, the newest is {newest}" if newest else "a file"
-        raise UserError(f"train.start={value} is a folder: give {which}")
+        choice = f"one of its files, the newest is {newest}" if newest else "a file"
+        raise UserError(f"train.start={value} is a folder: give {choice}")
     raise UserError(
         f"train.start={value} is not a file: give a file of weights, a checkpoint, or null"
     )
@@ -178,16 +178,16 @@ def check_origin(path: Path | None, config: Config, num_classes: int | None) -> 
     if path is None:
         return
     origin = read_origin(path)
-    ours, theirs = stage_keys(config, "train")["model"], origin.config.get("model", {})
-    if different := differences(network_keys(theirs), network_keys(ours), "model."):
+    model, saved = stage_keys(config, "train")["model"], origin.config.get("model", {})
+    if different := differences(network_keys(saved), network_keys(model), "model."):
         raise UserError(
             f"train.start={path} is of another network: {', '.join(different)}; give these "
             "keys as they are there, or other weights"
         )
 
     # Classes that it knows
-    known = {origin.classes, num_classes} - {None}
-    if ours.get("class_conditional") and len(known) > 1:
+    counts = {origin.classes, num_classes} - {None}
+    if model.get("class_conditional") and len(counts) > 1:
         raise UserError(
             f"train.start={path} was trained on {origin.classes:,} classes, but the images "
             f"here are of {num_classes:,}: give weights of {num_classes:,} classes, or images of "
@@ -217,10 +217,10 @@ def check_tensors(start: Start, workload: "Workload") -> None:
 
     # Names and shapes
     for name in {**needed, **tensors}:
-        there, here = (shape(tensor.get(name)) for tensor in (tensors, needed))
-        if there != here:
+        saved, ours = (shape(tensor.get(name)) for tensor in (tensors, needed))
+        if saved != ours:
             raise UserError(
-                f"train.start={start.path} does not fit: {name} is {there} there but {here} here; "
+                f"train.start={start.path} does not fit: {name} is {saved} there but {ours} here; "
                 "give weights of the same network and as many classes"
             )
 

@@ -15,9 +15,9 @@ KEY = "carried"  # the one word of --config that jobs get
 MARK = "x"  # before the letters, which Snakemake could take for a number
 
 
-def encoded(given: Mapping[str, Any]) -> str:
+def encoded(values: Mapping[str, Any]) -> str:
     """Values as letters, digits, - and _ alone."""
-    text = json.dumps(dict(given), sort_keys=True)
+    text = json.dumps(dict(values), sort_keys=True)
     return MARK + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
@@ -32,12 +32,12 @@ def decoded(word: str) -> dict[str, Any]:
     return values
 
 
-def carry(given: Mapping[str, Any], settings: Any) -> dict[str, Any]:
+def carry(words: Mapping[str, Any], settings: Any) -> dict[str, Any]:
     """The values of --config; from now on jobs get them as one word.
 
-    `given`: them as they were read here; `settings`: Snakemake's config_settings.
+    `words`: those values as they were read; `settings`: Snakemake's config_settings.
     """
-    values = decoded(str(given[KEY])) if KEY in given else dict(given)
+    values = decoded(str(words[KEY])) if KEY in words else dict(words)
     if values:
         settings.config_args = [f"{KEY}={encoded(values)}"]
     return values

@@ -32,8 +32,8 @@ def read_doors(workflow: Any, file: str) -> tuple[dict[str, Any], dict[str, Any]
     if workflow.exec_mode == ExecMode.DEFAULT:  # not the job of another Snakemake
         check_repeats(sys.argv[1:])
         check_targets(sys.argv[1:])
-    values, given = read_values([file, *settings.configfiles], settings.config_args or [])
-    return values, carry(given, settings)
+    values, overrides = read_values([file, *settings.configfiles], settings.config_args or [])
+    return values, carry(overrides, settings)
 
 
 def read_values(

@@ -147,8 +147,8 @@ def check_start(config: Config, rules: Collection[str]) -> None:
     if config.train.start is None or "train" not in rules:
         return
     file = paths.record_file(config)
-    known = file.exists() and "downsample" not in rules
-    num_classes = len(Record.read(file).classes) if known else None
+    is_current = file.exists() and "downsample" not in rules
+    num_classes = len(Record.read(file).classes) if is_current else None
     start_weights.check_origin(start_weights.locate(config.train.start), config, num_classes)
 
 

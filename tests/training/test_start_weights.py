@@ -114,7 +114,8 @@ def test_samples_say_where_the_training_started(averaged: Path, pack: Path, tmp_
     assert about["train"]["start"]["sha256"] == sha256_file(averaged)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_ranks_start_alike(averaged: Path, pack: Path, tmp_path: Path, strategy: str) -> None:
     more = (f"train.start={averaged}", "train.images=24", "runtime.checkpoint_images=12")
     weights, rows = run(pack, tmp_path / "one", *more)
@@ -170,6 +171,7 @@ def test_the_content_is_the_identity_not_the_place(
     assert folder(out) == here.scratch
 
 
+@pytest.mark.slow
 def test_ranks_with_other_files_stop(
     averaged: Path, saved: Path, pack: Path, tmp_path: Path
 ) -> None:
