@@ -1,9 +1,11 @@
-"""Weights trained by facebookresearch/flow_matching's image example, for `pipeline.sample`.
+"""Weights trained by facebookresearch/flow_matching or torchcfm, for `pipeline.sample`.
 
     python -m pipeline.import_weights checkpoint-899.pth OUT.safetensors data.path=PACK
+    python -m pipeline.import_weights otcfm_cifar10_weights_step_400000.pt OUT.safetensors
 
-reads a `.pth` of that trainer (interop/flow_matching.py) and writes what our trainer writes. Keys,
-needed only if the checkpoint does not give the answer:
+reads a checkpoint of flow_matching's image example (interop/flow_matching.py) or of torchcfm's
+CIFAR-10 example (interop/torchcfm.py) and writes what our trainer writes. Keys, needed only if the
+checkpoint does not give the answer:
 
     weights=ema|plain                     default: the averaged weights, if there are any
     model.head_channels=N, model.heads=N  the attention heads, which do not show in any shape
@@ -12,10 +14,9 @@ needed only if the checkpoint does not give the answer:
 
 Label k is the k-th of the sorted folder names there (torchvision's ImageFolder) and here (sorted
 synsets), so a pack of the same classes names them. Without a pack they are class0000, class0001, …
-Guidance starts from another zero: its cfg_scale s is our sample.guidance = 1 + s.
+Guidance starts from another zero: flow_matching's cfg_scale s is our sample.guidance = 1 + s.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,22 +30,48 @@ from pipeline.config.model_keys import Model
 from pipeline.config.older_form import older_section
 from pipeline.config.words import lookup, merge, parse_overrides
 from pipeline.data.pack import DataAbout, Record
-from pipeline.interop.flow_matching import TRAINER, Peer, State, read_peer
+from pipeline.interop import flow_matching, torchcfm
+from pipeline.interop.checkpoint import Peer, State, load
 from pipeline.interop.flow_matching_network import (
     Shapes,
     architecture,
     heads,
     our_name,
     our_state,
+    resolution_of,
 )
 from pipeline.networks import families
 from pipeline.training.weights_file import WeightsAbout, save_weights
 
 KEYS = ("weights", "record", "data.path", "data.resolution", "model.heads", "model.head_channels")
+NAMED = 6  # keys of a file that a message names
 EXCLUSIVE = (("record", "data.path"), ("model.heads", "model.head_channels"))
 
 
 # --- the network -------------------------------------------------------------------------------
+
+
+def read_peer(path: Path, weights: str | None) -> Peer:
+    """The checkpoint at `path` with its `weights` (ema, plain; None: ema if there are any).
+
+    Raises UserError about the first problem.
+    """
+    # One of the two trainers
+    checkpoint = load(path)
+    if isinstance(checkpoint, dict):
+        if torchcfm.is_torchcfm(checkpoint):
+            return torchcfm.read_peer(path, checkpoint, weights)
+        if isinstance(checkpoint.get("model"), dict):
+            return flow_matching.read_peer(path, checkpoint, weights)
+
+    # Or another file
+    whole = isinstance(checkpoint, dict)
+    keys = list(checkpoint)[:NAMED] if whole else [type(checkpoint).__name__]
+    raise UserError(
+        f"{path} has no `model`, `net_model` or `ema_model` with tensors (it holds "
+        f"{', '.join(map(str, keys))}): give a checkpoint of {flow_matching.TRAINER}, or of "
+        f"{torchcfm.TRAINER}"
+    )
 
 
 def check_fits(peer: Peer, model: Model, num_classes: int) -> State:
@@ -77,21 +104,16 @@ def check_fits(peer: Peer, model: Model, num_classes: int) -> State:
 # --- the data ----------------------------------------------------------------------------------
 
 
-def resolution_of(args: Mapping[str, Any]) -> int | None:
-    """px by `args`: 32 for CIFAR-10, else of a folder NAME_<px> in the data path, else None."""
-    if args.get("dataset") == "cifar10":
-        return 32
-    sizes = re.findall(r"_(\d{1,4})(?=/|$)", str(args.get("data_path")))
-    return int(sizes[-1]) if sizes else None
+def data_about(
+    path: Path, known_size: int | None, num_classes: int, options: Mapping[str, Any]
+) -> DataAbout:
+    """The data that the checkpoint at `path` was trained on; without a record of unknown source.
 
-
-def data_about(peer: Peer, num_classes: int, options: Mapping[str, Any]) -> DataAbout:
-    """The data that the checkpoint was trained on; without its record the source is unknown.
-
-    Raises UserError if the resolution is not known or the record is of other data.
+    `known_size`: px by the checkpoint, None if it does not say. Raises UserError if the resolution
+    is not known or the record is of other data.
     """
     # A record, if given
-    size = options.get("data.resolution", resolution_of(peer.args))
+    size = options.get("data.resolution", known_size)
     if "record" in options:
         return given_record(Path(str(options["record"])), size, num_classes)
     if "data.path" in options:
@@ -100,7 +122,7 @@ def data_about(peer: Peer, num_classes: int, options: Mapping[str, Any]) -> Data
     # Else the size alone
     if size is None:
         raise UserError(
-            f"{peer.path} does not say what resolution it was trained at: give data.resolution=N "
+            f"{path} does not say what resolution it was trained at: give data.resolution=N "
             "in px, or the pack with data.path=PACK"
         )
     names = [f"class{k:04d}" for k in range(num_classes)]
@@ -160,21 +182,28 @@ def imported(path: Path, options: Mapping[str, Any]) -> tuple[State, WeightsAbou
     num_classes = Shapes(peer).side("label_emb.weight", 0) - 1 if conditional else 0
 
     # Its data, and its keys as our configuration checks them
-    data = data_about(peer, num_classes, options)
+    data = data_about(path, resolution_of(peer, shape), num_classes, options)
     section = {"model": shape, "data": {"source": "train", "resolution": data.resolution}}
     base = {key: value for key, value in load_yaml(DEFAULT_FILE).items() if key != "experiments"}
     model = validate(merge(base, section), {}).model
     state = check_fits(peer, model, num_classes)
+    if peer.trainer == torchcfm.TRAINER:
+        state = torchcfm.sorted_by_kind(state, model)
+    return state, weights_about(peer, model, data)
 
-    # What the file will say
-    origin: dict[str, Any] = {"trainer": TRAINER, "file": path.name, "sha256": sha256_file(path)}
-    origin |= {"weights": peer.weights, "epoch": peer.epoch}
+
+def weights_about(peer: Peer, model: Model, data: DataAbout) -> WeightsAbout:
+    """What the file of weights will say."""
+    # Where they come from
+    origin: dict[str, Any] = {"trainer": peer.trainer, "file": peer.path.name}
+    origin |= {"sha256": sha256_file(peer.path), "weights": peer.weights, **peer.age}
+
+    # As a training of ours
     keys = {"model": older_section("model", model.model_dump(mode="json")), "imported": origin}
     keys["data"] = {key: getattr(data, key) for key in ("source", "resolution", "recipe")}
-    about = WeightsAbout(
-        config=keys, record=data.to_json(), images=None, gpu_hours=None, torch=None
-    )
-    return state, about
+    if peer.label_dropout is not None:
+        keys["train"] = {"label_dropout": peer.label_dropout}
+    return WeightsAbout(config=keys, record=data.to_json(), images=None, gpu_hours=None, torch=None)
 
 
 def summary(state: State, about: WeightsAbout) -> str:
@@ -184,11 +213,12 @@ def summary(state: State, about: WeightsAbout) -> str:
     data = DataAbout.parse(about.record, "the data")
     classes = f"{len(data.classes)} classes" if model["class_conditional"] else "no classes"
     per_head, num_heads = model["head_channels"], model["heads"]
+    age = ", ".join(f"{key} {origin[key]}" for key in ("epoch", "step") if key in origin)
 
     # In one sentence
     return (
         f"imported {sum(value.numel() for value in state.values()):,} parameters "
-        f"({origin['weights']} weights, epoch {origin['epoch']}): {model['channels']} channels x "
+        f"({origin['weights']} weights, {age}): {model['channels']} channels x "
         f"{model['channel_mult']}, {model['blocks']} blocks per level, attention at "
         f"{model['attention_at']} with "
         f"{f'heads of {per_head} channels' if per_head else f'{num_heads} heads'}, {classes}, "

@@ -20,7 +20,7 @@ from pipeline import import_weights
 from pipeline.base.errors import UserError
 from pipeline.config.model_keys import UNetKeys, read_model
 from pipeline.data.pack import DataAbout
-from pipeline.interop import flow_matching, flow_matching_network
+from pipeline.interop import checkpoint, flow_matching, flow_matching_network
 from pipeline.networks.unet import UNet
 from pipeline.training import weights_file
 from tests.conftest import ROOT, load_fixture, our_model, peer_state, write_pack
@@ -138,7 +138,7 @@ def test_the_architecture_is_told_from_names_and_shapes(
     with torch.device("meta"):
         state = {their_name(k): v for k, v in UNet(model, 5).state_dict().items()}
     found = flow_matching_network.architecture(
-        flow_matching.Peer(Path("a.pth"), state, "plain", {}, None)
+        checkpoint.Peer(Path("a.pth"), flow_matching.TRAINER, state, "plain", {}, {})
     )
     told = model.model_dump(exclude={"kind", "heads", "head_channels"})
     told["attention_at"] = tuple(n for n in told["attention_at"] if n < 2 ** len(mult))

@@ -1,4 +1,7 @@
-"""The network in a checkpoint of facebookresearch/flow_matching: architecture, names of tensors."""
+"""The network in a checkpoint of flow_matching or torchcfm: architecture, names of tensors.
+
+Both have the UNet of ADM under ADM's names of its tensors.
+"""
 
 import re
 from collections.abc import Callable, Mapping
@@ -7,9 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.base.errors import UserError
-from pipeline.interop.flow_matching import TRAINER, Peer, State
+from pipeline.interop import torchcfm
+from pipeline.interop.checkpoint import Peer, State
 
-# That trainer's networks by its --dataset: their architecture, and the attention heads, which are
+# flow_matching's networks by its --dataset: their architecture, and the attention heads, which are
 # believed only if the checkpoint has that architecture.
 ARCHITECTURES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     "imagenet": (
@@ -22,7 +26,15 @@ ARCHITECTURES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     ),
 }
 
-# That trainer's names of the layers, and ours.
+# The same of torchcfm's network, which its files do not name; `num_channel` is a flag there.
+TORCHCFM: tuple[dict[str, Any], dict[str, int]] = (
+    {"channel_mult": (1, 2, 2, 2), "blocks": 2, "attention_at": (2,), "scale_shift_norm": False}
+    | {"residual_updown": False},
+    {"head_channels": 64},
+)
+TORCHCFM_PX = 32  # of the images, both axes
+
+# The trainers' names of the layers, and ours.
 RENAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^time_embed\.", "time_mlp."),
     (r"^label_emb\.", "label_embedding."),
@@ -50,7 +62,7 @@ class Shapes:
     """Shapes of a state dict by the other trainer's names."""
 
     def __init__(self, peer: Peer) -> None:
-        self.path = peer.path
+        self.path, self.trainer = peer.path, peer.trainer
         self.shapes = {name: tuple(value.shape) for name, value in peer.state.items()}
 
     def __contains__(self, name: str) -> bool:
@@ -60,7 +72,7 @@ class Shapes:
         """Length of one axis of a tensor; raises UserError if there is none."""
         shape = self.shapes.get(name, ())
         if len(shape) <= axis:
-            raise UserError(f"{self.path} has no valid tensor {name}: is it of {TRAINER}?")
+            raise UserError(f"{self.path} has no valid tensor {name}: is it of {self.trainer}?")
         return shape[axis]
 
     def stages(self) -> int:
@@ -91,7 +103,8 @@ def architecture(peer: Peer) -> dict[str, Any]:
     """The `model` section without heads, from the names and shapes of the tensors.
 
     Raises UserError if they are not those of such a network. Attention must be of the kind that all
-    of that trainer's networks have (use_new_attention_order), which does not show in any shape.
+    networks of that trainer have: with use_new_attention_order in flow_matching, without it in
+    torchcfm. It does not show in any shape.
     """
     # Widths of the levels
     shapes = Shapes(peer)
@@ -104,7 +117,7 @@ def architecture(peer: Peer) -> dict[str, Any]:
     if not widths or not channels or any(width % channels for width in widths):
         raise UserError(
             f"{peer.path} has levels of {widths} channels, not multiples of {channels}: "
-            f"is it of {TRAINER}?"
+            f"is it of {peer.trainer}?"
         )
 
     # Keys of the section
@@ -123,11 +136,46 @@ def architecture(peer: Peer) -> dict[str, Any]:
     }
 
 
+def known_network(peer: Peer) -> tuple[dict[str, Any], dict[str, int]]:
+    """Architecture and heads of the network that the trainer makes by default; empty: unknown."""
+    if peer.trainer == torchcfm.TRAINER:
+        return TORCHCFM
+    return ARCHITECTURES.get(str(peer.args.get("dataset")), ({}, {}))
+
+
+def unknown_network(peer: Peer) -> str:
+    """Why the heads of the known network are not believed."""
+    if peer.trainer == torchcfm.TRAINER:
+        return "its shapes are not those of its trainer's CIFAR-10 network"
+    return f"its args (dataset: {peer.args.get('dataset')}) name no known network of these shapes"
+
+
+def agrees(shape: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+    """Whether the `architecture` of a checkpoint has all keys of a known one."""
+    return all(shape[key] == value for key, value in expected.items())
+
+
+def resolution_of(peer: Peer, shape: Mapping[str, Any]) -> int | None:
+    """px by the known network, by CIFAR-10 or by a folder NAME_<px> of the data; None: not known.
+
+    `shape` is the `architecture` of the checkpoint.
+    """
+    # Of the known network
+    if peer.trainer == torchcfm.TRAINER:
+        return TORCHCFM_PX if agrees(shape, TORCHCFM[0]) else None
+
+    # By the arguments
+    if peer.args.get("dataset") == "cifar10":
+        return 32
+    sizes = re.findall(r"_(\d{1,4})(?=/|$)", str(peer.args.get("data_path")))
+    return int(sizes[-1]) if sizes else None
+
+
 def heads(peer: Peer, shape: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """`heads` and `head_channels`: from the command line, else by the dataset that `args` names.
+    """`heads` and `head_channels`: from the command line, else of the known network.
 
     `shape` is the `architecture` of the checkpoint. Raises UserError if neither gives the heads, or
-    if the dataset's network has another architecture.
+    if the known network has another architecture.
     """
     # The user's choice
     keys = ("heads", "head_channels")
@@ -135,14 +183,12 @@ def heads(peer: Peer, shape: Mapping[str, Any], options: Mapping[str, Any]) -> d
 
     # Else the known network
     if not chosen:
-        dataset = str(peer.args.get("dataset"))
-        expected, chosen = ARCHITECTURES.get(dataset, ({}, {}))
-        if not chosen or any(shape[key] != value for key, value in expected.items()):
+        expected, chosen = known_network(peer)
+        if not chosen or not agrees(shape, expected):
             raise UserError(
-                f"the attention heads of {peer.path} do not show in its shapes, and its args "
-                f"(dataset: {dataset}) name no known network of these shapes: give "
-                "model.head_channels=N or model.heads=N, as its trainer's num_head_channels or "
-                "num_heads"
+                f"the attention heads of {peer.path} do not show in its shapes, and "
+                f"{unknown_network(peer)}: give model.head_channels=N or model.heads=N, as its "
+                "trainer's num_head_channels or num_heads"
             )
     return {"heads": 1, "head_channels": None} | chosen
 
