@@ -5,8 +5,10 @@
 Image k is a function of (weights, sampler, seed, k): its noise comes from (seed, k) and its class
 is k modulo the number of classes, of all or of the chosen ones, or comes from (seed, k) too,
 whatever the batch size and the number of ranks. Its pixels do depend on them by the rounding of
-sample.precision: at most one grey level was seen in fp32 and tf32, four in bf16. Finished batches
-are kept in `shards/` until all are there, so an interrupted run goes on.
+sample.precision: at most one grey level was seen in fp32 and tf32, four in bf16. At one
+runtime.sample_batch they do not depend on the number of ranks, nor, with a solver of fixed steps,
+on any number of samples that fills a batch (equal to the bit on a CPU). Finished batches are kept
+in `shards/` until all are there, so an interrupted run goes on.
 """
 
 from typing import Any

@@ -18,7 +18,7 @@ from pipeline.base.errors import UserError
 from pipeline.compute.distributed import Ranks
 from pipeline.config import samplers
 from pipeline.config.load import load_step
-from pipeline.sampling import loop, shards
+from pipeline.sampling import loop, network, shards
 from pipeline.sampling.job import prepare
 from pipeline.sampling.network import class_labels
 from pipeline.training import weights_file
@@ -101,6 +101,43 @@ def test_finished_batches_are_kept(
     assert len(calls) == 3 + 3  # five batches: two kept, three made
     assert np.array_equal(whole, resumed)
     assert not (tmp_path / "b" / "shards").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_last_batch_rounds_as_a_full_one(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.setattr(network, "pixels", lambda x: x.numpy())  # finer than grey levels
+    words = [*TINY, "runtime.sample_batch=4", "runtime.device=cpu", f"weights={weights}"]
+    words += ["sample.solver=euler", "sample.guidance=1", "sample.steps=2"]
+    words += [f"out={tmp_path}", f"sample.precision={precision}"]
+    device = torch.device("cpu")
+    networks = network.build(prepare(words), Ranks(0, 1, device))
+    full, part = (
+        shards.sample_shard(prepare([*words, f"sample.num={num}"]), networks, 8, device)
+        for num in (12, 9)
+    )
+    assert [len(values) for values in part] == [1, 1]
+    assert np.array_equal(full[0][:1], part[0]) and np.array_equal(full[1][:1], part[1])
+
+
+@pytest.mark.parametrize(
+    ("solver", "num", "start", "computed"),
+    [("euler", 3, 0, 3), ("euler", 5, 0, 4), ("euler", 5, 4, 4), ("dopri5", 5, 4, 1)],
+)
+def test_images_computed_for_a_batch(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, solver: str, num: int, start: int, computed: int
+) -> None:
+    words = [f"sample.solver={solver}", f"sample.num={num}", "runtime.sample_batch=4"]
+    job, sizes = prepare([*TINY, f"weights={weights}", *words]), []
+
+    def noted(_job: object, _nets: object, index: np.ndarray, _device: object) -> tuple:
+        sizes.append(len(index))
+        return index, index
+
+    monkeypatch.setattr(shards, "sample_images", noted)
+    index, _ = shards.sample_shard(job, (torch.nn.Identity(), None), start, torch.device("cpu"))
+    assert sizes == [computed] and index.tolist() == list(range(start, min(start + 4, num)))
 
 
 def test_a_second_sampler_waits_or_is_refused(weights: Path, tmp_path: Path) -> None:

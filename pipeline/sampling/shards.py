@@ -82,16 +82,36 @@ def sample_shards(job: Job, networks: Networks, group: Ranks, shards: Path) -> f
     num_made = 0
     for turn in range(num_rounds):
         if turn < len(starts) and not shard_file(shards, starts[turn]).exists():
-            index = np.arange(starts[turn], min(starts[turn] + size, num), dtype=np.int64)
-            images, evaluations = sample_images(job, networks, index, group.device)
+            images, evaluations = sample_shard(job, networks, starts[turn], group.device)
             with atomic_stream(shard_file(shards, starts[turn])) as stream:
                 np.savez(stream, images=images, evaluations=evaluations)
-            num_made += len(index)
+            num_made += len(images)
         if group.first and progress.due():
             progress.show(min(num_before + num_made * group.world, num))
         if stop.agree()[0] and turn < num_rounds - 1:
             raise Stopped("finished batches are kept; the same command goes on")
     return num_made / (time.monotonic() - progress.start_time)
+
+
+def sample_shard(
+    job: Job, networks: Networks, start: int, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 (B,H,W,3) from index `start` on, and the network evaluations (B,) of each.
+
+    The last batch is filled up with its last image, and the surplus is dropped: networks round
+    alike only in batches of one size. It is not if it is the only batch, which it would make as
+    expensive as a full one, nor with an adaptive solver, whose batches shrink anyway.
+    """
+    # The images that are kept
+    sample, size = job.config.sample, job.config.runtime.sample_batch
+    count = min(size, sample.num - start)
+    index = np.arange(start, start + count, dtype=np.int64)
+
+    # A full batch
+    if start > 0 and not sample.adaptive:
+        index = np.pad(index, (0, size - count), mode="edge")
+    images, evaluations = sample_images(job, networks, index, device)
+    return images[:count], evaluations[:count]
 
 
 def join_images(job: Job, shards: Path) -> np.ndarray:
