@@ -171,6 +171,7 @@ def test_overhead_is_what_the_parts_leave(pair: dict, monkeypatch: pytest.Monkey
     assert 0 < small < 0.5 < training.overhead(ours, 2) < 1
 
 
+@pytest.mark.slow
 def test_the_training_benchmark_runs(process_group: None) -> None:
     result = training.on_cpu(8, rounds=2, steps=1, words=TINY)
     assert list(result["rounds"]) == ["plain, float32", "ours, float32", "ours, bf16"]

@@ -239,8 +239,15 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("before", ["", "nohup "])
-@pytest.mark.parametrize("victim", ["snakemake", "shell"])
+@pytest.mark.parametrize(
+    ("victim", "before"),
+    [
+        ("snakemake", ""),
+        ("shell", ""),
+        pytest.param("snakemake", "nohup ", marks=pytest.mark.slow),
+        pytest.param("shell", "nohup ", marks=pytest.mark.slow),
+    ],
+)
 def test_in_an_allocation_a_launcher_without_parents_saves_and_leaves(
     tmp_path: Path, victim: str, before: str
 ) -> None:

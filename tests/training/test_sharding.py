@@ -66,6 +66,7 @@ def fsdp2(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_both_make_the_same_model(ddp: Path, fsdp2: Path) -> None:
     assert_same(ddp, fsdp2)
     norms = [[row["grad_norm"] for row in outcome(out)[1]] for out in (ddp, fsdp2)]
@@ -73,6 +74,7 @@ def test_both_make_the_same_model(ddp: Path, fsdp2: Path) -> None:
     assert min(norms[0]) > 0.05
 
 
+@pytest.mark.slow
 def test_their_checkpoints_are_of_one_form(ddp: Path, fsdp2: Path) -> None:
     states = [checkpoint.load(next(out.glob("checkpoints/*/*10.pt"))) for out in (ddp, fsdp2)]
     one, two = ([s["net"], *s["averages"], *s["optimizer"]["state"].values()] for s in states)

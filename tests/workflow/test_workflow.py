@@ -472,8 +472,12 @@ def test_imagenet_dir_empty_or_wrong(fresh: Project, tmp_path: Path) -> None:
     ("word", "sentence"),
     [
         ("train.lrr=1", "unknown key train.lrr; did you mean train.lr?"),
-        ("train.lr=fast", "train.lr='fast' is not valid"),
-        ("data.resolution=12 model.channel_mult=[1,1,1,1]", "cannot be halved 3 times"),
+        pytest.param("train.lr=fast", "train.lr='fast' is not valid", marks=pytest.mark.slow),
+        pytest.param(
+            "data.resolution=12 model.channel_mult=[1,1,1,1]",
+            "cannot be halved 3 times",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_bad_keys(fresh: Project, word: str, sentence: str) -> None:
