@@ -64,7 +64,7 @@ def resume(trainer: Trainer, newest: dict[str, Any] | None) -> None:
 def begin(trainer: Trainer) -> None:
     """Take the weights that train.start names, if any; each rank reads the file."""
     start = trainer.job.start
-    if start is None or start.path is None:  # without a file only where there is a checkpoint
+    if start is None or start.path is None:  # without a file only if there is a checkpoint
         return
     about = start_weights.describe(start.path, start.sha256)
     trainer.begin(start_weights.read_tensors(start.path), about)
