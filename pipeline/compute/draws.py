@@ -78,7 +78,7 @@ def uniform(seed: int, stream: int, index: Tensor) -> Tensor:
 
 
 def pairs(seed: int, stream: int, index: Tensor) -> Tensor:
-    """(B, 2) int32: two random words, one pair per index, whose upper halves are negative."""
+    """(B, 2) int32: two random 32-bit words for each index (int64), as signed integers."""
     return words(seed, stream, index, 1)[:, :2, 0].to(torch.int32)
 
 

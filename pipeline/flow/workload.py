@@ -28,7 +28,7 @@ MOST_ROWS = 16  # named in one message
 class Batch:
     """x1 images, x0 noise (B,3,H,W) float32; t (B,) in [0,1]; labels (B,) with dropout applied.
 
-    `keys` (B,2) int32: random words of the network's dropout.
+    `keys` (B,2) int32: random words of the network's dropout; None: it has none.
     """
 
     # The path
@@ -37,7 +37,7 @@ class Batch:
     t: Tensor
     # Dropped at random
     labels: Tensor
-    keys: Tensor
+    keys: Tensor | None
 
 
 class FlowMatching:
@@ -101,7 +101,8 @@ class FlowMatching:
         size = self.pack.record.resolution
         x = torch.zeros(num, 3, size, size, device=device)
         labels = torch.zeros(num, dtype=torch.int64, device=device)
-        keys = torch.zeros(num, 2, dtype=torch.int32, device=device)
+        drops = self.config.model.dropout > 0
+        keys = torch.zeros(num, 2, dtype=torch.int32, device=device) if drops else None
         return Batch(x, x, torch.zeros(num, device=device), labels, keys)
 
     def blocks(self) -> tuple[type[nn.Module], ...]:
@@ -139,5 +140,5 @@ def draw(reader: Reader, config: Config, positions: np.ndarray) -> Batch:
         x1=x1,
         t=sample_times(train.times, uniform, train.time_mean, train.time_std),
         labels=probability_path.drop_labels(labels, dropped, train.label_dropout, len(classes)),
-        keys=draws.pairs(seed, draws.DROPOUT, index),
+        keys=draws.pairs(seed, draws.DROPOUT, index) if config.model.dropout > 0 else None,
     )

@@ -6,7 +6,8 @@ A rank that was killed or failed ends all of them, and with --max-restarts they 
 rank that left with a message, or after it saved on a signal, is not started again. torch has no
 public hook for that, so Agent overrides three methods of its agent: `_monitor_workers` (the only
 place that sees a failure before the restart), `_shutdown` and `_stop_workers` (which wait for the
-ranks, under handlers that a second signal would end); and `launcher.api` is told to use Agent.
+ranks, under handlers that a second signal would end). After a signal it calls `_exit_barrier`, so
+that no node waits for one that has left. `launcher.api` is told to use Agent.
 """
 
 import logging
