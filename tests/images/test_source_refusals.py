@@ -168,7 +168,10 @@ def test_classes_of_a_gzipped_tar(name: str, message: str, tmp_path: Path) -> No
 
 def test_folders_that_hold_no_class_are_no_classes(tmp_path: Path) -> None:
     folders = ["./", "train_blurred/", "train_blurred/.hidden/", "other/"]
-    open_bad("tar.gz", tmp_path, [(name, b"") for name in folders])
+    members = [(f"train_blurred/{FISH}/a.jpg", b"a"), *((name, b"") for name in folders)]
+    source = open_gzipped(image_sets.make_tar(tmp_path / "folders.tar.gz", members, "w:gz"))
+    items = [item for stretch in source.stretches() for item in stretch.items]
+    assert [item.name for item in items] == [f"{FISH}/a.jpg"]
 
 
 def test_a_gzipped_tar_without_images(tmp_path: Path) -> None:
