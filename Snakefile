@@ -4,12 +4,18 @@
 #            \-> reference ----------/
 #   extractor ----^------------^
 #
+# With train.ema=power and sample.ema_width: train -> average -> sample. An experiment in sample.guide:
+# guide -> sample, or guide -> average -> sample; its results have a folder of their own.
+#
 # results/data/<data>.json             record of the pack (the pack itself: $IMAGENET_DIR/<source>_<res>/)
 # results/extractors/<extractor>.json  record of the weights that make features of images
 # results/reference/<data>-<extractor>.npz   feature statistics of the real images
-# results/<experiment>/<data>/         train/ sample/ metrics/ report/
-# results/report.html                  the report of the last complete run
+# With the section select: train -> select -> sample, for samplers with sample.selected=true.
+# With evaluate.milestones: train -> milestones -> report.
+# results/<experiment>/<data>/         train/ milestones/ average/ select/ sample/ metrics/ report/
+# results/index.html                   all experiments; each has report/index.html
 # results/experiments.html             the scores of all experiments
+# results/report.html                  Snakemake's own report of the last complete run
 #
 # `params.config` holds the keys that a stage reads: a change re-runs it. `resources` never do:
 #   gpu       GPUs the job may take, capped by --resources gpu=N
@@ -20,8 +26,9 @@ import re
 
 from snakemake.utils import min_version
 
-from pipeline.workflow import current_pack, doors, experiment
+from pipeline.workflow import chatter, current_pack, doors, experiment
 
+chatter.hush()
 min_version("9.27")
 
 
@@ -50,6 +57,9 @@ localrules:
 wildcard_constraints:
     sampler="|".join(map(re.escape, X.samplers)),
     seed=r"-?\d+",
+    run="|".join(re.escape(training.run) for training in X.trainings.values()),
+    width=r"[\d.]+(e-\d+)?",
+    images=r"\d+",
 
 
 onstart:
@@ -63,16 +73,20 @@ onsuccess:
 rule all:
     default_target: True
     input:
+        X.outgrown,
         f"{RUN}/report/summary.txt",
+        f"{RUN}/report/index.html",
 
 
 rule samples:
     input:
+        X.outgrown,
         expand("{folder}/images.npy", folder=X.samples),
 
 
 rule scores:
     input:
+        X.outgrown,
         X.metrics,
 
 
@@ -124,8 +138,7 @@ rule reference:
         statistics=REFERENCE,
     log:
         f"{REFERENCE}.log",
-    benchmark:
-        f"{REFERENCE}.benchmark.tsv"
+    cache: True  # `--cache reference` shares it between checkouts; not possible with a benchmark
     conda:
         "envs/pipeline.yaml"
     threads: X.threads("reference", workflow)
@@ -141,36 +154,101 @@ rule reference:
         " record={input.record:q} out={output.statistics:q}"
 
 
-rule train:
+# train, and guide, guide_2, ... for the experiments that sample.guide names
+for NAME, TRAINING in X.trainings.items():
+
+    rule:
+        name:
+            NAME
+        input:
+            record=pack_record,
+        output:
+            weights=TRAINING.weights,
+            curve=f"{TRAINING.folder}/curve.jsonl",
+        log:
+            f"{TRAINING.folder}/log.txt",
+        benchmark:
+            f"{TRAINING.folder}/benchmark.tsv"
+        conda:
+            "envs/pipeline.yaml"
+        threads: X.threads("train", workflow)
+        resources:
+            gpu=X.runtime.gpus.train,
+            env=f"{X.pack_env} CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
+            settings=TRAINING.settings,
+        params:
+            config=lambda wildcards, training=TRAINING: training.keys,
+            folder=subpath(output.curve, parent=True),
+        shell:
+            "python -m pipeline.launch --gpus {resources.gpu} --threads {threads} --log {log}"
+            " -- -m pipeline.train config={params.config:q} {resources.settings}"
+            " record={input.record:q} out={params.folder:q}"
+
+
+rule average:
     input:
-        record=pack_record,
+        weights="{run}/train/weights.safetensors",
     output:
-        weights=X.weights,
-        curve=f"{RUN}/train/curve.jsonl",
+        weights="{run}/average/ema{width}-{images}.safetensors",
     log:
-        f"{RUN}/train/log.txt",
+        "{run}/average/ema{width}-{images}.log",
     benchmark:
-        f"{RUN}/train/benchmark.tsv"
+        "{run}/average/ema{width}-{images}.benchmark.tsv"
     conda:
         "envs/pipeline.yaml"
-    threads: X.threads("train", workflow)
     resources:
-        gpu=X.runtime.gpus.train,
-        env=f"{X.pack_env} CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
         settings=X.settings,
-    params:
-        config=lambda wildcards: X.keys("train"),
-        folder=subpath(output.curve, parent=True),
     shell:
-        "python -m pipeline.launch --gpus {resources.gpu} --threads {threads} --log {log}"
-        " -- -m pipeline.train config={params.config:q} {resources.settings}"
-        " record={input.record:q} out={params.folder:q}"
+        "python -m pipeline.launch --log {log} -- -m pipeline.average"
+        " sample.ema_width={wildcards.width} sample.ema_images={wildcards.images}"
+        " {resources.settings} weights={input.weights:q} out={output.weights:q}"
+
+
+# only if the section select says what is chosen after the training
+if X.selection:
+
+    rule select:
+        input:
+            weights=X.selection.searched_weights,
+            guide=X.selection.guide,
+            record=pack_record,
+            reference=REFERENCE,
+            extractor=X.extractor,
+        output:
+            weights=X.selection.weights,
+            choice=X.selection.choice,
+            surface=report(
+                f"{X.selection.folder}/surface.png",
+                caption="pipeline/captions/surface.rst",
+                category="Scores",
+                labels={"figure": "search for EMA width and guidance"},
+            ),
+        log:
+            f"{X.selection.folder}/log.txt",
+        benchmark:
+            f"{X.selection.folder}/benchmark.tsv"
+        conda:
+            "envs/pipeline.yaml"
+        threads: X.threads("sample", workflow)
+        resources:
+            gpu=X.runtime.gpus.sample,
+            env="TORCH_HOME? CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
+            settings=f"{X.settings} {X.selection.settings}",
+        params:
+            config=X.keys("select"),
+            folder=subpath(output.choice, parent=True),
+        shell:
+            "python -m pipeline.launch --gpus {resources.gpu} --threads {threads} --log {log}"
+            " -- -m pipeline.select config={params.config:q} {resources.settings}"
+            " weights={input.weights:q} record={input.record:q} reference={input.reference:q}"
+            " out={params.folder:q}"
 
 
 rule sample:
     input:
         weights=lambda wildcards: X.sampled_weights[wildcards.sampler],
         guide=lambda wildcards: X.guides[wildcards.sampler],
+        choice=lambda wildcards: X.choice(wildcards.sampler),
     output:
         images=f"{SAMPLE}/images.npy",
         labels=f"{SAMPLE}/labels.npy",
@@ -205,7 +283,7 @@ rule sample:
     resources:
         gpu=X.runtime.gpus.sample,
         env="CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
-        settings=X.settings,
+        settings=lambda wildcards: X.sample_settings(wildcards.sampler),
     params:
         config=lambda wildcards: X.keys("sample", wildcards.sampler),
         folder=subpath(output.images, parent=True),
@@ -256,14 +334,55 @@ rule evaluate:
         " out={output.metrics:q}"
 
 
+rule milestones:
+    input:
+        weights=X.weights,
+        guide=X.guides[X.first_sampler],
+        record=pack_record,
+        reference=REFERENCE,
+        extractor=X.extractor,
+    output:
+        curve=X.milestones,
+        picture=report(
+            f"{RUN}/milestones/curve.png",
+            caption="pipeline/captions/milestones.rst",
+            category="Scores",
+            labels={"figure": "distance over the training"},
+        ),
+    log:
+        f"{RUN}/milestones/log.txt",
+    benchmark:
+        f"{RUN}/milestones/benchmark.tsv"
+    conda:
+        "envs/pipeline.yaml"
+    threads: X.threads("sample", workflow)
+    resources:
+        gpu=X.runtime.gpus.sample,
+        env="TORCH_HOME? CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
+        settings=X.milestones_settings,
+    params:
+        config=X.keys("milestones", X.first_sampler),
+        seed=X.milestones_seed,
+        train=lambda wildcards, input: input[0].rpartition("/")[0],
+        folder=subpath(output.curve, parent=True),
+    shell:
+        "python -m pipeline.launch --gpus {resources.gpu} --threads {threads} --log {log}"
+        " -- -m pipeline.milestones config={params.config:q} {resources.settings}"
+        " training={params.train:q} record={input.record:q} reference={input.reference:q}"
+        " seed={params.seed} out={params.folder:q}"
+
+
 rule report:
     input:
         record=pack_record,
         curve=rules.train.output.curve,
         images=expand("{folder}/images.npy", folder=X.samples),
         metrics=X.metrics,
+        choice=[X.selection.choice] if X.selection else [],
+        milestones=X.scored_milestones,
     output:
         summary=f"{RUN}/report/summary.txt",
+        index=f"{RUN}/report/index.html",
         curve=report(
             f"{RUN}/report/curve.png",
             caption="pipeline/captions/curve.rst",
@@ -306,10 +425,12 @@ rule report:
         "envs/pipeline.yaml"
     resources:
         env=X.pack_env,
-        settings=X.settings,
+        settings=X.report_settings,
     params:
         config=X.keys("report"),
-        samples=lambda wildcards: json.dumps(list(X.samples)),
+        samples=lambda wildcards, input: json.dumps(
+            [file.rpartition("/")[0] for file in input.images]
+        ),
         metrics=lambda wildcards, input: json.dumps(list(input.metrics)),
         folder=subpath(output.summary, parent=True),
     shell:

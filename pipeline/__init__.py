@@ -1,9 +1,9 @@
 """A pipeline that trains, samples and scores image flow-matching models.
 
 The steps, one per rule of the Snakefile: downsample -> train -> sample -> evaluate -> report, with
-fetch and reference beside them. Commands for people: launch, plan, status, stop, export,
-import_weights. Each is a module here; what they are made of lies below, each package knowing only
-those above it in this list:
+fetch, reference, average, select and milestones beside them. Commands for people: launch, plan,
+status, stop, export, import_weights. Each is a module here; what they are made of lies below, each
+package knowing only those above it in this list:
 
 base        files, locks, processes, messages: knows nothing of learning
 config      keys and their ranges, how they are laid over each other, names on disk
@@ -14,7 +14,8 @@ images      an image set -> a pack                            reporting   record
 flow        the path, its times and noise: the workload of images
 training    any workload -> files of weights: steps, ranks, checkpoints, averages
 scoring     features, distances, references                   sampling    weights -> images
-workflow    what the Snakefile asks                           bench       measurements
+workflow    what the Snakefile asks                           trials      cheap scores of choices
+bench       measurements
 
 One training step, in reading order: train -> training/loop -> training/trainer -> flow/workload ->
 data/reader, flow/coupling, flow/probability_path -> networks/unet.

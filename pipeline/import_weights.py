@@ -1,11 +1,13 @@
-"""Weights trained by facebookresearch/flow_matching or torchcfm, for `pipeline.sample`.
+"""Weights trained by facebookresearch/flow_matching, torchcfm or EDM2, for `pipeline.sample`.
 
     python -m pipeline.import_weights checkpoint-899.pth OUT.safetensors data.path=PACK
     python -m pipeline.import_weights otcfm_cifar10_weights_step_400000.pt OUT.safetensors
+    python -m pipeline.import_weights edm2-img64-s.pkl OUT.safetensors data.path=PACK
 
-reads a checkpoint of flow_matching's image example (interop/flow_matching.py) or of torchcfm's
-CIFAR-10 example (interop/torchcfm.py) and writes what our trainer writes. Keys, needed only if the
-checkpoint does not give the answer:
+reads a checkpoint of flow_matching's image example (interop/flow_matching.py), of torchcfm's
+CIFAR-10 example (interop/torchcfm.py) or a network pickle of EDM2 (interop/edm2.py), executes
+nothing in it, and writes what our trainer writes. Keys, needed only if the file does not give the
+answer:
 
     weights=ema|plain                     default: the averaged weights, if there are any
     model.head_channels=N, model.heads=N  the attention heads, which do not show in any shape
@@ -25,12 +27,12 @@ import torch
 
 from pipeline.base.errors import UserError, run_main
 from pipeline.base.files import sha256_file
-from pipeline.config.load import DEFAULT_FILE, load_yaml, nearest, validate
-from pipeline.config.model_keys import Model
+from pipeline.config.load import DEFAULT_FILE, lay, load_yaml, nearest, validate
+from pipeline.config.model_keys import EDM2Keys, Model, UNetKeys
 from pipeline.config.older_form import older_section
-from pipeline.config.words import lookup, merge, parse_overrides
+from pipeline.config.words import lookup, parse_overrides
 from pipeline.data.pack import DataAbout, Record
-from pipeline.interop import flow_matching, torchcfm
+from pipeline.interop import edm2, edm2_network, flow_matching, torchcfm
 from pipeline.interop.checkpoint import Peer, State, load
 from pipeline.interop.flow_matching_network import (
     Shapes,
@@ -40,6 +42,7 @@ from pipeline.interop.flow_matching_network import (
     our_state,
     resolution_of,
 )
+from pipeline.interop.live_objects import is_pickle
 from pipeline.networks import families
 from pipeline.training.weights_file import WeightsAbout, save_weights
 
@@ -56,7 +59,10 @@ def read_peer(path: Path, weights: str | None) -> Peer:
 
     Raises UserError about the first problem.
     """
-    # One of the two trainers
+    # A live object
+    if is_pickle(path):
+        return edm2.read_peer(path, weights)
+    # One of the two trainers of checkpoints
     checkpoint = load(path)
     if isinstance(checkpoint, dict):
         if torchcfm.is_torchcfm(checkpoint):
@@ -69,19 +75,21 @@ def read_peer(path: Path, weights: str | None) -> Peer:
     keys = list(checkpoint)[:NAMED] if whole else [type(checkpoint).__name__]
     raise UserError(
         f"{path} has no `model`, `net_model` or `ema_model` with tensors (it holds "
-        f"{', '.join(map(str, keys))}): give a checkpoint of {flow_matching.TRAINER}, or of "
-        f"{torchcfm.TRAINER}"
+        f"{', '.join(map(str, keys))}): give a checkpoint of {flow_matching.TRAINER}, of "
+        f"{torchcfm.TRAINER}, or a network pickle of {edm2.TRAINER}"
     )
 
 
 def check_fits(peer: Peer, model: Model, num_classes: int) -> State:
     """Our state dict; raises UserError about the first tensor that is missing or does not fit."""
     # Shapes that are needed
+    if isinstance(model, EDM2Keys):
+        edm2_network.check_sizes(peer, model)
     with torch.device("meta"):
         needed = families.build(model, num_classes).state_dict()
     # Tensors under both names
-    sources = {our_name(name): name for name in peer.state}
-    ours = our_state(peer.state)
+    names, ours = named(peer, model, list(needed))
+    sources = {our: their for their, our in names.items()}
     for name, value in ours.items():
         if name not in needed:
             raise UserError(f"{peer.path} has {sources[name]}, which this network does not have")
@@ -99,6 +107,40 @@ def check_fits(peer: Peer, model: Model, num_classes: int) -> State:
             f"called {missing[0]} here"
         )
     return ours
+
+
+def named(peer: Peer, model: Model, needed: list[str]) -> tuple[dict[str, str], State]:
+    """Our name of each of the peer's tensors, and the tensors as ours; `needed` are our names.
+
+    A tensor that this network does not have gets a name that is not among them.
+    """
+    if isinstance(model, UNetKeys):
+        return {name: our_name(name) for name in peer.state}, our_state(peer.state)
+    known = edm2_network.our_names(needed, model, edm2_network.resolution_of(peer))
+    names = {name: known.get(name, f"{name} of theirs") for name in peer.state}
+    parts = ((names[name], value) for name, value in peer.state.items())
+    return names, {name: edm2_network.our_tensor(name, v, model.head_channels) for name, v in parts}
+
+
+def network_keys(peer: Peer, options: Mapping[str, Any]) -> tuple[dict[str, Any], int, int | None]:
+    """The `model` section, the number of classes (0: none), and px (None: not known)."""
+    # The file says it all
+    if peer.trainer == edm2.TRAINER:
+        for key in ("model.heads", "model.head_channels", "data.resolution"):
+            if key in options:
+                raise UserError(f"{key} is given, but {peer.path} says it itself: leave it out")
+        return (
+            edm2_network.architecture(peer),
+            edm2_network.num_classes(peer),
+            edm2_network.resolution_of(peer),
+        )
+
+    # The shapes say most
+    shape = architecture(peer)
+    shape |= heads(peer, shape, options)
+    conditional = shape["class_conditional"]
+    num_classes = Shapes(peer).side("label_emb.weight", 0) - 1 if conditional else 0
+    return shape, num_classes, resolution_of(peer, shape)
 
 
 # --- the data ----------------------------------------------------------------------------------
@@ -174,20 +216,18 @@ def read_options(words: list[str]) -> dict[str, Any]:
 
 def imported(path: Path, options: Mapping[str, Any]) -> tuple[State, WeightsAbout]:
     """Tensors and metadata to write for the checkpoint at `path`."""
-    # The network
+    # The network and its data
     peer = read_peer(path, options.get("weights"))
-    shape = architecture(peer)
-    shape |= heads(peer, shape, options)
-    conditional = shape["class_conditional"]
-    num_classes = Shapes(peer).side("label_emb.weight", 0) - 1 if conditional else 0
+    shape, num_classes, size = network_keys(peer, options)
+    data = data_about(path, size, num_classes, options)
 
-    # Its data, and its keys as our configuration checks them
-    data = data_about(path, resolution_of(peer, shape), num_classes, options)
+    # Its keys as our configuration checks them
     section = {"model": shape, "data": {"source": "train", "resolution": data.resolution}}
     base = {key: value for key, value in load_yaml(DEFAULT_FILE).items() if key != "experiments"}
-    model = validate(merge(base, section), {}).model
+    model = validate(lay(base, section), {}).model
     state = check_fits(peer, model, num_classes)
     if peer.trainer == torchcfm.TRAINER:
+        assert isinstance(model, UNetKeys)  # the family of this project
         state = torchcfm.sorted_by_kind(state, model)
     return state, weights_about(peer, model, data)
 
@@ -197,6 +237,7 @@ def weights_about(peer: Peer, model: Model, data: DataAbout) -> WeightsAbout:
     # Where they come from
     origin: dict[str, Any] = {"trainer": peer.trainer, "file": peer.path.name}
     origin |= {"sha256": sha256_file(peer.path), "weights": peer.weights, **peer.age}
+    origin |= {"stored": peer.stored} if peer.stored != "float32" else {}
 
     # As a training of ours
     keys = {"model": older_section("model", model.model_dump(mode="json")), "imported": origin}
@@ -212,17 +253,17 @@ def summary(state: State, about: WeightsAbout) -> str:
     model, origin = about.config["model"], about.config["imported"]
     data = DataAbout.parse(about.record, "the data")
     classes = f"{len(data.classes)} classes" if model["class_conditional"] else "no classes"
-    per_head, num_heads = model["head_channels"], model["heads"]
-    age = ", ".join(f"{key} {origin[key]}" for key in ("epoch", "step") if key in origin)
+    per_head = model["head_channels"]
+    each = f"heads of {per_head} channels" if per_head else f"{model['heads']} heads"
+    age = "".join(f", {key} {origin[key]}" for key in ("epoch", "step") if key in origin)
+    age += f", {origin['stored']} made float32" if "stored" in origin else ""
 
     # In one sentence
     return (
         f"imported {sum(value.numel() for value in state.values()):,} parameters "
-        f"({origin['weights']} weights, {age}): {model['channels']} channels x "
+        f"({origin['weights']} weights{age}): {model['channels']} channels x "
         f"{model['channel_mult']}, {model['blocks']} blocks per level, attention at "
-        f"{model['attention_at']} with "
-        f"{f'heads of {per_head} channels' if per_head else f'{num_heads} heads'}, {classes}, "
-        f"{data.resolution} px"
+        f"{model['attention_at']} with {each}, {classes}, {data.resolution} px"
     )
 
 

@@ -15,16 +15,19 @@ import os
 import shlex
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.base.errors import UserError, run_main
+from pipeline.base.progress import clock
 from pipeline.compute import gpus
 from pipeline.compute.gpus import check_torch
 from pipeline.config.load import load_step
-from pipeline.config.schema import Config, Launch
-from pipeline.launching import commands, slurm
+from pipeline.config.machine_keys import Launch
+from pipeline.config.schema import Config
+from pipeline.launching import commands, console, slurm
 from pipeline.launching.launchers import Start, launcher
 from pipeline.launching.leases import lease
 from pipeline.launching.running import Registered
@@ -203,8 +206,11 @@ def main(argv: list[str]) -> None:
         parser.error("after -- comes what to start: -m MODULE key=value …")
 
     # The job itself
-    job = Job(after, options.settings, options.gpus, options.threads)
-    sys.exit(run(job, options.log))
+    job, start_time = Job(after, options.settings, options.gpus, options.threads), time.monotonic()
+    status = run(job, options.log)
+    if console.is_brief() and job.step and status == 0:
+        print(f"{job.step.name}: done in {clock(time.monotonic() - start_time)}", flush=True)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -17,18 +17,20 @@ from pipeline.compute import gpus
 from pipeline.config import paths
 from pipeline.config.image_sets import MADE_SOURCES
 from pipeline.config.load import DEFAULT_FILE
-from pipeline.config.samplers import class_numbers, sampler_name
-from pipeline.config.schema import Config, Sample
+from pipeline.config.samplers import by_sampler, class_numbers, most_evaluations, sampler_name
+from pipeline.config.schema import Config, Sample, Train
 from pipeline.data.pack import Record, balance_note, chosen_note
 from pipeline.flow.made_up import made_up
 from pipeline.images.shapes import CLASSES
 from pipeline.launching.launchers import launcher
 from pipeline.networks import families
 from pipeline.training.calibration import Calibration, calibrate
+from pipeline.training.milestones import planned
+from pipeline.workflow import selection
 from pipeline.workflow.current_pack import pack_problem
 from pipeline.workflow.doors import check_repeats, read_values
 from pipeline.workflow.dry_run import Job, dry_run
-from pipeline.workflow.experiment import Experiment, check_start
+from pipeline.workflow.experiment import Experiment, check_starts
 from pipeline.workflow.variables import parse_variables
 
 IMAGENET_CLASSES = 1000  # for the size of the embedding, as long as there is no record
@@ -91,24 +93,44 @@ def num_classes(config: Config) -> int:
     return config.data.expected_classes or IMAGENET_CLASSES
 
 
+def weight_bytes(config: Config) -> int:
+    """Size of the network's weights."""
+    with torch.device("meta"):
+        net = families.build(config.model, num_classes(config))
+    return 4 * sum(p.numel() for p in net.parameters())
+
+
+def guide_line(config: Config) -> str:
+    """The training of a network that guides, in a line."""
+    steps, weights = math.ceil(config.train.images / config.train.batch), weight_bytes(config)
+    stored = config.train.snapshot_bytes * weights // 4
+    averages = f" and stored averages of {size(stored)}" if stored else ""
+    return (
+        f"{config.experiment}: {weights / 4e6:.1f} M parameters, {steps:,} steps of "
+        f"{config.train.batch:,} = {config.train.images:,} images, checkpoints of "
+        f"{size(config.train.num_copies * weights)}{averages} in {paths.run_folder(config)}"
+    )
+
+
 def facts(config: Config) -> str:
     """Training length, network size and sizes on disk, a line each."""
     # Size of the network
     num, res, train = num_images(config), config.data.resolution, config.train
-    with torch.device("meta"):
-        net = families.build(config.model, num_classes(config))
-    weights = 4 * sum(p.numel() for p in net.parameters())
+    weights = weight_bytes(config)
 
     # Size of the files
     pack = num * (res * res * 3 + 8) if num else 0
     samplers = config.sample.samplers
     samples = sum(s.num * len(s.seeds) for s in samplers) * (res * res * 3 + 8)
-    averages = len(train.ema_halflife_images)
-    saved = train.num_copies * weights
+    averages, saved = len(paths.weights_files(train)), train.num_copies * weights
+    stored = train.snapshot_bytes * weights // 4
+    plain = [c for c in by_sampler(config).values() if not c.sample.selected]
+    made = {str(paths.weights_file(c)) for c in plain if c.sample.ema_width}
+    made |= set(selection.averages(config))
     # Length and checkpoints
     every, steps = config.runtime.milestone_images, math.ceil(train.images / train.batch)
     num_kept = config.runtime.keep_checkpoints + (train.images // every if every else 0)
-    total = pack + num_kept * saved + averages * weights + samples
+    total = pack + num_kept * saved + stored + (averages + len(made)) * weights + samples
     epochs = f"{train.images / num:,.1f} epochs of {num:,}" if num else "epochs: not known yet"
 
     # Line by line
@@ -118,15 +140,40 @@ def facts(config: Config) -> str:
         **({} if train.start is None else {"start": train.start}),
         "pack": size(pack) if num else "not known yet",
         "checkpoints": f"{size(saved)} each, {num_kept:,} kept",
-        "weights": f"{size(weights)} for each of {averages} average(s)",
+        **({"snapshots": snapshot_line(train, stored)} if stored else {}),
+        "weights": f"{size(weights)} for each of {averages + len(made)} average(s)",
         "sample files": size(samples),
         "disk": f"{size(total)} in all{'' if num else ', and the pack'}",
     }
 
     # Samplers one by one
     more_lines = [("sampler", sampler_line(sampler)) for sampler in samplers]
+    more_lines += [("select", line) for line in [selection.cost(config)] if line]
+    more_lines += [("milestones", line) for line in [milestones_line(config)] if line]
     more_lines += [("note", note) for note in class_notes(config)]
     return "\n".join(f"  {name:<13} {text}" for name, text in [*lines.items(), *more_lines])
+
+
+def snapshot_line(train: Train, num_bytes: int) -> str:
+    """The averages that the training stores, `num_bytes` together, in a line."""
+    count = len(train.stored_images(train.last_images))
+    num_files, precision = count * len(train.ema_widths), train.ema_snapshot_precision
+    return f"{size(num_bytes)}: {len(train.ema_widths)} averages at {count:,} times, " + (
+        f"{size(num_bytes / num_files)} each in {precision}"
+    )
+
+
+def milestones_line(config: Config) -> str:
+    """What the scores over the training cost, in a line; empty without evaluate.milestones."""
+    if not config.evaluate.milestones:
+        return ""
+    count = len(planned(config.train, config.runtime.milestone_images))
+    num_images = count * config.evaluate.milestone_num
+    text = f"{count:,} times {config.evaluate.milestone_num:,} images = {num_images:,} images"
+    each = most_evaluations(config.sample.samplers[0])
+    if each is None:
+        return f"{text}; their evaluations of networks depend on the tolerance"
+    return f"{text}, {num_images * each:,} evaluations of networks"
 
 
 def class_notes(config: Config) -> list[str]:
@@ -187,9 +234,10 @@ def expectation(config: Config, measured: Calibration, world: int) -> str:
     return "\n".join(f"  {name:<13} {text}" for name, text in lines.items())
 
 
-def describe(config: Config, jobs: list[Job]) -> str:
+def describe(experiment: Experiment, jobs: list[Job]) -> str:
     """The whole plan as text."""
     # The machine
+    config = experiment.config
     devices = gpus.visible()
     machine = (
         f"GPUs {','.join(devices)}" if devices else f"no GPU: {gpus.cpu_cores()} CPU cores, gloo"
@@ -205,15 +253,17 @@ def describe(config: Config, jobs: list[Job]) -> str:
     head = f"experiment {config.experiment}   data {paths.data_name(config)}   {machine}"
     places = f"pack    {pack}\nresults {paths.run_folder(config)}"
     table = job_table(jobs) if jobs else "nothing to do: every result is up to date"
-    return f"{head}\n{places}\n\n{table}\n\n{facts(config)}"
+    guides = [guide_line(t.config) for rule, t in experiment.trainings.items() if rule != "train"]
+    lines = [facts(config), *(f"  {'guide':<13} {line}" for line in guides)]
+    return "\n\n".join([f"{head}\n{places}", table, "\n".join(lines)])
 
 
-def configuration(configfiles: list[str], overrides: list[str]) -> Config:
-    """The configuration that Snakemake would see with these --configfile and --config words.
+def described(configfiles: list[str], overrides: list[str]) -> Experiment:
+    """The experiment that Snakemake would see with these --configfile and --config words.
 
     Raises UserError if it would refuse them, or a file that they name is absent.
     """
-    return Experiment(*read_values([DEFAULT_FILE, *configfiles], overrides)).config
+    return Experiment(*read_values([DEFAULT_FILE, *configfiles], overrides))
 
 
 def main(argv: list[str]) -> None:
@@ -228,25 +278,23 @@ def main(argv: list[str]) -> None:
 
     # The plan
     check_repeats(argv)
-    config = configuration(options.configfile, options.config)
+    experiment = described(options.configfile, options.config)
+    config = experiment.config
     jobs = dry_run([word for word in argv if word != "--calibrate"])
     rules = [job.rule for job in jobs]
-    check_start(config, rules)
+    check_starts(experiment.trainings, rules)
     if "downsample" not in rules and (problem := pack_problem(config)):
         raise UserError(problem)
-    print(describe(config, jobs), flush=True)
+    print(describe(experiment, jobs), flush=True)
 
     # Speed of this machine
     if options.calibrate:
         resources = dict(word.split("=", 1) for word in options.resources)
         world = ranks(config, int(resources.get("gpu", config.runtime.gpus.train)))
-        print(
-            expectation(
-                config,
-                calibrate(config, partial(made_up, num_classes=num_classes(config)), world),
-                world,
-            )
-        )
+        for trained in (training.config for training in experiment.trainings.values()):
+            made = partial(made_up, num_classes=num_classes(trained))
+            print(f"{trained.experiment}:" if len(experiment.trainings) > 1 else "", flush=True)
+            print(expectation(trained, calibrate(trained, made, world), world), flush=True)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from pipeline.base.errors import UserError, run_main
 from pipeline.base.npy import sha256_npy
 from pipeline.compute.distributed import Ranks, ranks
 from pipeline.config.load import load_step
+from pipeline.config.machine_keys import Runtime
 from pipeline.config.paths import out_file, pack_folder, record_file, reference_file
-from pipeline.config.schema import Config, Runtime
+from pipeline.config.schema import Config
 from pipeline.config.stages import rank_keys
 from pipeline.data.pack import Pack, Record, open_pack
 from pipeline.images.sources.find import resolve_image_set

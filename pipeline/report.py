@@ -1,12 +1,15 @@
 """The report of one run: training curve, samples beside real images, table of metrics.
 
     python -m pipeline.report curve=CURVE.jsonl record=RECORD.json \
-        'samples=[FOLDER, ...]' 'metrics=[FILE.json, ...]' out=FOLDER [config=...]
+        'samples=[FOLDER, ...]' 'metrics=[FILE.json, ...]' out=FOLDER \
+        [choice=CHOICE.json] [milestones=CURVE.jsonl]
 
 Reads the files of the earlier steps, and the pack that the record names. Everything is read,
-checked and drawn before the first file is written. Ends by printing the table.
+checked and drawn before the first file is written. Ends by printing the table, or in the brief form
+(pipeline/launching/console.py) the score in a sentence.
 """
 
+import html
 import io
 import sys
 from collections.abc import Mapping
@@ -20,20 +23,27 @@ from pipeline.base.errors import UserError, run_main
 from pipeline.base.files import atomic_stream
 from pipeline.base.npy import load_npy
 from pipeline.config.load import load_step
-from pipeline.config.paths import out_folder, pack_folder
+from pipeline.config.paths import RESULTS, out_folder, pack_folder
 from pipeline.config.schema import Config, Report
 from pipeline.config.stages import write_config
 from pipeline.data.pack import Record
 from pipeline.drawing.charts import curve_chart, distance_chart, nfe_chart
+from pipeline.drawing.surface import surface_chart
 from pipeline.drawing.tiles import Panel, panel_grid
 from pipeline.images.sources.find import resolve_image_set
-from pipeline.reporting.pages import report_page
+from pipeline.launching import console
+from pipeline.reporting.front_pages import INDEX, relative, run_page, scores_in_words
+from pipeline.reporting.milestones import COLUMNS, PICTURE, MilestoneRow, in_words, read_milestones
+from pipeline.reporting.pages import html_table, page, report_parts
 from pipeline.reporting.records import CurveRow, Evaluation, SampleAbout, read_curve
 from pipeline.reporting.score_rows import frechet_rows, protocol_texts, table_rows
-from pipeline.reporting.tables import numbered, short_hashes, summary
+from pipeline.reporting.selection import chosen_in_words
+from pipeline.reporting.tables import cells, numbered, short_hashes, summary
+from pipeline.reporting.trials import Choice
 from pipeline.steps import STEPS
 
 WORDS = STEPS["report"].words
+OPTIONAL = ("choice", "milestones")  # words that may be missing
 
 PANELS = 4  # samplers in the picture beside real images
 
@@ -49,6 +59,8 @@ class Inputs(NamedTuple):
     evaluations: list[Evaluation]
     real: Panel
     samples: list[tuple[str, Panel]]  # sampler and images, in the order of the command line
+    choice: Choice | None  # what rule `select` chose; None: nothing is chosen after the training
+    milestones: list[MilestoneRow]  # by images seen; empty: they are not scored
 
 
 def read_panel(title: str, folder: Path, record: Record) -> Panel:
@@ -97,7 +109,7 @@ def listed(word: str) -> list[Path]:
 def read_inputs(config: Config, words: Mapping[str, str]) -> Inputs:
     """Everything that the report shows, checked; raises UserError about the first problem."""
     # words of the command line
-    missing = [f"{word}=..." for word in WORDS if not words.get(word)]
+    missing = [f"{word}=..." for word in WORDS if word not in OPTIONAL and not words.get(word)]
     if missing:
         raise UserError(f"the report needs {' '.join(missing)} on its command line")
     out_folder(Path(words["out"]))
@@ -114,6 +126,8 @@ def read_inputs(config: Config, words: Mapping[str, str]) -> Inputs:
         [read_scores(Path(p), record) for p in listed(words["metrics"])],
         real,
         [read_samples(Path(p), record) for p in listed(words["samples"])],
+        Choice.read(Path(words["choice"])) if "choice" in words else None,
+        read_milestones(Path(words["milestones"])) if "milestones" in words else [],
     )
 
 
@@ -155,6 +169,39 @@ def class_counts(inputs: Inputs) -> dict[str, list[int]]:
     }
 
 
+def experiment(out: Path) -> str:
+    """The experiment of a report in results/<experiment>/<data>/report; empty elsewhere."""
+    inside = RESULTS.absolute() in out.absolute().parents
+    return out.absolute().relative_to(RESULTS.absolute()).parts[0] if inside else ""
+
+
+def links(words: Mapping[str, str], out: Path) -> dict[str, str]:
+    """Links of the page in `out`: its tables, and the files that it was made of."""
+    given = [Path(words["curve"]), *listed(words["samples"]), *listed(words["metrics"])]
+    given += [Path(words["choice"])] if "choice" in words else []
+    given += [Path(words["milestones"])] if "milestones" in words else []
+    index = [RESULTS / INDEX] if experiment(out) else []
+    return relative([out / "table.html", out / "summary.txt", *given, *index], out)
+
+
+def over_training(words: Mapping[str, str]) -> dict[str, bytes]:
+    """The picture of the milestones' scores, which lies beside them; none without them."""
+    if "milestones" not in words:
+        return {}
+    path = Path(words["milestones"]).with_name(PICTURE)
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {MilestoneRow.REMEDY}")
+    return {"milestones.png": path.read_bytes()}
+
+
+def milestones_part(rows: list[MilestoneRow]) -> list[str]:
+    """The scores over the training as a table, HTML; none if there are none."""
+    if not rows:
+        return []
+    return [f"<h2>Over the training: {html.escape(rows[0].label)}</h2>\n"
+            + html_table(cells(rows, COLUMNS), COLUMNS)]  # fmt: skip
+
+
 def main(argv: list[str]) -> None:
     """Write the report into the folder `out` and print its summary."""
     config, words = load_step(argv, WORDS)
@@ -165,26 +212,39 @@ def main(argv: list[str]) -> None:
     # texts
     title = record.name
     full = f"{title}: {record.num_images:,} images of {len(record.classes):,} classes"
-    notes, counts, rows = left_out(inputs), class_counts(inputs), table_rows(evaluations)
+    rows = table_rows(evaluations)
+    notes = [*chosen_in_words(inputs.choice, rows), *left_out(inputs)]
+    notes += [in_words(inputs.milestones)] if inputs.milestones else []
+    counts = class_counts(inputs)
     protocols = [short_hashes(line) for line in numbered(protocol_texts(evaluations))]
     shown = summary(full, inputs.curve, evaluations, notes)
+    heading = f"{experiment(out)}: {full}".removeprefix(": ")
+    tables = report_parts(inputs.curve, evaluations, record.classes, counts, notes)
+    tables += milestones_part(inputs.milestones)
     # every file in memory before the first is written
-    outputs = {
+    pictures = {
         "curve.png": curve_chart(title, inputs.curve, record.num_images),
         "samples_vs_real.png": samples_picture(inputs, config.report),
         "distance.png": distance_chart(title, rows),
         "nfe.png": nfe_chart(title, frechet_rows(rows), protocols),
-        "table.html": report_page(
-            full, inputs.curve, evaluations, record.classes, counts, notes
-        ).encode(),
+    }
+    if choice := inputs.choice:
+        parts = (choice.sampler, choice.metric, choice.tries, choice.chosen)
+        pictures["surface.png"] = surface_chart(*parts)
+    shown_pictures = pictures | over_training(words)
+    index = run_page(heading, evaluations, shown_pictures, tables, links(words, out))
+    outputs = pictures | {
+        "index.html": index.encode(),
+        "table.html": page(full, tables).encode(),
         "summary.txt": shown.encode(),
     }
     for name, content in outputs.items():
         with atomic_stream(out / name) as stream:
             stream.write(content)
-    # the summary on the terminal
+    # on the terminal
+    text = "\n".join(scores_in_words(evaluations)) + "\n" if console.is_brief() else shown
     encoding = sys.stdout.encoding or "ascii"
-    print(shown.encode(encoding, "replace").decode(encoding), end="")
+    print(text.encode(encoding, "replace").decode(encoding), end="")
 
 
 if __name__ == "__main__":

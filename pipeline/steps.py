@@ -20,11 +20,17 @@ class Step:
     name: str
     words: tuple[str, ...]
     ranked: bool = False  # runs as several ranks, on GPUs
+    like: str = ""  # the step whose runtime.gpus it takes, if it has none of its own
 
     @property
     def module(self) -> str:
         """The module, as `python -m` takes it."""
         return f"pipeline.{self.name}"
+
+    @property
+    def gpus(self) -> str:
+        """The name under runtime.gpus that says how many GPUs it takes."""
+        return self.like or self.name
 
 
 ALL = (
@@ -32,9 +38,17 @@ ALL = (
     Step("fetch", ("out",)),
     Step("reference", ("record", "out", "reference", "export"), ranked=True),
     Step("train", ("record", "out", "checkpoints"), ranked=True),
-    Step("sample", ("weights", "seed", "out", "sampler"), ranked=True),
+    Step("average", ("weights", "snapshots", "out")),
+    Step("select", ("weights", "guide", "record", "reference", "out"), ranked=True, like="sample"),
+    Step("sample", ("weights", "guide", "choice", "seed", "out", "sampler"), ranked=True),
     Step("evaluate", ("samples", "record", "reference", "out", "images", "across"), ranked=True),
-    Step("report", ("curve", "record", "samples", "metrics", "out")),
+    Step(
+        "milestones",
+        ("training", "checkpoints", "record", "reference", "guide", "seed", "watch", "out"),
+        ranked=True,
+        like="sample",
+    ),
+    Step("report", ("curve", "record", "samples", "metrics", "choice", "milestones", "out")),
 )
 STEPS = {step.name: step for step in ALL}
 BY_MODULE = {step.module: step for step in ALL}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.base import locks
 from pipeline.base.errors import run_main
+from pipeline.config.image_sets import check_classless
 from pipeline.config.load import load_step, validate
 from pipeline.config.paths import out_folder, pack_folder, run_folder, weights_files
 from pipeline.config.schema import Config
@@ -80,6 +81,7 @@ def read(config: Config, paths: dict[str, str], world: int) -> tuple[Config, Pac
     folder = pack_folder(config)
     record = Record.read(Path(paths["record"])) if "record" in paths else read_record(folder)
     pack = open_pack(folder, record)
+    check_classless(f"the pack in {folder}", record.classes, config.model.class_conditional)
     # Equal shares
     images_of_a_rank(config, world)
     # First weights

@@ -7,9 +7,9 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,7 +18,6 @@ from hypothesis import settings
 
 from pipeline.base.processes import STOP_SIGNALS
 from pipeline.config import load
-from pipeline.config.model_keys import UNetKeys
 from pipeline.config.schema import Config
 from pipeline.config.words import parse_overrides
 from pipeline.data.pack import Hashes, Record
@@ -34,6 +33,7 @@ settings.load_profile("shared machines")
 LONGEST = tuple(
     f"tests/{name}.py"
     for name in (
+        "launching/test_cluster",
         "training/test_same_model",
         "images/test_photos",
         "workflow/test_workflow",
@@ -61,29 +61,57 @@ def tiny() -> Config:
     return resolved("experiment=tiny")
 
 
+class Machine(NamedTuple):
+    """Files of all workers, which they lock: see `_beside_others`, `alone`, `network`."""
+
+    gate: IO[str]  # held by the test that waits for the machine, so that no other one begins
+    used: IO[str]  # shared by the tests that run
+    network: IO[str]  # held by the tests that pretend other machines, or start a Slurm
+
+
 @pytest.fixture(scope="session")
-def shared_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IO[str]]:
-    """A file of all workers, which every test locks shared and `alone` locks exclusively."""
+def shared_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """The machine, as the workers share it."""
     folder = tmp_path_factory.getbasetemp()
     folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-    with (folder / "machine").open("a") as file:
-        yield file
+    with ExitStack() as stack:
+        yield Machine(*(stack.enter_context((folder / n).open("a")) for n in Machine._fields))
 
 
 @pytest.fixture(autouse=True)
-def _beside_others(shared_machine: IO[str]) -> Iterator[None]:
+def _beside_others(shared_machine: Machine) -> Iterator[None]:
     """No test runs while another one has the machine to itself."""
-    fcntl.flock(shared_machine, fcntl.LOCK_SH)
+    fcntl.flock(shared_machine.gate, fcntl.LOCK_SH)
+    fcntl.flock(shared_machine.used, fcntl.LOCK_SH)
+    fcntl.flock(shared_machine.gate, fcntl.LOCK_UN)
     yield
-    fcntl.flock(shared_machine, fcntl.LOCK_UN)
+    fcntl.flock(shared_machine.used, fcntl.LOCK_UN)
 
 
 @contextmanager
-def alone(shared_machine: IO[str]) -> Iterator[None]:
+def alone(shared_machine: Machine) -> Iterator[None]:
     """Waits until the tests of other workers have ended, and lets none begin meanwhile."""
-    fcntl.flock(shared_machine, fcntl.LOCK_EX)
+    fcntl.flock(shared_machine.used, fcntl.LOCK_UN)  # two that wait must not wait for each other
+    for file in (shared_machine.gate, shared_machine.used):
+        fcntl.flock(file, fcntl.LOCK_EX)
     yield
-    fcntl.flock(shared_machine, fcntl.LOCK_UN)
+    for file in (shared_machine.used, shared_machine.gate):
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+@pytest.fixture
+def machine_alone(shared_machine: Machine) -> Iterator[None]:
+    """For a test of minutes by the clock."""
+    with alone(shared_machine):
+        yield
+
+
+@pytest.fixture(scope="module")
+def network(shared_machine: Machine) -> Iterator[None]:
+    """For a module whose names of machines and ports are those of another module too."""
+    fcntl.flock(shared_machine.network, fcntl.LOCK_EX)
+    yield
+    fcntl.flock(shared_machine.network, fcntl.LOCK_UN)
 
 
 @pytest.fixture(autouse=True)
@@ -102,25 +130,6 @@ def peer_state(fixture: Any) -> dict[str, torch.Tensor]:
     """The reference's state dict in a fixture, under its own names."""
     names = [key for key in fixture.files if key.startswith("state/")]
     return {name.removeprefix("state/"): torch.from_numpy(fixture[name]) for name in names}
-
-
-def our_model(arguments: dict[str, Any]) -> UNetKeys:
-    """The reference's constructor arguments as our `model` section."""
-    head_channels = arguments["num_head_channels"]
-    return UNetKeys(
-        channels=arguments["model_channels"],
-        channel_mult=tuple(arguments["channel_mult"]),
-        blocks=arguments["num_res_blocks"],
-        attention_at=tuple(arguments["attention_resolutions"]),
-        head_channels=head_channels if head_channels > 0 else None,
-        heads=arguments["num_heads"],
-        dropout=arguments["dropout"],
-        time_scale=1.0,
-        scale_shift_norm=arguments["use_scale_shift_norm"],
-        residual_updown=arguments["resblock_updown"],
-        conv_resample=arguments.get("conv_resample", True),
-        class_conditional=arguments["num_classes"] is not None,
-    )
 
 
 def load_fixture(name: str) -> tuple[Any, dict[str, Any]]:

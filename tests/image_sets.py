@@ -9,12 +9,15 @@ import json
 import random
 import subprocess
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from pipeline.bench.photos import PHOTOS, write_photos
+from pipeline.config.image_sets import NO_CLASS
 from pipeline.images.sources.synsets import sorted_synsets
 
 # One for each photograph, far apart in both orders.
@@ -81,6 +84,111 @@ def write_gzipped(root: Path, top: str = "train_blurred") -> Path:
     return place
 
 
+def write_folders_tar(root: Path) -> Path:
+    """train.tar of train/<class>/*.JPEG, with its folders, by GNU tar."""
+    place = root / "train.tar"
+    subprocess.run(["tar", "chf", place, "-C", root, "--exclude=.*", "train"], check=True)
+    return place
+
+
+def write_folders_zip(root: Path, method: int = zipfile.ZIP_DEFLATED) -> Path:
+    """train.zip of train/<class>/*.JPEG, with its folders, as `zip -r` and the Finder have it."""
+    place, train = root / "train.zip", root / "train"
+    with zipfile.ZipFile(place, "w", method) as archive:
+        archive.mkdir("train")
+        for folder in sorted(train.iterdir()):
+            archive.mkdir(f"train/{folder.name}")
+            for file in sorted(folder.iterdir(), reverse=True):
+                archive.write(file, f"train/{folder.name}/{file.name}")
+        archive.writestr("__MACOSX/train/._train", b"")
+    return place
+
+
+def write_hub(root: Path, double: bool = True) -> list[Path]:
+    """data/train_images_0.tar.gz … _4.tar.gz, flat, as imagenet-1k was; `double`: synset twice."""
+    files = shuffled(root)
+    (root / "data").mkdir(exist_ok=True)
+    places = [root / "data" / f"train_images_{number}.tar.gz" for number in range(5)]
+    for number, place in enumerate(places):
+        with tarfile.open(place, "w:gz") as archive:
+            for file in files[number::5]:
+                end = f"_{file.parent.name}" if double else ""
+                add(archive, f"{file.stem}{end}.JPEG", file.read_bytes())
+    return places
+
+
+def write_adm(root: Path) -> Path:
+    """ROOT/adm/train/*.JPEG, whose names begin with their classes; returns ROOT/adm."""
+    train = root / "adm" / "train"
+    train.mkdir(parents=True)
+    for file in shuffled(root):
+        (train / file.name).write_bytes(file.read_bytes())
+    return train.parent
+
+
+def write_flat(root: Path) -> Path:
+    """ROOT/flat/train/00000.JPEG and so on; returns ROOT/flat."""
+    train = root / "flat" / "train"
+    train.mkdir(parents=True)
+    for number, file in enumerate(shuffled(root)):
+        (train / f"{number:05d}.JPEG").write_bytes(file.read_bytes())
+    return train.parent
+
+
+def flat_as_folders(root: Path) -> Path:
+    """ROOT/plain/train/no_class/ with the images of `write_flat`; returns ROOT/plain."""
+    folder = root / "plain" / "train"
+    folder.mkdir(parents=True)
+    (folder / NO_CLASS).symlink_to(root / "flat" / "train")
+    return folder.parent
+
+
+def write_edm(root: Path, resolution: int = 8, packed: bool = True, labelled: bool = True) -> Path:
+    """ROOT/edm/imagenet-8x8.zip (or the folder train/) as EDM's dataset_tool writes it.
+
+    Returns ROOT/edm. Class k of the tree has the label k.
+    """
+    folder, classes = root / "edm", sorted(file.name for file in (root / "train").iterdir())
+    folder.mkdir()
+    files, labels = {}, []
+    for number, file in enumerate(shuffled(root)):
+        name = f"{number // 1000:05d}/img{number:08d}.png"
+        content = io.BytesIO()
+        with Image.open(file) as image:
+            small = image.convert("RGB").resize((resolution, resolution), Image.Resampling.LANCZOS)
+            small.save(content, "PNG", compress_level=0, optimize=False)
+        files[name] = content.getvalue()
+        labels.append([name, classes.index(file.parent.name)])
+    about = json.dumps({"labels": labels if labelled else None}).encode()
+    files["dataset.json"] = about
+    if packed:
+        with zipfile.ZipFile(folder / f"imagenet-{resolution}x{resolution}.zip", "w") as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+        return folder
+    for name, data in files.items():
+        (folder / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "train" / name).write_bytes(data)
+    return folder
+
+
+def edm_as_folders(root: Path) -> Path:
+    """ROOT/plain/train/<class>/ with the images of `write_edm`, unpacked; returns ROOT/plain."""
+    train = root / "plain" / "train"
+    (place,) = (root / "edm").iterdir()
+    if place.is_dir():
+        files = {str(f.relative_to(place)): f.read_bytes() for f in place.rglob("*") if f.is_file()}
+    else:
+        with zipfile.ZipFile(place) as archive:
+            files = {name: archive.read(name) for name in archive.namelist()}
+    labels = dict(json.loads(files.pop("dataset.json"))["labels"] or [])
+    for name, data in files.items():
+        folder = f"class{labels[name]:04d}" if labels else NO_CLASS
+        (train / folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (train / folder / name).write_bytes(data)
+    return train.parent
+
+
 def write_parquet(root: Path, shards: int = 2, row_group: int = 16) -> list[Path]:
     """data/train-00000-of-00002.parquet and so on, as Hugging Face has imagenet-1k."""
     files = shuffled(root)
@@ -140,6 +248,16 @@ def make_tar(place: Path, files: list[tuple[str, bytes]], mode: str = "w") -> Pa
             if name.endswith("->"):
                 member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
             archive.addfile(member, io.BytesIO(content))
+    return place
+
+
+def make_zip(place: Path, files: list[tuple[str, bytes]], **options: int) -> Path:
+    """A zip of (name, content); a name that ends in "->" is a link."""
+    with zipfile.ZipFile(place, "w") as archive:
+        for name, content in files:
+            member = zipfile.ZipInfo(name.removesuffix("->"))
+            member.external_attr = (0o120777 if name.endswith("->") else 0o100644) << 16
+            archive.writestr(member, content, **options)
     return place
 
 

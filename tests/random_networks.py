@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from pipeline.config.model_keys import Model
 from pipeline.config.stages import stage_keys
 from pipeline.data.pack import DataAbout
-from pipeline.networks.unet import UNet
+from pipeline.networks import families
 from pipeline.training import weights_file
 from tests.conftest import resolved
 
@@ -18,13 +19,16 @@ COUNTS = [24, 1, 50, 0, 24, 24, 3, 100, 24, 24]  # images of each class
 SPREAD = {"stem.": 0.5, "time_mlp.": 0.3, "label_embedding.": 1.5, "out_conv.": 0.3}
 
 
-def random_net(model: Model, seed: int, classes: int = 10) -> UNet:
+def random_net(model: Model, seed: int, classes: int = 10) -> nn.Module:
     """Random weights: a velocity to which state, time and class all matter, of about unit size."""
-    net = UNet(model, classes)
+    net = families.build(model, classes)
     torch.manual_seed(seed)
     for name, parameter in net.named_parameters():
+        if name.endswith("gain"):  # of edm2
+            nn.init.constant_(parameter, 0.5)
+            continue
         std = next((std for start, std in SPREAD.items() if name.startswith(start)), 0.1)
-        torch.nn.init.normal_(parameter, std=std)
+        nn.init.normal_(parameter, std=std)
     return net
 
 
@@ -37,7 +41,7 @@ def save_network(
     **model: Any,
 ) -> Path:
     """A random_net of that many classes; `model` are keys of that section."""
-    keys = {"time_scale": 10.0} | model
+    keys = {"time_scale": 10.0} | model if model.get("kind", "unet") == "unet" else model
     config = resolved("experiment=tiny", *(f"model.{key}={value}" for key, value in keys.items()))
     net = random_net(config.model, seed, classes)
     names = [f"class{k}" for k in range(classes)]

@@ -43,7 +43,18 @@ def test_the_pictures_of_the_readme_exist() -> None:
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OLDER_KEYS = {"downsample.fast"}  # pipeline.config.older_form still reads it
-MAKE_VARIABLES = {"GPUS", "CORES", "RES", "EXPERIMENT", "SET", "BENCH", "CALIBRATE", "PIP_FLAGS"}
+MAKE_VARIABLES = {
+    "GPUS",
+    "CORES",
+    "RES",
+    "EXPERIMENT",
+    "SET",
+    "BENCH",
+    "PART",
+    "CALIBRATE",
+    "PIP_FLAGS",
+}
+FILE_ENDINGS = (".json", ".py", ".npy", ".png", ".html", ".tar", ".tar.gz", ".zip")
 SECTIONS = "|".join(name for name in Config.model_fields if name != "experiment")
 
 
@@ -66,7 +77,7 @@ def test_links_and_modules_and_keys_of_a_page_exist(page: Path) -> None:
         if module != "pipeline.STEP":
             assert importlib.util.find_spec(module), module
     keys = set(re.findall(rf"(?<![\w./])((?:{SECTIONS})\.[a-z_]+(?:\.[a-z_]+)?)(?![\w/(])", text))
-    files = {key for key in keys if key.endswith((".json", ".py", ".npy", ".png", ".html"))}
+    files = {key for key in keys if key.endswith(FILE_ENDINGS)}
     assert keys - files <= {*known_keys(), *OLDER_KEYS}
 
 

@@ -148,6 +148,7 @@ def test_shapes_are_made_and_their_oddities_counted(tmp_path: Path) -> None:
     assert manifest["counts"] == {"grey": 1, "cmyk": 1, "exif_rotated": 1, "misnamed": 1}
     assert manifest["num_images"] == 240 and set(manifest["per_class"].values()) == {24}
     assert (tmp_path / "shapes_tiny" / "ILSVRC2012_img_train.tar").is_file()
+    assert manifest["sizes"]["short_side"] <= 256 and not manifest["resized"]  # drawn so
 
 
 # --- a pack that is there ----------------------------------------------------------------------

@@ -18,12 +18,13 @@ import torch
 
 from pipeline import import_weights
 from pipeline.base.errors import UserError
+from pipeline.bench.gpu_check.networks import model_keys
 from pipeline.config.model_keys import UNetKeys, read_model
 from pipeline.data.pack import DataAbout
 from pipeline.interop import checkpoint, flow_matching, flow_matching_network
 from pipeline.networks.unet import UNet
 from pipeline.training import weights_file
-from tests.conftest import ROOT, load_fixture, our_model, peer_state, write_pack
+from tests.conftest import ROOT, load_fixture, peer_state, write_pack
 
 IMAGENET, CIFAR = "unet_imagenet_tiny", "unet_cifar_tiny"
 HEADS = {IMAGENET: "model.head_channels=16", CIFAR: "model.heads=1"}
@@ -89,7 +90,7 @@ def test_velocity_equals_the_reference(name: str, wrapped: str, tmp_path: Path) 
         state = in_ema(state, "module." if "DDP" in wrapped else "")
     tensors, about = imported(write(tmp_path / "a.pth", state), HEADS[name])
     model = read_model(about["config"]["model"])
-    assert model == our_model(arguments).model_copy(update={"dropout": 0.0, "heads": model.heads})
+    assert model == model_keys(arguments).model_copy(update={"dropout": 0.0, "heads": model.heads})
     net = UNet(model, len(about["record"]["classes"])).eval()
     net.load_state_dict(tensors)
     x, t = torch.from_numpy(fixture["x"]), torch.from_numpy(fixture["t"])

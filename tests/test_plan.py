@@ -53,6 +53,17 @@ def test_the_first_weights_are_in_the_plan(tmp_path: Path) -> None:
     assert "  start " not in plan.facts(resolved("experiment=tiny"))
 
 
+def test_the_cost_of_a_search_is_in_the_plan() -> None:
+    words = ["experiment=tiny", "select.guidance=[1,3]", "select.max_tries=7", "select.num=20"]
+    line = "  select        up to 7 tries of 20 images with 2 seed(s) = 280 images"
+    heun = ["sample.solver=heun", "sample.grid=sigma", "select.seeds=[5,6]"]
+    shown = plan.facts(resolved(*words, *heun)).splitlines()
+    assert f"{line}, {280 * 7 * 2:,} evaluations of networks" in shown
+    shown = plan.facts(resolved(*words, "sample.solver=dopri5", "select.seeds=[5,6]")).splitlines()
+    assert any(text.startswith(line) and "tolerance" in text for text in shown)
+    assert "  select " not in plan.facts(resolved("experiment=tiny"))
+
+
 def test_variables_show_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
     (train, _) = dry_run.parse_dry_run(DRY_RUN)
     assert plan.variables(train) == "IMAGENET_DIR=(NOT SET)"
@@ -71,6 +82,25 @@ def test_sizes_of_the_reference_experiment() -> None:
     assert "1.8 GB" in text  # three seeds of 50,000 images
     assert "34.2 GB in all" in text  # 15.75 + 2 x 7.10 + 2 x 1.18 + 3 x 0.61
     assert "dopri5-1e-05-g1.2-ema0: 50,000 images with each of the seeds 0, 1, 2" in text
+
+
+def test_sizes_of_another_family() -> None:
+    text = plan.facts(resolved("experiment=edm2_s"))
+    assert "280.2 M parameters" in text
+    assert "524,288 steps of 2,048 = 1,073,741,824 images, 838.1 epochs of 1,281,167" in text
+    assert "heun-32-sigma: 50,000 images with each of the seeds 0, 1, 2" in text
+
+
+def test_stored_averages_are_in_the_plan() -> None:
+    words = ["train.ema=power", "train.images=1073741824", "sample.ema_halflife_images=null"]
+    runs = "sample.runs=[{ema_width: 0.075}, {ema_width: 0.075, steps: 3}, {}]"
+    text = plan.facts(resolved("experiment=edm2_s", *words, "sample.ema_width=null", runs))
+    # 2 x 128 x 280.2 M x 2 bytes
+    assert "snapshots     143.5 GB: 2 averages at 128 times, 560.4 MB each in fp16" in text
+    assert "weights       1.1 GB for each of 2 average(s)" in text
+    # weights, two averages, their remainders, two moments
+    assert "7.8 GB each, 2 kept" in text
+    assert "snapshots" not in plan.facts(resolved("train.ema=halflife"))
 
 
 def test_every_sampler_has_a_row_and_counts() -> None:
@@ -126,7 +156,7 @@ def test_a_calibration_ends_in_time() -> None:
 
 
 def test_a_large_network_gets_few_images_on_a_cpu() -> None:
-    large, small = resolved(), resolved("experiment=smoke")
+    large, small = resolved(), resolved("experiment=shapes")
     assert calibration.images_a_step(large, made_up(large, 1000), 8, cpu=True) == 1
     assert calibration.images_a_step(large, made_up(large, 1000), 8, cpu=False) == 64
     assert calibration.images_a_step(small, made_up(small, 10), 1, cpu=True) == 64
@@ -138,7 +168,7 @@ def test_hours_by_hand() -> None:
     assert "80.1 hours on 8 GPU(s)" in text  # 1,153,050,300 images / (500 x 8) / 3600
     assert "641" in text and "40.0 GB of each GPU" in text and "MFU 33%" in text
     cpu = calibration.Calibration(100.0, 500_000_000, 64, 20, "CPU", None)
-    text = plan.expectation(resolved("experiment=smoke"), cpu, 1)
+    text = plan.expectation(resolved("experiment=shapes"), cpu, 1)
     assert "0.133 hours on the CPU" in text and "500.0 MB of the process" in text  # 48,000 images
 
 

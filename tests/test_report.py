@@ -1,5 +1,6 @@
 """The report: right pictures, all files or none, and one sentence about bad input."""
 
+import base64
 import hashlib
 import json
 import re
@@ -15,10 +16,12 @@ from pipeline import report
 from pipeline.base.errors import UserError
 from pipeline.drawing import tiles
 from pipeline.reporting import tables
+from pipeline.reporting.milestones import MilestoneRow, write_milestones
 from tests.conftest import ROOT
 from tests.report_inputs import SIZE, build, curve_row, evaluation, noise, write_images
 
 OUTPUTS = {
+    "index.html",
     "curve.png",
     "samples_vs_real.png",
     "table.html",
@@ -110,6 +113,29 @@ def test_no_metric_and_no_accuracy(tmp_path: Path) -> None:
     path.write_text(json.dumps(result))
     report.main(arguments)
     assert {path.name for path in (tmp_path / "out").iterdir()} == OUTPUTS
+
+
+def test_scores_over_the_training_are_shown(words: list[str], tmp_path: Path) -> None:
+    label, sampler = "Fréchet distance, <of all>", "heun-18"
+    rows = [
+        MilestoneRow(images=n, distance=d, label=label, num=20, seed=0, sampler=sampler)
+        for n, d in ((640, 12.5), (128, 90.25), (256, 9.75))
+    ]
+    curve = tmp_path / "curve-over-training.jsonl"
+    write_milestones(curve, rows)
+    with pytest.raises(UserError, match="curve.png is missing: run `python -m pipeline.milestones"):
+        report.main([*words, f"milestones={curve}"])
+    (tmp_path / "curve.png").write_bytes(b"picture")
+    report.main([*words, f"milestones={curve}"])
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert base64.b64encode(b"picture").decode() in page and "&lt;of all&gt;" in page
+    text = " ".join((tmp_path / "out" / "summary.txt").read_text().split())
+    scores = "first 90.25 at 128 images, best 9.75 at 256 images, last 12.5 at 640 images"
+    assert scores in text and "20 samples with seed 0 each" in text
+    assert "with no score of another number" in text
+    curve.write_text('{"images": 1}')
+    with pytest.raises(UserError, match="is not the score of a milestone"):
+        report.main([*words, f"milestones={curve}"])
 
 
 # --- bad input ---------------------------------------------------------------------------------

@@ -33,14 +33,22 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_network(tmp_path_factory.mktemp("weights") / "weights.safetensors")
 
 
+@pytest.fixture(scope="module", params=["unet", "edm2"])
+def of_each_family(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    return save_network(folder / "weights.safetensors", kind=request.param)
+
+
 def run(weights: Path, out: Path, *more: str) -> tuple[np.ndarray, dict]:
     sample.main([*TINY, f"weights={weights}", f"out={out}", *more])
     return np.load(out / "images.npy"), json.loads((out / "sample.json").read_text())
 
 
-def test_seeds_differ_and_classes_are_balanced(weights: Path, tmp_path: Path) -> None:
-    first, _ = run(weights, tmp_path / "a", "seed=0")
-    second, about = run(weights, tmp_path / "b", "seed=1")
+def test_seeds_differ_and_classes_are_balanced(of_each_family: Path, tmp_path: Path) -> None:
+    first, _ = run(of_each_family, tmp_path / "a", "seed=0")
+    second, about = run(of_each_family, tmp_path / "b", "seed=1")
     assert (first != second).mean() > 0.5 and about["seed"] == 1
     assert np.load(tmp_path / "a" / "labels.npy").tolist() == [k % 10 for k in range(24)]
 
@@ -59,24 +67,28 @@ def test_seeds_differ_and_classes_are_balanced(weights: Path, tmp_path: Path) ->
     ],
 )
 def test_evaluations_are_counted(
-    weights: Path, tmp_path: Path, words: list[str], evaluations: int
+    of_each_family: Path, tmp_path: Path, words: list[str], evaluations: int
 ) -> None:
-    _, about = run(weights, tmp_path, *words)
+    _, about = run(of_each_family, tmp_path, *words)
     assert about["nfe_mean"] == about["nfe_max"] == evaluations
 
 
-def test_solvers_agree_if_steps_are_many(weights: Path, tmp_path: Path) -> None:
-    exact, about = run(weights, tmp_path / "d", "sample.solver=dopri5", "sample.num=6")
+@pytest.mark.parametrize(
+    "of_each_family", ["unet", pytest.param("edm2", marks=pytest.mark.slow)], indirect=True
+)
+def test_solvers_agree_if_steps_are_many(of_each_family: Path, tmp_path: Path) -> None:
+    exact, about = run(of_each_family, tmp_path / "d", "sample.solver=dopri5", "sample.num=6")
     assert about["nfe_max"] >= about["nfe_mean"] > 10
-    for solver, steps in (("midpoint", 32), ("heun", 32), ("rk4", 8)):
+    rough = 4 if "edm2" in str(of_each_family) else 1  # its random features of time
+    for solver, steps in (("midpoint", 32 * rough), ("heun", 32 * rough), ("rk4", 8 * rough)):
         words = [f"sample.solver={solver}", f"sample.steps={steps}", "sample.num=6"]
-        fine, _ = run(weights, tmp_path / solver, *words)
+        fine, _ = run(of_each_family, tmp_path / solver, *words)
         assert np.abs(exact.astype(int) - fine.astype(int)).max() <= 1
 
 
-def test_guidance_moves_the_samples(weights: Path, tmp_path: Path) -> None:
-    plain, _ = run(weights, tmp_path / "a", "sample.guidance=1")
-    strong, _ = run(weights, tmp_path / "b", "sample.guidance=3")
+def test_guidance_moves_the_samples(of_each_family: Path, tmp_path: Path) -> None:
+    plain, _ = run(of_each_family, tmp_path / "a", "sample.guidance=1")
+    strong, _ = run(of_each_family, tmp_path / "b", "sample.guidance=3")
     assert (plain != strong).mean() > 0.2
 
 
@@ -105,10 +117,10 @@ def test_finished_batches_are_kept(
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_last_batch_rounds_as_a_full_one(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+    of_each_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     monkeypatch.setattr(network, "pixels", lambda x: x.numpy())  # finer than grey levels
-    words = [*TINY, "runtime.sample_batch=4", "runtime.device=cpu", f"weights={weights}"]
+    words = [*TINY, "runtime.sample_batch=4", "runtime.device=cpu", f"weights={of_each_family}"]
     words += ["sample.solver=euler", "sample.guidance=1", "sample.steps=2"]
     words += [f"out={tmp_path}", f"sample.precision={precision}"]
     device = torch.device("cpu")
@@ -232,6 +244,16 @@ def test_a_guide_moves_the_samples_and_is_named(weights: Path, tmp_path: Path) -
     unguided, about = run(weights, tmp_path / "d", "sample.guidance=1", f"sample.guide={guide}")
     assert np.abs(itself.astype(int) - unguided.astype(int)).max() <= 1
     assert about["guide_sha256"] is None and about["nfe_mean"] == 4
+
+
+def test_a_guide_may_be_of_another_family(of_each_family: Path, tmp_path: Path) -> None:
+    model = weights_file.read_about(of_each_family).config["model"]
+    kind = "unet" if "kind" in model else "edm2"  # the other one
+    guide = save_network(tmp_path / "guide.safetensors", seed=1, kind=kind)
+    words = ["sample.guidance=2", "sample.solver=euler"]
+    guided, about = run(of_each_family, tmp_path / "a", *words, f"sample.guide={guide}")
+    plain, _ = run(of_each_family, tmp_path / "b", *words)
+    assert (guided != plain).mean() > 0.2 and about["nfe_mean"] == 8
 
 
 def test_shards_of_another_guide_are_not_taken(

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from pipeline import train
 from pipeline.base.errors import Stopped, UserError
+from pipeline.base.files import write_json
 from pipeline.compute.distributed import Ranks
 from pipeline.config.load import load_step
 from pipeline.flow.made_up import made_up
 from pipeline.training import batch_size, checkpoint, weights_file
 from pipeline.training.identity import identity
 from pipeline.training.trainer import Trainer
-from tests.conftest import ROOT, resolved
+from tests.conftest import ROOT, resolved, write_pack
 
 SMALL = [
     "experiment=tiny",
@@ -216,7 +217,7 @@ def test_sigterm_saves_and_says_resumable(pack: Path, tmp_path: Path) -> None:
         metrics = list(tmp_path.glob("checkpoints/*/metrics.jsonl"))
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "the same command goes on" in output
     saved = list(tmp_path.glob("checkpoints/*/step-*.pt"))
@@ -294,6 +295,15 @@ def test_a_batch_that_the_ranks_cannot_divide(pack: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_images_without_classes_teach_none(tmp_path: Path) -> None:
+    folder = tmp_path / "pack"
+    record = write_pack(folder, num=24, size=8, classes=1).to_json() | {"classes": ["no_class"]}
+    write_json(folder / "manifest.json", record)
+    with pytest.raises(UserError, match=r"pack has no classes, but model.class_conditional=true"):
+        preflight(words(folder, tmp_path), 1)
+    preflight(words(folder, tmp_path, "model.class_conditional=false", "sample.guidance=1"), 1)
+
+
 def test_a_loss_that_is_not_finite_stops(pack: Path, tmp_path: Path) -> None:
     says = "not finite at step .*train.start=CHECKPOINT starts the new one from the weights of"
     with pytest.raises(UserError, match=says):
@@ -325,7 +335,7 @@ def test_sigterm_through_the_launcher_leaves_with_75(pack: Path, tmp_path: Path)
         time.sleep(0.05)
     time.sleep(1)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 75, output
     assert "the same command goes on" in output and "Traceback" not in output
     assert list(tmp_path.glob("checkpoints/*/step-*.pt"))
@@ -361,7 +371,7 @@ def test_auto_micro_batch_is_bounded_and_divides() -> None:
     assert auto("train.batch=2048", world=4) == 64
     assert auto("train.batch=2048", "data.resolution=32", world=4) == 256
     assert auto("train.batch=1000", world=4) == 50
-    assert auto("experiment=smoke", world=2) == 32
+    assert auto("experiment=shapes", world=2) == 32
 
 
 def test_steps_by_hand_take_the_packs_own_name(pack: Path) -> None:

@@ -1,6 +1,7 @@
 """Progress of a step: its lines on the terminal, and the rows of its metrics file."""
 
 import json
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,14 @@ def clock(seconds: float) -> str:
     minutes, seconds_left = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds_left:02d}" if hours else f"{minutes}:{seconds_left:02d}"
+
+
+def is_progress(line: str) -> bool:
+    """Whether a printed line is one of Progress, which a later one replaces."""
+    return re.match(PATTERN, line) is not None
+
+
+PATTERN = r"[^:]+: [\d,]+ (of [\d,]+ )?images  .* images/s"
 
 
 class Progress:

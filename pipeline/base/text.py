@@ -1,9 +1,16 @@
 """Values as people read them: numbers, ticks and names. Knows nothing of the pipeline."""
 
+LONGEST = 120  # characters of a foreign name
+
 
 def shorten(text: str, limit: int) -> str:
     """`text`, cut to `limit` characters with an ellipsis if it is longer."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def visible(text: str) -> str:
+    """`text` out of a foreign file for a message: one line of at most LONGEST ASCII characters."""
+    return shorten(text.encode("unicode_escape").decode("ascii"), LONGEST)
 
 
 def number(value: float | None) -> str:

@@ -7,6 +7,8 @@ for unused parameters. Nothing else makes it slow.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -17,6 +19,7 @@ from pipeline.compute import draws
 from pipeline.compute.distributed import Ranks
 from pipeline.flow import probability_path
 from pipeline.networks.unet import Attention
+from pipeline.training import sharding
 from pipeline.training.job import Job
 from pipeline.training.learning_rate import learning_rate
 from pipeline.training.trainer import share
@@ -108,8 +111,19 @@ class PlainTrainer:
             old.mul_(decay.item()).add_(new, alpha=1 - decay.item())
 
 
-def one_rank(device: torch.device) -> None:
-    """Make the process group of this one process, if there is none."""
-    if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+@contextmanager
+def one_rank(device: torch.device) -> Iterator[None]:
+    """A process group of this one process, gone afterwards; nccl on a GPU, gloo for the CPU."""
+    cuda = device.type == "cuda"
+    dist.init_process_group(
+        backend="cpu:gloo,cuda:nccl" if cuda else "gloo",
+        store=dist.HashStore(),
+        rank=0,
+        world_size=1,
+        device_id=device if cuda else None,
+    )
+    sharding.keep_group()
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

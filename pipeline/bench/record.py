@@ -7,6 +7,7 @@ case, all its rounds, and whatever else the measurement says about itself.
 import platform
 import subprocess
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -16,6 +17,7 @@ import numpy as np
 import PIL
 import torch
 
+from pipeline.base.code import code_sha256
 from pipeline.base.files import read_json, write_json
 from pipeline.compute import gpus
 
@@ -26,7 +28,9 @@ Case = Callable[[], float]  # one round of a case: its seconds, or its rate
 
 
 def hardware() -> dict[str, Any]:
-    """Everything that a number depends on besides the code: processor, memory, GPU, versions."""
+    """Everything that a number depends on besides the code: processor, memory, GPU, driver,
+    versions.
+    """
     # From Linux
     cpu = [x.split(":")[1] for x in _lines("/proc/cpuinfo") if x.startswith("model name")]
     memory = next(x.split()[1] for x in _lines("/proc/meminfo") if x.startswith("MemTotal"))
@@ -36,11 +40,23 @@ def hardware() -> dict[str, Any]:
         "cores": gpus.cpu_cores(),
         "memory_gb": round(int(memory) * 1024 / 1e9, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "driver": driver(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "pillow": PIL.__version__,
         "numpy": np.__version__,
     }
+
+
+def driver() -> str | None:
+    """Version of NVIDIA's driver; None if there is none, or nothing to ask it with."""
+    with suppress(ImportError):
+        import pynvml
+
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlInit()
+            return str(pynvml.nvmlSystemGetDriverVersion())
+    return None
 
 
 def _lines(path: str) -> list[str]:
@@ -115,20 +131,36 @@ def table(result: dict[str, Any]) -> str:
 
 
 def write(name: str, result: dict[str, Any], folder: Path = FOLDER) -> Path:
-    """Add `result` to the runs in <folder>/<name>.json, with commit, date and hardware.
+    """Add `result` to the runs in <folder>/<name>.json, with commit, code, date and hardware.
 
-    It takes the place of an earlier run of the same commit on the same hardware.
+    It takes the place of an earlier run of the same commit on the same hardware. Each run says
+    what it measured, which differs between machines; the file's own `what` is its first run's.
     """
     # This run
     path = folder / f"{name}.json"
-    run = {**result, "commit": commit(), "hardware": hardware(), "date": str(date.today())}
-    title = run.pop("what")
-    # Instead of an older one
-    before = read_json(path)["runs"] if path.exists() else []
+    about = {"commit": commit(), "code": code(), "date": str(date.today())}
+    run = {**result, **about, "hardware": hardware()}
+    # Instead of an older one; those that name no title share the file's
+    old = read_json(path) if path.exists() else {"what": result["what"], "runs": []}
+    before = [{"what": old["what"], **r} for r in old["runs"]]
     same = ("commit", "hardware")
     runs = [r for r in before if any(r[key] != run[key] for key in same)]
-    write_json(path, {"what": title, "runs": [*runs, run]})
+    write_json(path, {"what": old["what"], "runs": [*runs, run]})
     return path
+
+
+def code() -> str:
+    """The code of pipeline/ by a short hash, which needs no git checkout."""
+    return code_sha256()[:12]
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print a result: its table, its bars and its notes."""
+    print(f"\n{table(result)}", flush=True)
+    for promise in result.get("bars", []):
+        print(bar_line(promise), flush=True)
+    for note in result.get("notes", []):
+        print(note, flush=True)
 
 
 def bar(

@@ -40,7 +40,7 @@ STEPS = 8
 
 def trained(folder: Path) -> list[str]:
     """Train the smoke network on its own images; words that name its weights."""
-    pack = [f"data.pack_dir={folder}", "experiment=smoke"]
+    pack = [f"data.pack_dir={folder}", "experiment=shapes"]
     for step in (
         ["downsample", *pack, f"out={folder}/record.json"],
         ["train", *pack, f"record={folder}/record.json", f"out={folder}/train"],
@@ -54,8 +54,9 @@ def trained(folder: Path) -> list[str]:
 class Bench:
     """A trained network on a device, and what is asked of it."""
 
-    def __init__(self, words: list[str], device: torch.device) -> None:
-        self.words, self.device = words, device
+    def __init__(self, words: list[str], device: torch.device, images: int = TIMED) -> None:
+        """`images` are sampled at once if speed is measured."""
+        self.words, self.device, self.images = words, device, images
         self.nets: dict[bool, nn.Module] = {}
 
     def job(self, *more: str) -> Job:
@@ -75,16 +76,16 @@ class Bench:
         return network.start_batch(job, self.networks(job), index, self.device)
 
     def rate(self, job: Job, repeats: int = 3) -> float:
-        """Images/s of sampling TIMED images, after one that is not timed."""
+        """Images/s of sampling, after one round that is not timed."""
         # One round unseen
-        index = np.arange(TIMED, dtype=np.int64)
+        index = np.arange(self.images, dtype=np.int64)
         networks = self.networks(job)
         network.sample_images(job, networks, index, self.device)
         # Then the timed ones
         began = time.monotonic()
         for _ in range(repeats):
             network.sample_images(job, networks, index, self.device)
-        return repeats * TIMED / (time.monotonic() - began)
+        return repeats * self.images / (time.monotonic() - began)
 
 
 # --- evaluations ---------------------------------------------------------------------------------
@@ -187,13 +188,14 @@ class TwoCalls(Field):
 def two_calls(bench: Bench, job: Job, repeats: int = 3) -> float:
     """Images/s as Bench.rate, with two calls an evaluation."""
     # The same images
-    field, x = bench.field(job, TIMED)
+    field, x = bench.field(job, bench.images)
     keys: Sample = job.config.sample
     twice = TwoCalls(keys, field.net, field.labels, field.no_class)
     times = torch.linspace(0, 1, keys.steps + 1, dtype=torch.float64)
+    index = torch.arange(bench.images, device=bench.device)
 
     def once() -> None:
-        draws.normal(job.seed, draws.SAMPLE_NOISE, torch.arange(TIMED), tuple(x.shape[1:]))
+        draws.normal(job.seed, draws.SAMPLE_NOISE, index, tuple(x.shape[1:]))
         network.pixels(solvers.solve(keys.solver, twice, x, times, keys.rtol, keys.atol).x)
 
     # One round unseen
@@ -201,12 +203,12 @@ def two_calls(bench: Bench, job: Job, repeats: int = 3) -> float:
     began = time.monotonic()
     for _ in range(repeats):
         once()
-    return repeats * TIMED / (time.monotonic() - began)
+    return repeats * bench.images / (time.monotonic() - began)
 
 
 def grey_levels(bench: Bench, first: Job, second: Job) -> float:
     """Mean difference of the images of two jobs, in grey levels."""
-    index = np.arange(TIMED, dtype=np.int64)
+    index = np.arange(bench.images, dtype=np.int64)
     images = [
         network.sample_images(job, bench.networks(job), index, bench.device)[0].astype(np.float64)
         for job in (first, second)

@@ -88,11 +88,15 @@ class Ranks:
             return
         texts = self.gather(as_tensor(json.dumps(identity)))
         sentence = disagreement([json.loads(as_text(text)) for text in texts]) if texts else ""
-        # Every rank learns the sentence of rank 0
-        length = int(self.sum(torch.tensor(len(as_tensor(sentence)))))
-        padded = as_tensor(sentence) if self.first else torch.zeros(length, dtype=torch.uint8)
-        if length:
-            raise UserError(as_text(self.sum(padded)))
+        if sentence := self.share(sentence):
+            raise UserError(sentence)
+
+    def share(self, text: str) -> str:
+        """The text of rank 0, on every rank; that of the others does not count."""
+        tensor = as_tensor(text if self.first else "")
+        length = int(self.sum(torch.tensor(len(tensor))))
+        padded = tensor if self.first else torch.zeros(length, dtype=torch.uint8)
+        return as_text(self.sum(padded)) if length else ""
 
 
 def as_tensor(text: str) -> torch.Tensor:

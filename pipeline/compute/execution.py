@@ -2,8 +2,9 @@
 
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     return torch.autocast(device.type, HALF.get(precision), enabled=precision in HALF)
 
 
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Within autocast a part that is computed in float32 after all."""
+    if not torch.amp.is_autocast_available(device.type):  # the meta device
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 def set_float32(precision: str, device: torch.device) -> None:
     """Let float32 products on CUDA round their inputs to TF32 if `precision` is tf32, else not.
 
@@ -29,6 +37,8 @@ def set_float32(precision: str, device: torch.device) -> None:
         # set by these names every reader in torch agrees; by fp32_precision the older ones raise
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        # the compiler advises TF32 to whoever has not chosen it; the key has chosen
+        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
 
 
 @contextmanager

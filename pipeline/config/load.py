@@ -16,11 +16,13 @@ from pydantic import ValidationError
 
 from pipeline.base.errors import UserError
 from pipeline.config.messages import explain, known_keys, nearest
-from pipeline.config.older_form import note_older, read_older
+from pipeline.config.model_keys import without_other_families
+from pipeline.config.older_form import note_older, read_older, with_later
 from pipeline.config.paths import experiment_of
 from pipeline.config.reading import read_values
 from pipeline.config.samplers import check_names
 from pipeline.config.schema import Config, Sample
+from pipeline.config.selection import check_select
 from pipeline.config.words import merge, nested, parse_overrides
 
 DEFAULT_FILE = Path(__file__).parents[2] / "config.yaml"
@@ -57,7 +59,7 @@ def layered(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     words = set_words(overrides.get("set") or [])
     overrides = {k: v for k, v in overrides.items() if k != "set"}
     overrides = merge(overrides, parse_overrides(words))
-    tree = merge({k: v for k, v in base.items() if k not in ("experiments", "set")}, overrides)
+    tree = {k: v for k, v in base.items() if k not in ("experiments", "set")}
     # The named experiments, which the command line may add to.
     deltas = merge(base, overrides).get("experiments") or {}
     if not isinstance(deltas, Mapping):
@@ -65,12 +67,27 @@ def layered(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     for name, delta in deltas.items():
         if not isinstance(delta or {}, Mapping):
             raise UserError(f"experiments.{name}={delta!r} is not a mapping of keys")
-    tree = merge(merge(tree, experiment_delta(str(tree.get("experiment")), deltas)), overrides)
+    name = str(merge(tree, overrides).get("experiment"))
+    tree = lay(tree, experiment_delta(name, deltas, overrides))
     tree.pop("experiments", None)
 
     # Older keys
     note_older(tree)
     return tree
+
+
+def lay(below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid over `below`, both whole configurations or parts of one.
+
+    If `over` names the family of networks and `below` does not name the same, keys that only other
+    families have do not count in `below`.
+    """
+    model, section = below.get("model"), over.get("model")
+    if isinstance(model, Mapping) and isinstance(section, Mapping):
+        kind = section.get("kind", model.get("kind"))
+        if kind != model.get("kind"):
+            below = {**below, "model": without_other_families(model, str(kind))}
+    return merge(below, over)
 
 
 # A quoted value, or, as group 1, the space before the next key of a word.
@@ -110,9 +127,12 @@ def resolve(
 
 
 def experiment_delta(
-    name: str, deltas: Mapping[str, Any], children: tuple[str, ...] = ()
+    name: str,
+    deltas: Mapping[str, Any],
+    over: Mapping[str, Any],
+    children: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """The keys of experiments.NAME, laid over those of the experiment it is `like`.
+    """`over` laid over the keys of experiments.NAME, and these over those that it is `like`.
 
     Raises UserError if the name is unknown or `like` goes in a circle.
     """
@@ -126,12 +146,11 @@ def experiment_delta(
     if name in children:
         raise UserError(f"experiments.{name} is `like` itself: {' -> '.join((*children, name))}")
 
-    # Parents first
+    # Over its parents
     delta = dict(deltas[name] or {})
     parent = delta.pop("like", None)
-    return (
-        merge(experiment_delta(str(parent), deltas, (*children, name)), delta) if parent else delta
-    )
+    delta = lay(delta, over)
+    return experiment_delta(str(parent), deltas, delta, (*children, name)) if parent else delta
 
 
 def resolve_resolution(tree: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[Any, str]:
@@ -152,6 +171,7 @@ def validate(tree: Mapping[str, Any], environment: Mapping[str, str] = os.enviro
     """
     config = parsed(tree, environment)
     check_runs(config.sample)
+    check_select(config)
     config.model.check(config.data.resolution)
     return config
 
@@ -169,6 +189,14 @@ def parsed(tree: Mapping[str, Any], environment: Mapping[str, str] = os.environ)
 def overlaid(config: Config, keys: Mapping[str, Any]) -> Config:
     """`config` with nested `keys` laid over it; raises UserError if one of them is not valid."""
     return parsed(merge(config.model_dump(), keys))
+
+
+def of_training(config: Config, keys: Mapping[str, Any]) -> Config:
+    """`config` with the keys that a training has read, as its config.json holds them.
+
+    Raises UserError if they are not valid.
+    """
+    return parsed(lay(config.model_dump(), with_later(keys, load_yaml(DEFAULT_FILE))))
 
 
 def check_runs(sample: Sample) -> None:
@@ -225,14 +253,14 @@ def of_stage(
 ) -> Config:
     """config.yaml < the experiment, if config.yaml has it < the keys of a stage < words."""
     # Experiment over defaults
-    base = load_yaml(DEFAULT_FILE)
+    base = every = load_yaml(DEFAULT_FILE)
     named = {} if experiment is None else {"experiment": experiment}
     if str(experiment) in base["experiments"]:
         base = layered(base, named)
 
     # Stage keys over those
     tree = merge({k: v for k, v in base.items() if k != "experiments"}, named)
-    config = parsed(merge(merge(tree, keys), words), environment)
+    config = parsed(lay(tree, lay(with_later(keys, every), words)), environment)
     if "model" in keys:
         config.model.check(config.data.resolution)
     return config

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config.schema import Config
+from pipeline.config.model_keys import family_keys
+from pipeline.config.schema import Config, Guide
 
 # --- keys ----------------------------------------------------------------------------------------
 
@@ -62,7 +63,9 @@ def explain(error: ValidationError, model: type[BaseModel] = Config) -> str:
     # Keys that are unknown
     if first["type"] == "extra_forbidden":
         all_keys = f" (known: {', '.join(keys)})" if model is not Config else ""
-        return f"unknown key {key}{nearest(key, keys) or all_keys}"
+        family = family_of(first)
+        others = f" of model.kind={family}" if key in keys else ""  # another family has it
+        return f"unknown key {key}{others}{nearest(key, without_others(keys, family)) or all_keys}"
 
     # Keys that are missing
     if first["type"] == "missing" and parts == location:
@@ -74,25 +77,42 @@ def explain(error: ValidationError, model: type[BaseModel] = Config) -> str:
     return f"{key}={first['input']!r} is not valid: {expectation(first, key, model)}"
 
 
+def family_of(problem: Any) -> str | None:
+    """The family of networks whose keys a problem is about; None: another section's."""
+    location = problem["loc"]
+    return str(location[1]) if location[0] == "model" and len(location) > 1 else None
+
+
+def without_others(keys: list[str], family: str | None) -> list[str]:
+    """`keys` without those of `model` that only other families have; None: all of them."""
+    names = {f"model.{name}" for name in family_keys(family or "")}
+    return [k for k in keys if not names or not k.startswith("model.") or k in names]
+
+
 def without_family(location: list[str]) -> list[str]:
-    """A problem's location without the family that the union `model` adds: model.unet.heads."""
+    """A problem's location without what unions add: model.unet.heads, sample.guide.Guide.images."""
+    location = [part for part in location if part != Guide.__name__]
     return [location[0], *location[2:]] if location[:1] == ["model"] else location
 
 
 def expectation(problem: Any, key: str, model: type[BaseModel]) -> str:
     """The values that are possible instead."""
-    text = "" if problem["type"] == "value_error" else allowed(key, model)
+    text = "" if problem["type"] == "value_error" else allowed(key, model, family_of(problem))
     text = text or str(problem["msg"]).replace("Input should be", "expected")
     text = text.replace("a valid tuple", "a list").replace("Tuple", "the list")
     return text.removeprefix("Value error, ")
 
 
-def allowed(key: str, model: type[BaseModel] = Config) -> str:
-    """`use one of …` for a key with listed values or several types, else an empty string."""
+def allowed(key: str, model: type[BaseModel] = Config, family: str | None = None) -> str:
+    """`use one of …` for a key with listed values or several types, else an empty string.
+
+    `family`: of the networks, if the key is one of `model`; None: the first one that has it.
+    """
     # Down to the key
     kind: Any = model
     for part in key.split("."):
         holders = [section for section in sections(kind) if part in section.model_fields]
+        holders.sort(key=lambda section: not is_family(section, family))
         kind = holders[0].model_fields[part].annotation
 
     # In the user's words
@@ -103,6 +123,12 @@ def allowed(key: str, model: type[BaseModel] = Config) -> str:
     if get_origin(kind) in (Union, types.UnionType):
         return "use " + " or ".join(map(type_word, get_args(kind)))
     return ""
+
+
+def is_family(section: type[BaseModel], family: str | None) -> bool:
+    """Whether a section holds the keys of this family of networks."""
+    kind = section.model_fields.get("kind")
+    return kind is not None and family in get_args(kind.annotation)
 
 
 def type_word(kind: Any) -> str:

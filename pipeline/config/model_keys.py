@@ -4,17 +4,20 @@ A further family is a class with its own `kind` and `check`, and a member of the
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter
 
 from pipeline.base.errors import UserError
 from pipeline.config.types import Positive, PositiveInt, Section
 
+SIGMA_DATA = 0.5  # standard deviation of the images' values in [-1,1] (Karras et al. 2022)
+
 
 class UNetKeys(Section):
     """The UNet of ADM (Dhariwal & Nichol 2021)."""
 
+    sigma_data: ClassVar[float] = SIGMA_DATA
     # Width and depth
     kind: Literal["unet"] = "unet"
     channels: Annotated[int, Field(ge=32, multiple_of=32)]  # width at full resolution
@@ -35,30 +38,61 @@ class UNetKeys(Section):
 
     def check(self, resolution: int) -> None:
         """Raise UserError if the network cannot be built, or not for images of `resolution` px."""
-        # Size must halve
-        self._check_heads()
-        halvings = len(self.channel_mult) - 1
-        if resolution % 2**halvings:
-            raise UserError(
-                f"data.resolution={resolution} cannot be halved {halvings} times, as "
-                f"model.channel_mult with {halvings + 1} entries needs: use a multiple of "
-                f"{2**halvings} or a shorter model.channel_mult"
-            )
+        # Heads of each level
+        divisor, name = self.heads, "model.heads"
+        if self.head_channels is not None:
+            divisor, name = self.head_channels, "model.head_channels"
+        check_heads(self, name, divisor)
+        check_halvings(self.channel_mult, resolution)
 
-    def _check_heads(self) -> None:
-        """Raise UserError unless the heads divide the width of every level with attention."""
-        # Levels with attention
-        levels = [n for n in range(len(self.channel_mult)) if 2**n in self.attention_at]
-        for level in {*levels, len(self.channel_mult) - 1}:  # the middle always has attention
-            width = self.channels * self.channel_mult[level]
-            divisor, name = self.heads, "model.heads"
-            if self.head_channels is not None:
-                divisor, name = self.head_channels, "model.head_channels"
-            if width % divisor:
-                raise UserError(
-                    f"{name}={divisor} does not divide the {width} channels at downsampling factor "
-                    f"{2**level}: use a divisor, or leave the factor out of model.attention_at"
-                )
+
+class EDM2Keys(Section):
+    """The magnitude-preserving network of EDM2 (Karras et al. 2024)."""
+
+    # Width and depth
+    kind: Literal["edm2"]
+    channels: PositiveInt  # width at full resolution
+    channel_mult: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]  # one per resolution
+    blocks: PositiveInt  # per resolution of the encoder
+    # Attention
+    attention_at: tuple[PositiveInt, ...]  # downsampling factors that have attention
+    head_channels: PositiveInt  # channels per attention head
+    # Regularisation and classes
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    class_conditional: bool
+    # Noise
+    sigma_data: Positive = SIGMA_DATA  # standard deviation of the images' values in [-1,1]
+    uncertainty_channels: PositiveInt = 128  # noise features that the uncertainty is made of
+
+    def check(self, resolution: int) -> None:
+        """Raise UserError if the network cannot be built, or not for images of `resolution` px."""
+        check_heads(self, "model.head_channels", self.head_channels)
+        check_halvings(self.channel_mult, resolution)
+
+
+def check_halvings(channel_mult: tuple[int, ...], resolution: int) -> None:
+    """Raise UserError unless images of `resolution` px can be halved down to the last level."""
+    halvings = len(channel_mult) - 1
+    if resolution % 2**halvings:
+        raise UserError(
+            f"data.resolution={resolution} cannot be halved {halvings} times, as "
+            f"model.channel_mult with {halvings + 1} entries needs: use a multiple of "
+            f"{2**halvings} or a shorter model.channel_mult"
+        )
+
+
+def check_heads(keys: "UNetKeys | EDM2Keys", name: str, divisor: int) -> None:
+    """Raise UserError unless `divisor`, the value of the key `name`, divides the width of every
+    level with attention.
+    """
+    levels = [n for n in range(len(keys.channel_mult)) if 2**n in keys.attention_at]
+    for level in {*levels, len(keys.channel_mult) - 1}:  # the middle always has attention
+        width = keys.channels * keys.channel_mult[level]
+        if width % divisor:
+            raise UserError(
+                f"{name}={divisor} does not divide the {width} channels at downsampling factor "
+                f"{2**level}: use a divisor, or leave the factor out of model.attention_at"
+            )
 
 
 def kind_of(section: Any) -> str:
@@ -68,8 +102,25 @@ def kind_of(section: Any) -> str:
     return str(getattr(section, "kind", "unet"))
 
 
-# Each further member: `| Annotated[OtherKeys, Tag("other")]`.
-Model = Annotated[Annotated[UNetKeys, Tag("unet")], Discriminator(kind_of)]
+Model = Annotated[
+    Annotated[UNetKeys, Tag("unet")] | Annotated[EDM2Keys, Tag("edm2")], Discriminator(kind_of)
+]
+
+
+def family_keys(kind: str) -> tuple[str, ...]:
+    """The keys of a family of networks, without `model.`; empty if there is no such family."""
+    for member in get_args(get_args(Model)[0]):
+        section, tag = get_args(member)
+        if tag.tag == kind:
+            return tuple(section.model_fields)
+    return ()
+
+
+def without_other_families(section: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """A model section without its kind and the keys that only other families than `kind` have."""
+    members = [get_args(member)[0] for member in get_args(get_args(Model)[0])]
+    others = {key for member in members for key in member.model_fields} - {*family_keys(kind)}
+    return {key: value for key, value in section.items() if key not in others | {"kind"}}
 
 
 def read_model(section: Mapping[str, Any]) -> Model:

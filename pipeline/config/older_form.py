@@ -3,8 +3,8 @@
 A run's identity is a hash over its stage keys, and Snakemake compares them to decide what to run
 again. So that no existing run starts anew, stage keys keep the older form: `data.recipe: box` and
 `downsample.fast: true` is what everything else calls `data.recipe: box-fast`, `model.kind` is
-left out if it is `unet`, once the only family, `downsample.allow_ignored` if it is 0, and
-`train.start` if it is null.
+left out if it is `unet`, once the only family, and so is each other key of LATER with its value
+there.
 """
 
 import os
@@ -18,12 +18,21 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.base.errors import UserError
 from pipeline.config.words import merge, nested
 
-# Keys of a section that came later, and the value that is left out
+# Keys of a section that came later, and the value, as JSON has it, that is left out
 LATER: dict[str, dict[str, Any]] = {
     "downsample": {"allow_ignored": 0},
     "model": {"kind": "unet"},
-    "train": {"start": None},
+    "train": {
+        "start": None,
+        "weighting": "velocity",
+        "ema": "halflife",
+        "ema_widths": [0.05, 0.10],
+        "ema_snapshot_images": 8388608,
+        "ema_snapshot_precision": "fp32",
+    },
+    "sample": {"ema_width": None, "ema_images": None, "selected": False},
 }
+OF_SOME = {"num", "seeds", "runs"}  # keys of `sample` that some stages do not read
 FAST = "-fast"  # end of the recipes that decode JPEGs at a fraction of their size
 
 
@@ -70,6 +79,19 @@ def older_section(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
     """A section without the keys of LATER that have the value which used to go without saying."""
     later = LATER[name].items()
     return {key: value for key, value in section.items() if (key, value) not in later}
+
+
+def with_later(tree: Mapping[str, Any], every: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a stage with those that `older_section` left out, whatever an experiment says.
+
+    `every` has all keys of each section: one that lacks others, too, stays as it is.
+    """
+    result = dict(tree)
+    for name, later in LATER.items():
+        section = tree.get(name)
+        if isinstance(section, Mapping) and {*every[name]} - {*section} - OF_SOME <= {*later}:
+            result[name] = {**later, **section}
+    return result
 
 
 def note_older(tree: Mapping[str, Any]) -> None:

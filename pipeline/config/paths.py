@@ -98,29 +98,89 @@ def experiment_of(file: Path) -> str | None:
     return inside[0] if len(inside) > 3 else None  # <experiment>/<data>/<stage>/<file>
 
 
-def weights_files(train: Train) -> dict[int, str]:
-    """File name of the weights averaged with each half-life, in the key's order."""
-    first, *other_halflives = train.ema_halflife_images
-    further = {halflife: f"weights-ema{halflife}.safetensors" for halflife in other_halflives}
-    return {first: "weights.safetensors", **further}
+def weights_files(train: Train) -> dict[float, str]:
+    """File name of the weights averaged with each half-life, in the key's order.
+
+    Of power profile the first width alone: the rule `average` makes the others.
+    """
+    if train.ema == "power":
+        return {train.ema_widths[0]: "weights.safetensors"}
+    first, *others = train.ema_halflife_images
+    files: dict[float, str] = {first: "weights.safetensors"}
+    return files | {average: f"weights-ema{average}.safetensors" for average in others}
 
 
 def weights_file(config: Config) -> Path:
     """The weights that are sampled: those of sample.ema_halflife_images, else the first.
 
-    Raises UserError if no weights are averaged with that half-life.
+    Those of sample.ema_width are made after the training, by the rule `average`.
+    Raises UserError if there are no such weights.
     """
+    # Made afterwards
+    check_profile(config)
+    if config.sample.selected and config.select and config.select.ema_widths:
+        return chosen_weights_file(config)
+    if config.sample.ema_width is not None:
+        return average_file(config)
+
     # By key or first
-    names, halflife_images = weights_files(config.train), config.sample.ema_halflife_images
-    halflife_images = (
-        config.train.ema_halflife_images[0] if halflife_images is None else halflife_images
-    )
-    if halflife_images not in names:
+    names, chosen = weights_files(config.train), config.sample.ema_halflife_images
+    average = next(iter(names)) if chosen is None else chosen
+    if average not in names:
         raise UserError(
-            f"sample.ema_halflife_images={halflife_images} is not among train.ema_halflife_images="
+            f"sample.ema_halflife_images={average} is not among train.ema_halflife_images="
             f"{list(names)}: use one of them, or null for the first"
         )
-    return run_folder(config) / "train" / names[halflife_images]
+    return run_folder(config) / "train" / names[average]
+
+
+def average_file(config: Config) -> Path:
+    """The weights averaged with sample.ema_width, `.../average/ema<width>-<images>.safetensors`.
+
+    Raises UserError if the training stores nothing when it has seen sample.ema_images.
+    """
+    # At the end or before
+    train, sample = config.train, config.sample
+    images = train.last_images if sample.ema_images is None else sample.ema_images
+    stored = train.stored_images(train.last_images)
+    if images not in stored:
+        close = min(stored, key=lambda count: abs(count - images))
+        raise UserError(
+            f"sample.ema_images={images} is not among the {len(stored):,} numbers of images after "
+            f"which train.ema_snapshot_images={train.ema_snapshot_images} stores averages: the "
+            f"nearest is {close}"
+        )
+    return run_folder(config) / "average" / f"ema{sample.ema_width}-{images}.safetensors"
+
+
+def choice_file(config: Config) -> Path:
+    """What rule `select` chose."""
+    return run_folder(config) / "select" / "choice.json"
+
+
+def chosen_weights_file(config: Config) -> Path:
+    """The average that rule `select` chose, if it searches for a width."""
+    return choice_file(config).with_name("weights.safetensors")
+
+
+def check_profile(config: Config) -> None:
+    """Raise UserError if sample.* chooses an average of another profile than train.ema has."""
+    train, sample = config.train, config.sample
+    # Keys of half-lives
+    if train.ema == "power" and sample.ema_halflife_images is not None:
+        raise UserError(
+            f"sample.ema_halflife_images={sample.ema_halflife_images} is not possible with "
+            "train.ema=power: give sample.ema_width, or null for both"
+        )
+    # Keys of widths
+    for key in ("ema_width", "ema_images"):
+        value = getattr(sample, key)
+        if train.ema != "power" and value is not None:
+            raise UserError(f"sample.{key}={value} needs train.ema=power: give both, or null")
+    if sample.ema_images is not None and sample.ema_width is None and not sample.selected:
+        raise UserError(
+            f"sample.ema_images={sample.ema_images} needs sample.ema_width: give both, or null"
+        )
 
 
 def samples_folder(config: Config, seed: int) -> Path:

@@ -11,8 +11,10 @@ from pydantic import ValidationError
 from pipeline.base.errors import UserError
 from pipeline.base.files import sha256_json
 from pipeline.config.messages import nearest
-from pipeline.config.schema import Config, Sample
+from pipeline.config.older_form import LATER
+from pipeline.config.schema import Config, Guide, Sample
 
+EVALUATIONS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}  # of a step of fixed grids
 SHORT = 24  # characters of class numbers that a sampler's name shows
 BF16_TOLERANCE = 1e-4  # the least at which dopri5 in bf16 needs about what it needs in fp32 at 1e-5
 
@@ -58,6 +60,17 @@ def notes(sample: Sample) -> list[str]:
     return [note for note in (rounding_note(sample), edges_note(sample)) if note]
 
 
+def most_evaluations(sample: Sample) -> int | None:
+    """Evaluations of networks for an image, if guided at all times; None: an adaptive solver's."""
+    if sample.adaptive:
+        return None
+    steps = len(sample.grid) - 1 if isinstance(sample.grid, tuple) else sample.steps
+    count = EVALUATIONS[sample.solver] * steps
+    if sample.along_sigma:  # the last step is Euler's
+        count -= EVALUATIONS[sample.solver] - 1
+    return count * (1 if sample.guidance == 1 else 2)
+
+
 def by_sampler(config: Config) -> dict[str, Config]:
     """One configuration per sampler, without `runs`, by the sampler's name."""
     samplers = config.sample.samplers
@@ -88,7 +101,8 @@ def family(about: Mapping[str, Any]) -> str:
     `about`: a sample.json; one without our keys (another program's) is a separate family.
     """
     try:
-        sample = Sample.model_validate({"seeds": [0], "runs": []} | about["config"]["sample"])
+        later = {"seeds": [0], "runs": []} | LATER["sample"]
+        sample = Sample.model_validate(later | about["config"]["sample"])
     except (KeyError, TypeError, ValidationError):
         return str(about["sampler"])
     return "-".join([sample.solver, *_kind(sample)])
@@ -105,20 +119,39 @@ def _kind(sample: Sample) -> list[str]:
     """A part for each other key that differs from the plainest sampler."""
     # The grid
     parts = [] if sample.adaptive else _grid(sample)
+    # What is chosen after the training has no values yet
+    chosen = sample.selected
     # Guidance
-    if sample.guidance != 1:
+    if chosen and sample.guide is not None:
+        parts.append(f"by-{_guide(sample.guide)}")
+    elif sample.guidance != 1 and not chosen:
         parts.append(f"g{sample.guidance:g}")
         if sample.guidance_interval != (0, 1):
             parts.append("from{:g}to{:g}".format(*sample.guidance_interval))
         if sample.guide is not None:
-            stem = re.sub(r"[^A-Za-z0-9_.]", "_", Path(sample.guide).stem)
-            parts.append(f"by-{stem}-{sha256_json(sample.guide)[:6]}")
+            parts.append(f"by-{_guide(sample.guide)}")
     # Classes and average
     if sample.classes != "balanced":
         parts.append(_classes(sample))
-    if sample.ema_halflife_images is not None:
-        parts.append(f"ema{sample.ema_halflife_images}")
-    return parts
+    for average in (sample.ema_halflife_images, sample.ema_width):
+        if average is not None and not chosen:
+            parts.append(f"ema{average}")
+    if sample.ema_images is not None:
+        parts.append(f"at{sample.ema_images}")
+    return [*parts, "select"] if chosen else parts
+
+
+def _guide(guide: Guide | str) -> str:
+    """The name of a guide's file, or of its experiment and length, and a hash of all it says."""
+    if isinstance(guide, str):
+        return f"{re.sub(r'[^A-Za-z0-9_.]', '_', Path(guide).stem)}-{sha256_json(guide)[:6]}"
+    value = guide.model_dump(exclude_none=True)
+    return f"{guide_name(guide).replace('-', '_')}-{sha256_json(value)[:6]}"
+
+
+def guide_name(guide: Guide) -> str:
+    """The experiment that guides, with its length if it has one of its own: edm2_xs-134217728."""
+    return guide.experiment if guide.images is None else f"{guide.experiment}-{guide.images}"
 
 
 def _grid(sample: Sample) -> list[str]:

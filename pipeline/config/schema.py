@@ -8,8 +8,11 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from pipeline.config.guide_key import Guide
 from pipeline.config.image_sets import Layout, Source
+from pipeline.config.machine_keys import Launch, Runtime
 from pipeline.config.model_keys import Model
+from pipeline.config.select_keys import Select
 from pipeline.config.types import (
     Beta,
     Fraction,
@@ -19,11 +22,12 @@ from pipeline.config.types import (
     Precision,
     Section,
     Seed,
+    Width,
 )
 
 # How an image becomes a small square: rows of images/recipes.py. The fast ones decode JPEGs at a
 # fraction of their size: other pixels, so another name.
-Recipe = Literal["box", "adm", "edm", "box-fast", "adm-fast", "edm-fast"]
+Recipe = Literal["box", "adm", "edm", "as_is", "box-fast", "adm-fast", "edm-fast"]
 
 
 class Data(Section):
@@ -56,6 +60,7 @@ class Train(Section):
     times: Literal["uniform", "logit_normal", "edm_skew"]
     time_mean: float | None  # of logit t or ln sigma; None: the published one
     time_std: Positive | None
+    weighting: Literal["velocity", "denoising"]  # what the mean of squared errors is of
     # Noise and images
     coupling: Literal["independent", "optimal_transport"]
     coupling_images: PositiveInt  # consecutive images among which noise is reassigned
@@ -72,28 +77,59 @@ class Train(Section):
     # Regularisation
     label_dropout: Fraction
     flip: bool
+    # Averages of the weights
+    ema: Literal["halflife", "power"]  # their profile over the training
     # half-life of each average, images; 0: the weights themselves
     ema_halflife_images: Annotated[tuple[NotNegative, ...], Field(min_length=1)]
     ema_rampup: Fraction  # half-life is at most this share of the images seen
+    ema_widths: Annotated[tuple[Width, ...], Field(min_length=2)]  # of those of power profile …
+    ema_snapshot_images: PositiveInt  # … which are stored after each multiple of this …
+    ema_snapshot_precision: Literal["fp16", "fp32"]  # … in this precision
     # Reproducibility
     precision: Precision
     seed: Seed
 
     @property
+    def num_average_copies(self) -> int:
+        """Float32 copies of the weights that averages are, with a remainder unless it is plain."""
+        if self.ema == "power":
+            return 2 * len(self.ema_widths)
+        return sum(2 if halflife > 0 else 1 for halflife in self.ema_halflife_images)
+
+    @property
     def num_copies(self) -> int:
-        """Float32 copies of the weights in a checkpoint: the weights, AdamW's two moments, the
-        averages, and a remainder of each with a half-life.
+        """Float32 copies in a checkpoint: the weights, AdamW's two moments, and the averages."""
+        return 3 + self.num_average_copies
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """Bytes of a parameter in all stored averages together; 0 if none are stored."""
+        size = {"fp16": 2, "fp32": 4}[self.ema_snapshot_precision]
+        num_stored = len(self.stored_images(self.last_images)) * len(self.ema_widths)
+        return num_stored * size if self.ema == "power" else 0
+
+    @property
+    def last_images(self) -> int:
+        """Images seen at the end, a multiple of the batch."""
+        return -(-self.images // self.batch) * self.batch
+
+    def stored_images(self, end: int) -> list[int]:
+        """Images seen when averages are stored, in a training up to `end`: after the first step at
+        or beyond each multiple of ema_snapshot_images, and at the end.
         """
-        return 3 + len(self.ema_halflife_images) + sum(h > 0 for h in self.ema_halflife_images)
+        batch = self.batch
+        every = max(batch, self.ema_snapshot_images)  # no more often than after each step
+        steps = {-(-multiple // batch) for multiple in range(every, end + 1, every)}
+        return sorted({step * batch for step in steps if step * batch <= end} | {end})
 
     @field_validator("ema_halflife_images", mode="before")
     @classmethod
     def _one_number_is_a_list(cls, value: Any) -> Any:
         return [value] if type(value) in (int, float, str) else value
 
-    @field_validator("ema_halflife_images")
+    @field_validator("ema_halflife_images", "ema_widths")
     @classmethod
-    def _no_halflife_twice(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+    def _no_average_twice(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if len(set(value)) < len(value):
             raise ValueError("expected no number twice")
         return value
@@ -116,19 +152,24 @@ class Sample(Section):
     num: PositiveInt
     # The solver
     solver: Literal[FixedGridSolver, AdaptiveSolver]
-    steps: PositiveInt  # of the grids uniform and edm
-    grid: Literal["uniform", "edm"] | tuple[Fraction, ...]  # times; not of adaptive solvers
+    steps: PositiveInt  # of the named grids
+    # Times, or a name for them; not of adaptive solvers
+    grid: Literal["uniform", "edm", "sigma"] | tuple[Fraction, ...]
     rtol: Positive  # of adaptive solvers
     atol: Positive
     # Guidance
     guidance: Annotated[float, Field(ge=0)]  # 1: the conditional velocity alone
     guidance_interval: tuple[Fraction, Fraction]  # times between which it is guided
-    guide: str | None  # weights file that guides; None: the network itself without the class
+    # Weights that guide, or the experiment that trains them; None: the network without the class
+    guide: Guide | str | None
     # Classes and seeds
     classes: Literal["balanced", "histogram"] | tuple[int | str, ...]  # a list: numbers, names
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     ema_halflife_images: NotNegative | None  # which average of the weights; None: the first
+    ema_width: Width | None  # width of an average of power profile; None: the first
+    ema_images: PositiveInt | None  # seen when it was taken; None: at the end
     precision: Precision
+    selected: bool  # whether `select` chooses what it searches
     runs: tuple[dict[str, Any], ...]  # keys laid over those above, a sampler each; (): one sampler
 
     @field_validator("grid")
@@ -137,7 +178,15 @@ class Sample(Section):
         if isinstance(value, str):
             return value
         if len(value) < 2 or value[-1] != 1 or any(a >= b for a, b in pairwise(value)):
-            raise ValueError("expected uniform, edm, or increasing times that end at 1")
+            raise ValueError("expected uniform, edm, sigma, or increasing times that end at 1")
+        return value
+
+    @field_validator("guide", mode="before")
+    @classmethod
+    def _guide_is_a_file_or_an_experiment(cls, value: Any) -> Any:
+        is_named = isinstance(value, dict) and isinstance(value.get("experiment"), str)
+        if not (value is None or is_named or isinstance(value, str | Guide)):
+            raise ValueError("expected a file of weights, {experiment: NAME, ...}, or null")
         return value
 
     @field_validator("classes", mode="before")
@@ -167,6 +216,16 @@ class Sample(Section):
     def adaptive(self) -> bool:
         """Whether the solver chooses its own steps by tolerances, instead of following a grid."""
         return self.solver in get_args(AdaptiveSolver)
+
+    @property
+    def may_guide(self) -> bool:
+        """Whether it is guided, or may turn out to be, by the choice of `select`."""
+        return self.guidance != 1 or self.selected
+
+    @property
+    def along_sigma(self) -> bool:
+        """Whether the steps are straight in the noise level sigma, instead of the time."""
+        return self.grid == "sigma" and not self.adaptive
 
     @property
     def guidance_edges(self) -> tuple[float, ...]:
@@ -210,70 +269,14 @@ class Evaluate(Section):
     prc_neighbourhood: PositiveInt
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     weights: str | None  # file of the extractor's weights; None: look for them
+    # Over the training: see pipeline/milestones.py
+    milestones: bool
+    milestone_num: Annotated[int, Field(ge=2)]  # images of each
 
 
 class Report(Section):
     grid_classes: PositiveInt
     grid_columns: PositiveInt
-
-
-class Gpus(Section):
-    train: PositiveInt
-    sample: PositiveInt
-    reference: PositiveInt
-    evaluate: PositiveInt
-
-
-class Runtime(Section):
-    # The machine's share
-    gpus: Gpus
-    workers: PositiveInt
-    start_method: Literal["spawn", "forkserver", "fork"]
-    data_on_device: Literal["auto"] | bool
-    # Execution
-    device: Literal["auto", "cpu", "cuda"]
-    compile: Literal["auto"] | bool
-    strategy: Literal["ddp", "fsdp2"]
-    # Batches that fit
-    micro_batch: Literal["auto"] | PositiveInt
-    sample_batch: PositiveInt
-    feature_batch: PositiveInt
-    # Checkpoints
-    checkpoint_images: PositiveInt
-    checkpoint_minutes: Positive
-    keep_checkpoints: PositiveInt
-    milestone_images: PositiveInt | None
-    # Messages
-    log_images: PositiveInt
-    progress_seconds: Annotated[float, Field(ge=0)]
-
-
-class Slurm(Section):
-    # The queue
-    partition: str | None
-    account: str | None
-    constraint: str | None
-    # Limits of the job
-    minutes: PositiveInt
-    memory_gb: Positive | None
-    signal_seconds: PositiveInt  # before the limit
-
-
-class Launch(Section):
-    # How ranks start
-    launcher: Literal["standalone", "torchrun", "submitit_local", "submitit_slurm", "none"]
-    # Where nodes meet
-    nnodes: PositiveInt
-    rdzv_endpoint: str | None  # host:port of the first node
-    rdzv_id: str | None  # what the nodes of one job have in common; None: made of its keys
-    join_seconds: PositiveInt  # how long nodes wait for each other
-    # Network and folders
-    interface: str | None  # of the network between the nodes; None: the one that leads there
-    folder: str  # of submitit's jobs
-    slurm: Slurm
-    # Restarts and threads
-    max_restarts: NotNegative
-    threads: Literal["auto"] | PositiveInt
 
 
 class Config(Section):
@@ -286,6 +289,7 @@ class Config(Section):
     model: Model
     train: Train
     sample: Sample
+    select: Select | None  # None: nothing is chosen after the training
     evaluate: Evaluate
     report: Report
     # How it runs

@@ -22,7 +22,9 @@ def stage_keys(config: Config, stage: str) -> dict[str, Any]:
     result: dict[str, Any] = {}
     assert config.data.source != "auto" or "data.source" not in STAGE_KEYS[stage]
     for key in STAGE_KEYS[stage]:
-        result = merge(result, nested(key, lookup(tree, key)))
+        section, _, name = key.partition(".")
+        if not name or name in tree[section]:  # else left out: see older_form
+            result = merge(result, nested(key, lookup(tree, key)))
     return result
 
 
@@ -54,18 +56,35 @@ def yaml_word(value: Any) -> str:
 # The keys that each stage reads, which are all that can make it run again. Places
 # (data.dir, ...), runtime and launch are in none of them. A file that evaluate.weights names is an
 # input of the rule extractor; of one that train.start names, the hash is among the keys.
+UNSELECTED = ("num", "seeds", "runs", "selected")
 DATA_KEYS = ("data.source", "data.resolution", "data.recipe", "downsample.fast")
+MILESTONES = ("milestones", "milestone_num")
+SAMPLED = tuple(key for key in Sample.model_fields if key not in ("seeds", "runs"))
+SCORED = tuple(key for key in Evaluate.model_fields if key not in ("weights", *MILESTONES))
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "downsample": (*DATA_KEYS, "data.expected_images", "data.expected_classes", "downsample"),
     "train": (*DATA_KEYS, "model", "train"),
     # the keys of one set of samples: not the list of seeds, nor the other samplers
     "sample": (
         *DATA_KEYS,
-        *(f"sample.{k}" for k in Sample.model_fields if k not in ("seeds", "runs")),
+        *(f"sample.{k}" for k in SAMPLED),
+    ),
+    # the sampler that is searched: its number of images is another
+    "select": (
+        *DATA_KEYS,
+        "select",
+        *(f"sample.{k}" for k in Sample.model_fields if k not in UNSELECTED),
+        "evaluate.extractor",
     ),
     "extractor": ("evaluate.extractor",),
     "reference": (*DATA_KEYS, "evaluate.extractor"),
-    "evaluate": (*DATA_KEYS, *(f"evaluate.{k}" for k in Evaluate.model_fields if k != "weights")),
+    "evaluate": (*DATA_KEYS, *(f"evaluate.{k}" for k in SCORED)),
+    # the keys of one sampler, whatever its number of images and its moment of the training
+    "milestones": (
+        *DATA_KEYS,
+        *(f"sample.{k}" for k in SAMPLED if k not in (*UNSELECTED, "ema_images")),
+        *(f"evaluate.{k}" for k in ("extractor", *MILESTONES)),
+    ),
     "report": (*DATA_KEYS, "report"),
 }
 # Keys of runtime in which machines of one job may differ.

@@ -106,6 +106,7 @@ class Sizes(JsonObject):
     largest: list[int]
     most_frequent: list[int]
     share: float  # of the images that have it
+    short_side: int | None = None  # the longest of all images' short sides; None in old files
 
 
 class Listing(JsonObject):
@@ -136,6 +137,7 @@ class Manifest(Record):
     left_out: list[LeftOut]
     # Sizes and versions
     sizes: Sizes | None = None  # None in old files
+    resized: bool = False  # seems a copy, not the originals: small images, or all of one size
     order: str | None = None  # of the axes that are filtered; None: columns first in tall images
     versions: dict[str, str]  # of everything that may change a pixel
 

@@ -186,7 +186,8 @@ def draw_brackets(axis: Axes, lines: Mapping[str, Sequence[Bracket]]) -> None:
     # axes
     scale_distances(axis, means)
     axis.margins(x=0.08)
-    axis.set_yticks(range(len(lines)), list(lines))
+    names = [textwrap.fill(name.replace("-", "- "), 32).replace("- ", "-") for name in lines]
+    axis.set_yticks(range(len(lines)), names)
     axis.set_ylim(len(lines) - 0.4, -0.6)
     axis.spines[["left", "right", "top"]].set_visible(False)
     axis.tick_params(axis="y", length=0)

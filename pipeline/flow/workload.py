@@ -15,6 +15,7 @@ from pipeline.data.pack import DataAbout, Pack, check_arrays
 from pipeline.data.reader import Mapped, Reader, moved, open_reader, rows_at
 from pipeline.flow import coupling, probability_path
 from pipeline.flow.times import sample_times
+from pipeline.flow.weighting import denoising_loss
 from pipeline.networks import families
 
 # Images of 64 x 64 px that one forward and backward pass takes at most if runtime.micro_batch is
@@ -89,12 +90,21 @@ class FlowMatching:
         return draw(self.reader, self.config, positions)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean squared error of the velocity at x_t (Lipman et al. 2023): a float32 scalar."""
+        """Squared error of the velocity at x_t by train.weighting, its mean: a float32 scalar."""
+        # State on the path
         layout = execution.memory_format(batch.x0.device)
         x_t = probability_path.interpolate(batch.x0, batch.x1, batch.t)
-        x_t = x_t.contiguous(memory_format=layout)
-        velocity = model(x_t, batch.t, batch.labels, batch.keys)
-        return probability_path.loss(velocity, batch.x0, batch.x1)
+        inputs = x_t.contiguous(memory_format=layout), batch.t, batch.labels, batch.keys
+        if self.config.train.weighting == "velocity":
+            return probability_path.loss(model(*inputs), batch.x0, batch.x1)
+
+        # As errors of a denoiser
+        keys, uncertainty = self.config.model, None
+        if families.family(keys).learns_uncertainty:
+            velocity, uncertainty = model(*inputs, True)
+        else:
+            velocity = model(*inputs)
+        return denoising_loss(velocity, batch.x0, batch.x1, batch.t, keys.sigma_data, uncertainty)
 
     def zeros(self, num: int, device: torch.device) -> Batch:
         """A batch of `num` black images without noise."""

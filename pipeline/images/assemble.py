@@ -27,6 +27,7 @@ from pipeline.images.sources.base import Source
 from pipeline.images.spool import Spool
 
 CHUNK = 4096  # rows copied at a time
+SMALL = 256  # px; the short side of the usual copies of ImageNet
 
 
 @dataclass
@@ -76,7 +77,8 @@ def assemble(spool: Spool, source: Source, config: Config) -> Manifest:
         ignored=source.ignored.num,
         ignored_images=source.ignored.num_images,
         left_out=images.left_out,
-        sizes=sizes_of(images.sizes),
+        sizes=(sizes := sizes_of(images.sizes)),
+        resized=seems_resized(source, sizes, len(labels)),
         order=ORDER,
         versions=versions(),
     )
@@ -111,10 +113,26 @@ def sizes_of(counts: Counter[str]) -> Sizes | None:
 
     # The most frequent
     frequent = max(sizes, key=lambda size: (counts[size], sizes[size]))
-    share = counts[frequent] / counts.total()
     return Sizes(
-        smallest=by_area[0], largest=by_area[-1], most_frequent=sizes[frequent], share=share
+        smallest=by_area[0],
+        largest=by_area[-1],
+        most_frequent=sizes[frequent],
+        share=counts[frequent] / counts.total(),
+        short_side=max(map(min, by_area)),
     )
+
+
+def seems_resized(source: Source, sizes: Sizes | None, num_images: int) -> bool:
+    """Whether another program seems to have resized the images before.
+
+    They are all of one size, or at most SMALL px on their short sides, as originals of photographs
+    are not. False for sets that this project draws or that are known to be small.
+    """
+    known = source.listing is None or source.made is not None or source.kind == "cifar"
+    if known or sizes is None or num_images < 2:
+        return False
+    assert sizes.short_side is not None
+    return sizes.share == 1 or sizes.short_side <= SMALL
 
 
 def encoded(name: str) -> bytes:

@@ -16,8 +16,9 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from pipeline.base.errors import UserError
 from pipeline.images.formats import FORMATS, JPEG_SUFFIXES, value_problem
-from pipeline.images.recipes import MAX_PIXELS, RECIPES, shrink, shrink_halved
+from pipeline.images.recipes import MAX_PIXELS, RECIPES, WrongSize, shrink, shrink_halved
 
 EXIF_ORIENTATION = 0x0112
 TRAITS = ("grey", "cmyk", "exif_rotated", "misnamed", "alpha")  # counted in the manifest
@@ -177,7 +178,7 @@ def decode(data: bytes | np.ndarray, name: str, recipe: str, resolution: int) ->
 
     Damaged ones, decompression bombs and those whose values are not 0 to 255 come back as a
     problem. By the fast recipes, large JPEGs are shrunk in part while they are decoded, which
-    changes the pixels a little.
+    changes the pixels a little. Raises UserError for an image of another size by the recipe as_is.
     """
     try:
         # pixels that need no decoder
@@ -195,6 +196,11 @@ def decode(data: bytes | np.ndarray, name: str, recipe: str, resolution: int) ->
             traits = traits_of(opened, name)
             pixels = shrink_file(opened, data, recipe, resolution)
             return Decoded(pixels, traits, size=opened.size)
+    except WrongSize as error:  # of a whole image, so that it is not left out
+        raise UserError(
+            f"{name} {error}: data.recipe=as_is takes images of data.resolution alone, so set "
+            "data.resolution to their size, or choose a recipe that resizes them"
+        ) from error
     except UnidentifiedImageError:  # its message holds an address in memory
         return Decoded(None, problem="no image of a known format")
     except Exception as error:  # Pillow raises many kinds for damaged files

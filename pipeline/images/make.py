@@ -11,10 +11,11 @@ from pathlib import Path
 from pipeline.base.errors import UserError
 from pipeline.base.locks import locked, wait_until_free
 from pipeline.base.progress import Progress
+from pipeline.config.image_sets import CLASSLESS, NO_CLASS
 from pipeline.config.schema import Config
-from pipeline.data.pack import Manifest
+from pipeline.data.pack import Manifest, Sizes
 from pipeline.images import workers
-from pipeline.images.assemble import assemble, move_into_place
+from pipeline.images.assemble import SMALL, assemble, move_into_place
 from pipeline.images.checks import (
     check_expected,
     check_ignored,
@@ -24,7 +25,7 @@ from pipeline.images.checks import (
 )
 from pipeline.images.decode import versions
 from pipeline.images.resample import ORDER
-from pipeline.images.sources.base import Item, Source, Span, Stretch
+from pipeline.images.sources.base import Item, Member, Source, Span, Stretch
 from pipeline.images.sources.opening import open_source
 from pipeline.images.spool import Spool
 from pipeline.images.walk import listed
@@ -92,13 +93,26 @@ def notes_on(manifest: Manifest, source: Source) -> Iterator[str]:
             "lay them over a background first if that is not wanted"
         )
     # Resized originals
-    sizes, known = manifest.sizes, source.made is not None or source.kind == "cifar"
-    if sizes and sizes.share == 1 and manifest.num_images > 1 and not known:
-        width, height = sizes.largest
+    if manifest.resized and manifest.sizes:
         yield (
-            f"all images of {source.place} are of {width} x {height} px: if they are photographs, "
-            "these are not the originals, and another program has resized them"
+            f"all images of {source.place} are {size_words(manifest.sizes)}: if they are "
+            "photographs, these are not the originals, and another program has resized them"
         )
+    # Classes
+    if manifest.classes == [NO_CLASS]:
+        yield f"the images of {source.place} have no classes: {CLASSLESS}"
+    elif source.kind == "adm":
+        yield (
+            f"the {len(manifest.classes)} classes are what stands before the first _ of the "
+            "images' names, as ADM has it: if that is wrong, set data.layout=flat (no classes)"
+        )
+
+
+def size_words(sizes: Sizes) -> str:
+    """The sizes of resized images in words."""
+    width, height = sizes.largest
+    is_one = sizes.share == 1
+    return f"of {width} x {height} px" if is_one else f"at most {SMALL} px on their short side"
 
 
 def spool_header(config: Config, source: Source) -> dict[str, object]:
@@ -180,8 +194,9 @@ def check_there(unreadable: list[Item]) -> None:
     """
     # Each folder or archive
     for where in (item.where for item in unreadable):
-        if isinstance(where, Span):
-            holder = Path(where.path).parent if where.size < 0 else Path(where.path)
+        if isinstance(where, Span | Member):
+            is_file = isinstance(where, Span) and where.size < 0
+            holder = Path(where.path).parent if is_file else Path(where.path)
             if not holder.exists():
                 raise UserError(
                     f"{holder} has vanished: bring it back and run the same command again, "

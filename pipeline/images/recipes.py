@@ -58,6 +58,18 @@ def edm(image: np.ndarray, resolution: int) -> np.ndarray:
     return resample(centre(image, side, side), resolution, resolution, LANCZOS)
 
 
+class WrongSize(ValueError):
+    """An image that as_is cannot take; the message says its size."""
+
+
+def as_is(image: np.ndarray, resolution: int) -> np.ndarray:
+    """The image itself, which another program has made; raises WrongSize if it has another size."""
+    height, width = image.shape[:2]
+    if (width, height) != (resolution, resolution):
+        raise WrongSize(f"is of {width} x {height} px, not of {resolution} x {resolution} px")
+    return image
+
+
 # --- after a JPEG decoder has halved both sides -------------------------------------------------
 
 Size = tuple[int, int]  # width and height, px
@@ -102,6 +114,7 @@ RECIPES = {
     "box": Recipe(box),
     "adm": Recipe(adm),
     "edm": Recipe(edm),
+    "as_is": Recipe(as_is),
     "box-fast": Recipe(box, box_halved),
     "adm-fast": Recipe(adm, adm_halved),
     "edm-fast": Recipe(edm, edm_halved),
@@ -111,7 +124,7 @@ RECIPES = {
 def shrink(image: np.ndarray, recipe: str, resolution: int) -> np.ndarray:
     """Pixels (H, W, 3) uint8 -> (resolution, resolution, 3) uint8, by one of RECIPES.
 
-    Raises DecompressionBombError (adm).
+    Raises DecompressionBombError (adm) and WrongSize (as_is).
     """
     return np.ascontiguousarray(RECIPES[recipe].exact(image, resolution))
 

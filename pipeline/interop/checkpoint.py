@@ -34,6 +34,7 @@ class Peer(NamedTuple):
     args: Mapping[str, Any]
     age: Mapping[str, int | None]  # epoch or step, by that name; None: not known
     label_dropout: float | None = None  # rate; None: not known, with the label "no class"
+    stored: str = "float32"  # dtype of the tensors in the file
 
 
 def load(path: Path) -> Any:

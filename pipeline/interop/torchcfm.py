@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pipeline.base.errors import UserError
-from pipeline.config.model_keys import Model
+from pipeline.config.model_keys import UNetKeys
 from pipeline.interop.checkpoint import Peer, State, read_state
 
 TRAINER = "atong01/conditional-flow-matching, examples/images/cifar10"
@@ -55,7 +55,7 @@ def read_peer(path: Path, checkpoint: Mapping[str, Any], weights: str | None) ->
     return Peer(path, TRAINER, state, kind, {}, age, dropout)
 
 
-def sorted_by_kind(state: Mapping[str, Tensor], model: Model) -> State:
+def sorted_by_kind(state: Mapping[str, Tensor], model: UNetKeys) -> State:
     """`state` by our names, with all queries first, then keys, then values."""
     # As many heads as the keys say
     ours = dict(state)

@@ -15,8 +15,12 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import sha256_json
 from pipeline.base.processes import LAUNCHED, STOP_SIGNALS
 from pipeline.compute import gpus
-from pipeline.config.schema import Launch
+from pipeline.config.machine_keys import Launch
 
+# Rounds that OpenMP's threads spin while they wait for each other, before they sleep; by itself it
+# takes 300,000. If other programs use the cores too, a spinning thread keeps the one that it waits
+# for from its core, and a job takes several times as long; with free cores it takes a bit longer.
+WAITING = {"GOMP_SPINCOUNT": "3000"}
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 # Seconds between a signal to stop and a kill: steps save a checkpoint, however long that takes;
 # what others do is unknown.
@@ -169,6 +173,7 @@ def rank_environment(
     share = max(1, min(threads, gpus.cpu_cores()) // count)
     chosen = str(share if launch.threads == "auto" else launch.threads)
     result = dict.fromkeys(THREADS, chosen)
+    result |= {name: os.environ.get(name, value) for name, value in WAITING.items()}
     # Ranks that start again must not find the addresses of the dead in the agent's store.
     result["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     result["CUDA_DEVICE_ORDER"] = os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")

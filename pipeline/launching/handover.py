@@ -10,6 +10,7 @@ from pipeline.config.load import load_step
 from pipeline.config.words import parse_overrides
 from pipeline.launching import slurm
 from pipeline.launching.launchers import launcher
+from pipeline.steps import BY_MODULE
 
 
 def hand_over(module: str, argv: Sequence[str], words: Sequence[str]) -> None:
@@ -36,7 +37,7 @@ def hand_over(module: str, argv: Sequence[str], words: Sequence[str]) -> None:
         return
 
     # No more than visible
-    num_gpus = int(getattr(config.runtime.gpus, module.rpartition(".")[2]))
+    num_gpus = int(getattr(config.runtime.gpus, BY_MODULE[module].gpus))
     if named.leases_gpus:
         nodes = slurm.num_nodes() if named.is_started_by_srun(config.launch) else 1
         num_gpus = min(num_gpus, nodes * gpus.default_processes())

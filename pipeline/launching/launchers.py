@@ -14,8 +14,8 @@ from typing import Literal
 
 from pipeline.base.errors import UserError
 from pipeline.compute import gpus
-from pipeline.config.schema import Launch
-from pipeline.launching import commands, slurm
+from pipeline.config.machine_keys import Launch
+from pipeline.launching import commands, console, slurm
 from pipeline.launching.leases import Lease
 from pipeline.launching.running import Registered
 from pipeline.launching.supervise import supervise
@@ -67,9 +67,10 @@ class Launcher:
         ids = lease.ids if lease else None
         variables = commands.environment(ids, job.threads, job.num_ranks, job.launch)
         words = commands.command(job.module, job.num_ranks, job.launch, job.is_step)
-        show(words[: -len(job.module)] + job.module[:2], variables)
+        line = command_line(words[: -len(job.module)] + job.module[:2], variables)
         descriptors, alive = lease.descriptors if lease else (), job.registered.touch
-        return supervise(words, os.environ | variables, job.log, descriptors, alive)
+        environment = os.environ | variables
+        return supervise(words, environment, job.log, descriptors, alive, command=line)
 
 
 class SingleProcess(Launcher):
@@ -174,7 +175,8 @@ def submit_job(
             f"launch.folder={job.launch.folder} cannot be written to ({error.strerror}): "
             "name another folder"
         ) from error
-    show(["submitit", job.launch.launcher, *job.module[:2]], variables)
+    line = command_line(["submitit", job.launch.launcher, *job.module[:2]], variables)
+    console.opened().show_command(line.encode())
 
     # Shares of each rank
     threads = max(1, job.threads // job.num_ranks)
@@ -186,8 +188,8 @@ def submit_job(
     return submit.submit(task, executor, folder, job.registered)
 
 
-def show(words: Sequence[str], variables: dict[str, str]) -> None:
-    """Print in one line what is started, and the environment variables that decide how."""
+def command_line(words: Sequence[str], variables: dict[str, str]) -> str:
+    """A line that tells what is started, and the environment variables that decide how."""
     names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
     settings = " ".join(f"{name}={variables[name]}" for name in names if name in variables)
-    print(f"$ {shlex.join(words)} …  ({settings})", flush=True)
+    return f"$ {shlex.join(words)} …  ({settings})\n"

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 
 from pipeline.base.errors import UserError
-from pipeline.config.schema import Launch
-from pipeline.launching.supervise import show
+from pipeline.config.machine_keys import Launch
+from pipeline.launching.console import write
 
 # A step's port follows from its number and its job's; Linux hands out those from 32768 on.
 FIRST_PORT, PORTS, STEPS = 12000, 20000, 16
@@ -173,7 +173,7 @@ def wait_for_end(parents: Sequence[psutil.Process], ended: threading.Event) -> N
         if ended.wait(1):
             return
     os.kill(os.getpid(), signal.SIGTERM)
-    show(b"what started this in its Slurm job is gone: it saves and leaves\n")
+    write(b"what started this in its Slurm job is gone: it saves and leaves\n")
 
 
 def is_alive(process: psutil.Process) -> bool:

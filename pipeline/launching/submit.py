@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 import submitit
 from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
+from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
 from pipeline.base.errors import EXIT_RESUMABLE
 from pipeline.base.processes import (
@@ -33,17 +34,41 @@ from pipeline.base.processes import (
     exit_status,
     handle_stop_signals,
 )
-from pipeline.config.schema import Launch
-from pipeline.launching import slurm
+from pipeline.config.machine_keys import Launch
+from pipeline.launching import console, slurm
 from pipeline.launching.leases import held_by_rank
 from pipeline.launching.running import Registered
-from pipeline.launching.supervise import show
 
 # How jobs are watched
 STOP = signal.SIGUSR1  # tells the tasks of a Slurm job to save and end
 POLL = 0.5  # seconds between two looks at a job
 SIGN, HURRY = 100, 10  # looks between two signs of life and questions to Slurm; once told to stop
+CONFIRM = 2.0  # seconds between two questions whether a job is over
 UNLIMITED = 60 * 24 * 30  # minutes, for the local executor
+# sacct's "job state codes" of which no job comes back
+OVER: tuple[str, ...] = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL")
+OVER += ("OUT_OF_MEMORY", "REVOKED", "TIMEOUT")
+
+
+class Watcher(SlurmInfoWatcher):
+    """Slurm's answers: a job is over if Slurm says so twice, by a state that is a last one.
+
+    submitit takes each state that it does not know for the end, as SUSPENDED, or SIGNALING while
+    Slurm warns a job before its time limit; and a job that Slurm queues again may have a last state
+    for a moment, as NODE_FAIL.
+    """
+
+    def is_done(self, job_id: str, mode: str = "standard") -> bool:
+        """Whether the job is over; `mode`: cache, standard or force, how hard to ask."""
+        if mode == "cache":  # what submitit takes for done it never asks about again
+            return False
+        if not self._is_over(job_id, mode):
+            return False
+        time.sleep(CONFIRM)
+        return self._is_over(job_id, "force")
+
+    def _is_over(self, job_id: str, mode: str) -> bool:
+        return self.get_state(job_id, mode=mode).upper().startswith(OVER)  # "CANCELLED by 1000" too
 
 
 class Task:
@@ -137,6 +162,7 @@ def executor(
     )
     # Only on Slurm
     if slurm:
+        SlurmJob.watcher = Watcher(delay_s=600)  # seconds between questions that are not forced
         submitter.update_parameters(**slurm_parameters(launch))
     return submitter
 
@@ -196,7 +222,8 @@ def submit(
     try:
         status = max(exit_status(int(result)) for result in job.results())
     except (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError) as error:
-        print(f"error: job {job.job_id} ended without a result: {str(error).splitlines()[0]}")
+        reason = " ".join(str(error).splitlines()[:2])  # the second line holds the job's state
+        print(f"error: job {job.job_id} ended without a result: {reason}")
         status = 1
     if signals and status != 0:
         return EXIT_RESUMABLE
@@ -228,8 +255,10 @@ def follow(job: Any, alive: Callable[[], None], signals: Sequence[int]) -> None:
     # Until nothing is new
     num_bytes = 0
     done = False
+    screen = console.opened()
     for look in itertools.count():
         if done:
+            screen.close()
             return
         time.sleep(POLL)
         # Signs of life
@@ -243,4 +272,4 @@ def follow(job: Any, alive: Callable[[], None], signals: Sequence[int]) -> None:
                 stream.seek(num_bytes)
                 chunk = stream.read()
             num_bytes += len(chunk)
-            show(chunk)
+            screen.show(chunk)

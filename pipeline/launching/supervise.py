@@ -25,6 +25,7 @@ from pipeline.base.processes import (
     exit_status,
     handle_stop_signals,
 )
+from pipeline.launching import console
 
 
 def supervise(
@@ -34,16 +35,21 @@ def supervise(
     descriptors: tuple[int, ...] = (),
     alive: Callable[[], None] = lambda: None,
     stop_with: signal.Signals | None = None,
+    command: str = "",
 ) -> int:
     """Run a command; returns its exit status, or 75 if a signal stopped it.
 
     The first of STOP_SIGNALS is passed on as SIGTERM, so that the ranks save and leave; a second
     one kills. The command inherits `descriptors`, which stay open as long as it lives. `alive` is
     called whenever it prints. `stop_with`: the signal that the command wants instead of SIGTERM.
+    `command`: the first line of the log, which tells what runs.
     """
     # In a separate session
     become_subreaper()
-    stream = opened(log) if log else None
+    screen, stream = console.opened(), opened(log) if log else None
+    screen.show_command(command.encode())
+    if stream:
+        stream.write(command.encode())
     child = subprocess.Popen(
         words,
         env=environment,
@@ -68,11 +74,12 @@ def supervise(
     handle_stop_signals(forward)
     assert child.stdout is not None
     # Output until the end
-    copying = threading.Thread(target=relay, args=(child.stdout, stream, alive))
+    copying = threading.Thread(target=relay, args=(child.stdout, stream, alive, screen))
     copying.start()
     status = child.wait()
     end_descendants()  # they hold the other end of what is copied
     copying.join()
+    screen.close()
 
     # Its status in our terms
     if signals and status != 0:
@@ -89,8 +96,10 @@ def opened(log: Path) -> IO[bytes]:
     return log.open("wb")
 
 
-def relay(source: IO[bytes], log: IO[bytes] | None, alive: Callable[[], None]) -> None:
-    """Copy what the job prints to our stdout and the log until all of it has closed its end.
+def relay(
+    source: IO[bytes], log: IO[bytes] | None, alive: Callable[[], None], screen: console.Whole
+) -> None:
+    """Copy what the job prints to the screen and the log until all of it has closed its end.
 
     All of it is read even if neither can be written: ranks would else wait for ever in a print.
     """
@@ -101,18 +110,7 @@ def relay(source: IO[bytes], log: IO[bytes] | None, alive: Callable[[], None]) -
                 log.write(chunk)
                 log.flush()
         except OSError as error:
-            show(f"the log is not written any more: {error.strerror}\n".encode())
+            screen.show(f"the log is not written any more: {error.strerror}\n".encode())
             log = None
         alive()
-        show(chunk)
-
-
-def show(chunk: bytes) -> None:
-    """Write to stdout; if that fails, the rest of the output is dropped."""
-    try:
-        sys.stdout.buffer.write(chunk)
-        sys.stdout.buffer.flush()
-    except OSError:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
+        screen.show(chunk)

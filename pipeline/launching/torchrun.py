@@ -14,6 +14,7 @@ import logging
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
@@ -156,7 +157,8 @@ def quiet_main() -> int:
     # Our agent in its place
     api.LocalElasticAgent = Agent  # type: ignore[misc]
     try:
-        main()
+        with TemporaryDirectory(prefix="torchrun-") as folder:  # torch would leave one behind
+            main(["--log-dir", folder, *sys.argv[1:]])
     except ChildFailedError as error:
         return exit_status(int(cause(error.failures)[1].exitcode))
     except SignalException:

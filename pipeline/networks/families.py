@@ -7,10 +7,13 @@ also gets the images' random words for dropout, keys (B,2) int32 (networks/dropo
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from pipeline.config.model_keys import Model
+from pipeline.networks.edm2 import EDM2, Block
+from pipeline.networks.magnitude import normalise_weights
 from pipeline.networks.unet import Attention, Resample, ResBlock, UNet
 
 
@@ -19,12 +22,18 @@ class Family:
     """How a network is built, and which of its modules fsdp2 gathers at a time."""
 
     # Network and its blocks
-    build: Callable[[Model, int], nn.Module]
+    build: Callable[[Any, int], nn.Module]  # of the family's keys and the number of classes
     blocks: tuple[type[nn.Module], ...]
     after_step: Callable[[nn.Module], None] | None = None  # changes the weights after each step
+    # Called as net(x, t, labels, keys, True) it also returns the logarithm u (B,) of the squared
+    # error that it expects of itself (flow/weighting.py)
+    learns_uncertainty: bool = False
 
 
-FAMILIES = {"unet": Family(UNet, (ResBlock, Attention, Resample))}
+FAMILIES = {
+    "unet": Family(UNet, (ResBlock, Attention, Resample)),
+    "edm2": Family(EDM2, (Block,), normalise_weights, learns_uncertainty=True),
+}
 
 
 def family(model: Model) -> Family:

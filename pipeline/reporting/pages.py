@@ -11,6 +11,7 @@ from pipeline.reporting.tables import NAMES, Cell, cell_text, cells
 PAGE = string.Template("""<!DOCTYPE html>
 <html lang="en">
 <head><meta charset="utf-8"><title>$title</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
 body { font: 13px/1.4 system-ui, sans-serif; margin: 1.5em; color: #222; background: #fff }
 h2 { font-size: 1.1em; margin: 1.5em 0 0 }
@@ -25,6 +26,16 @@ button:focus-visible { outline: 2px solid #1f4e79 }
 [aria-sort=descending] button::after { content: " ▼" }
 tbody tr:hover { background: #eef3f8 }
 p { max-width: 70em; overflow-wrap: anywhere }
+.lead { font-size: 1.2em; margin: .5em 0 }
+figure { margin: 1em 0; break-inside: avoid }
+.columns { columns: 34em; column-gap: 1.5em }
+.columns figure { margin: 0 0 1em }
+img { max-width: 100%; height: auto }
+figcaption { color: #555 }
+.grid { display: grid; gap: 1.5em; grid-template-columns: repeat(auto-fill, $column) }
+article { border: 1px solid #ddd; border-radius: 6px; padding: 0 1em .5em; min-width: 0 }
+article h2 { margin: .6em 0 }
+a { color: #1f4e79 }
 </style></head>
 <body>
 <h1>$title</h1>
@@ -46,9 +57,14 @@ for (const button of document.querySelectorAll("th button")) button.onclick = ()
 """)
 
 
+COLUMN = "minmax(min(26em, 100%), 1fr)"  # of a grid: one on a narrow screen
+
+
 def page(title: str, parts: Sequence[str]) -> str:
     """One file of HTML with the `parts`, HTML themselves, below each other."""
-    return PAGE.substitute(title=html.escape(title), body="\n".join(filter(None, parts)))
+    return PAGE.substitute(
+        title=html.escape(title), column=COLUMN, body="\n".join(filter(None, parts))
+    )
 
 
 def paragraphs(lines: Sequence[str]) -> str:
@@ -104,29 +120,25 @@ def accuracies(evaluations: Sequence[Evaluation]) -> dict[str, Sequence[float | 
     }
 
 
-def report_page(
-    title: str,
+def report_parts(
     curve: Sequence[CurveRow],
     evaluations: Sequence[Evaluation],
     classes: Sequence[str],
     counts: Mapping[str, Sequence[int]],
     notes: Sequence[str] = (),
-) -> str:
-    """The page of one run; `classes`: names in label order, `counts`: set -> images of each."""
+) -> list[str]:
+    """The tables of one run; `classes`: names in label order, `counts`: set -> images of each."""
     # rows of the two tables
     rows = score_rows.table_rows(evaluations)
     over = score_rows.seed_rows(score_rows.frechet_rows(rows))
     heading = f"<h2>{score_rows.seeds_title(over)}</h2>\n"
     seeds = html_table(cells(over, tables.SEED_COLUMNS), tables.SEED_COLUMNS)
-    return page(
-        title,
-        [
-            paragraphs([tables.training(curve)]),
-            heading + seeds if over else "",
-            "<h2>Every set of samples</h2>",
-            html_table(cells(rows, tables.COLUMNS), tables.COLUMNS),
-            paragraphs([*notes, *tables.remarks(evaluations)]),
-            class_table("Accuracy of each class", accuracies(evaluations), classes),
-            class_table("Images of each class", counts, classes),
-        ],
-    )
+    return [
+        paragraphs([tables.training(curve)]),
+        heading + seeds if over else "",
+        "<h2>Every set of samples</h2>",
+        html_table(cells(rows, tables.COLUMNS), tables.COLUMNS),
+        paragraphs([*notes, *tables.remarks(evaluations)]),
+        class_table("Accuracy of each class", accuracies(evaluations), classes),
+        class_table("Images of each class", counts, classes),
+    ]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.compute import execution
 from pipeline.config.schema import Sample
 from pipeline.flow import probability_path
-from pipeline.sampling import solvers
+from pipeline.sampling import along_sigma, solvers
 
 
 class Field:
@@ -65,6 +65,8 @@ class Field:
         Raises ArithmeticError if a step of an adaptive solver underflows.
         """
         keys, start, stop = self.sample, float(times[0]), float(times[-1])
+        if keys.along_sigma:
+            return along_sigma.solve(keys.solver, self, x, times)
         if not keys.adaptive or not self.guided:
             return solvers.solve(keys.solver, self, x, times, keys.rtol, keys.atol).x
         inner = [edge for edge in keys.guidance_edges if start < edge < stop]

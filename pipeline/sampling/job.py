@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 from pipeline.base.errors import UserError
 from pipeline.config.load import load_step
-from pipeline.config.paths import out_folder, samples_folder, weights_file
+from pipeline.config.paths import choice_file, out_folder, samples_folder, weights_file
 from pipeline.config.samplers import check_guidance, class_numbers, one_sampler
-from pipeline.config.schema import Config, Sample
+from pipeline.config.schema import Config, Guide, Sample
 from pipeline.config.stages import rank_keys
 from pipeline.data.pack import DataAbout
 from pipeline.images.sources.find import resolve_image_set
+from pipeline.reporting.trials import Choice
 from pipeline.steps import STEPS
 from pipeline.training.weights_file import WeightsAbout, read_about
 
@@ -72,18 +73,29 @@ def job_of(config: Config, words: dict[str, str]) -> Job:
     except ValueError as error:
         raise UserError(f"seed={words['seed']} is not a whole number") from error
 
+    # What was chosen after the training
+    if config.sample.selected:
+        file = Path(words["choice"]) if "choice" in words else choice_file(config)
+        config = with_choice(config, Choice.read(file))
+
     # Weights that match
     weights = read_weights(Path(words["weights"]) if "weights" in words else weights_file(config))
-    check_halflife(config.sample.ema_halflife_images, weights)
+    check_average(config.sample, weights)
     class_numbers(config.sample, weights.classes)
     check_counts(config.sample, weights)
     dropout = weights.about.config.get("train", {}).get("label_dropout")
     check_guidance(config.sample, weights.classes is not None, dropout)
 
     # The guide
-    guide = read_guide(config.sample, weights)
+    guide = read_guide(config.sample, weights, words.get("guide"))
     out = out_folder(Path(words.get("out", samples_folder(config, seed))))
     return Job(config, weights, guide, seed, out)
+
+
+def with_choice(config: Config, choice: Choice) -> Config:
+    """The configuration whose sampler has the values that rule `select` chose."""
+    sample = config.sample.model_copy(update=choice.values)
+    return config.model_copy(update={"sample": sample})
 
 
 def read_weights(path: Path) -> Weights:
@@ -92,21 +104,30 @@ def read_weights(path: Path) -> Weights:
     return Weights(path, about, DataAbout.parse(about.record, f"the data of weights {path}"))
 
 
-def read_guide(sample: Sample, weights: Weights) -> Weights | None:
+def read_guide(sample: Sample, weights: Weights, file: str | None) -> Weights | None:
     """The weights of sample.guide; None without a guide or without guidance.
 
-    Raises UserError if they are of images of another size or of other classes than `weights`.
+    `file`: those that the experiment in sample.guide trained. Raises UserError if it is needed and
+    None, or the guide is of images of another size or of other classes than `weights`.
     """
     # No guide needed
     if sample.guide is None or sample.guidance == 1:
         return None
 
+    # Its file
+    if isinstance(sample.guide, Guide) and file is None:
+        raise UserError(
+            f"sample.guide names the experiment {sample.guide.experiment}, and its weights are not "
+            "given: name their file by guide=FILE, or let Snakemake train them"
+        )
+    path = Path(sample.guide if isinstance(sample.guide, str) else str(file))
+
     # Both of one kind
-    guide = read_weights(Path(sample.guide))
+    guide = read_weights(path)
     same_size = guide.data.resolution == weights.data.resolution
     if not same_size or guide.classes != weights.classes:
         raise UserError(
-            f"sample.guide={sample.guide} was trained on {guide.trained_on()}, but the weights "
+            f"the guide {path} was trained on {guide.trained_on()}, but the weights "
             f"that it should guide on {weights.trained_on()}: give weights of the same size and "
             "classes"
         )
@@ -128,11 +149,22 @@ def check_counts(sample: Sample, weights: Weights) -> None:
         )
 
 
-def check_halflife(halflife: int | None, weights: Weights) -> None:
-    """Raise UserError if the weights are averaged with another half-life; None: any will do."""
-    actual = weights.about.ema_halflife_images
-    if halflife is not None and halflife != actual:
+def check_average(sample: Sample, weights: Weights) -> None:
+    """Raise UserError if the weights are another average than sample.* says; None: any will do."""
+    about = weights.about
+    checks = {
+        "ema_halflife_images": f"with a half-life of {about.ema_halflife_images} images",
+        "ema_width": f"with a width of {about.ema_width}",
+    }
+    for key, actual in checks.items():
+        wanted = getattr(sample, key)
+        if wanted is not None and wanted != getattr(about, key):
+            raise UserError(
+                f"weights {weights.path} are averaged {actual}, not sample.{key}={wanted}: give "
+                "another file, or null"
+            )
+    if sample.ema_images is not None and sample.ema_images != about.images:
         raise UserError(
-            f"weights {weights.path} are averaged with a half-life of {actual} images, "
-            f"not sample.ema_halflife_images={halflife}: give another file, or null"
+            f"weights {weights.path} have seen {about.images} images, not "
+            f"sample.ema_images={sample.ema_images}: give another file, or null"
         )

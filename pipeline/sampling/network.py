@@ -21,18 +21,23 @@ from pipeline.training.weights_file import load_weights
 Networks = tuple[nn.Module, nn.Module | None]  # the network that is sampled, and its guide
 
 
-def build(job: Job, group: Ranks) -> Networks:
-    """The network and its guide, ready to evaluate."""
+def build(job: Job, group: Ranks, tensors: dict[str, Tensor] | None = None) -> Networks:
+    """The network and its guide, ready to evaluate.
+
+    `tensors`: the weights of the network, if they are not those in its file.
+    """
     execution.set_float32(job.config.sample.precision, group.device)
     guide = None if job.guide is None else build_net(job, job.guide, group)
-    return build_net(job, job.weights, group), guide
+    return build_net(job, job.weights, group, tensors), guide
 
 
-def build_net(job: Job, weights: Weights, group: Ranks) -> nn.Module:
-    """One network with its averaged weights."""
+def build_net(
+    job: Job, weights: Weights, group: Ranks, tensors: dict[str, Tensor] | None = None
+) -> nn.Module:
+    """One network with its averaged weights: `tensors`, or those in its file."""
     model = read_model(weights.about.config["model"])
     net = families.build(model, len(weights.data.classes))
-    net.load_state_dict(load_weights(weights.path))
+    net.load_state_dict(load_weights(weights.path) if tensors is None else tensors)
     net.eval().requires_grad_(False)
     return execution.prepare(net, group.device, job.config.runtime.compile, group.first)
 

@@ -14,14 +14,14 @@ SIGMA_MAX, SIGMA_MIN, RHO = 80.0, 0.002, 7.0  # Karras et al. 2022, table 1
 def times(sample: Sample) -> Tensor:
     """The increasing times (N+1,) float64 of the sampler's grid, the last of them 1.
 
-    `sample.steps` steps for uniform and edm, the listed times for a list. An adaptive solver
+    `sample.steps` steps for uniform, edm and sigma, the listed times for a list. An adaptive solver
     has no grid: for it these are the ends of its interval, 0 and 1.
     """
     if sample.adaptive:
         return torch.tensor([0.0, 1.0], dtype=torch.float64)
     if isinstance(sample.grid, tuple):
         return torch.tensor(sample.grid, dtype=torch.float64)
-    if sample.grid == "edm":
+    if sample.grid in ("edm", "sigma"):
         return edm(sample.steps)
     return torch.linspace(0, 1, sample.steps + 1, dtype=torch.float64)
 
@@ -44,6 +44,11 @@ def time_of(sigma: Tensor) -> Tensor:
     x_t = t (x1 + (1 - t) / t x0) has sigma = (1 - t) / t.
     """
     return 1 / (1 + sigma)
+
+
+def sigma_of(t: Tensor) -> Tensor:
+    """The noise level of flow times t in (0,1]: see `time_of`."""
+    return (1 - t) / t
 
 
 def start_state(x0: Tensor, grid: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.base.progress import Progress
 from pipeline.compute.distributed import Ranks
-from pipeline.config.schema import Runtime
+from pipeline.config.machine_keys import Runtime
 from pipeline.reporting.records import Shares
 from pipeline.scoring.extractors import Extractor
 

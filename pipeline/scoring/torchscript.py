@@ -18,19 +18,9 @@ import torch
 from torch import Tensor
 
 from pipeline.base.errors import UserError
+from pipeline.base.safe_pickle import Loader
+from pipeline.interop.live_objects import STORAGES
 
-STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
 # Functions that keep the list they are given.
 KEEPERS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
 
@@ -83,11 +73,11 @@ class _Module:
         self.attributes = state
 
 
-class _Loader(pickle._Unpickler):
-    """Unpickler of a module tree; the one in Python, which no damaged byte makes fill memory."""
+class _Loader(Loader):
+    """Unpickler of a module tree."""
 
     def __init__(self, stream: io.BytesIO, archive: zipfile.ZipFile, folder: str) -> None:
-        super().__init__(stream)
+        super().__init__(stream, {})
         self.archive, self.folder = archive, folder
 
     def find_class(self, module: str, name: str) -> Any:

@@ -109,8 +109,11 @@ class Writer:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Delete temporary files that a killed trainer has left; only under the folder's lock."""
-    for path in folder.glob(".*.tmp"):
+    """Delete temporary files that a killed trainer has left there or in a folder below.
+
+    Only under the folder's lock.
+    """
+    for path in folder.rglob(".*.tmp"):
         path.unlink()
 
 

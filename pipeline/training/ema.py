@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights, with its half-life in images.
+"""Averages of the weights: exponential, with a half-life in images, or of power-function profile.
 
 One step moves an average by a few millionths of its distance from the weights, which float32 often
 rounds to nothing. So each average keeps what float32 has rounded away, its remainder, in a second
@@ -8,25 +8,27 @@ reads or writes 22 numbers per parameter (3 without a remainder): 26 GB for the 
 """
 
 import copy
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from pipeline.config.schema import Train
+from pipeline.training import power_profile
+
 TOGETHER = 16  # tensors updated at a time, so that few of them have a temporary copy
 
 
-class EMA:
+class Average(ABC):
     """A copy of `net` that follows it; `net` itself is never changed."""
 
-    def __init__(self, net: nn.Module, halflife_images: float, rampup: float) -> None:
-        """`rampup` bounds the half-life by that share of the images seen; 0 means no bound."""
+    def __init__(self, net: nn.Module, plain: bool) -> None:
+        """`plain`: always equal to the weights, so that nothing is rounded away."""
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
-        self.halflife_images = halflife_images
-        self.rampup = rampup
-        # what self.net has rounded away; with half-life 0 it is a plain copy, and rounds nothing
+        # what self.net has rounded away
         self.remainder: nn.Module | None = None
-        if halflife_images > 0:
+        if not plain:
             self.remainder = copy.deepcopy(self.net)
             torch._foreach_zero_(list(self.remainder.parameters()))
 
@@ -35,12 +37,9 @@ class EMA:
         """The average, and its remainder if it has one: networks of the same parameters."""
         return [self.net] if self.remainder is None else [self.net, self.remainder]
 
+    @abstractmethod
     def decay(self, images_seen: int, batch: int) -> float:
-        """Weight of the old average after a step of `batch` images (EDM, Karras et al. 2022, B)."""
-        halflife = self.halflife_images
-        if self.rampup > 0:
-            halflife = min(halflife, images_seen * self.rampup)
-        return 0.5 ** (batch / max(halflife, 1e-8))
+        """Weight of the old average after a step of `batch` images that ended at `images_seen`."""
 
     @torch.no_grad()
     def update(self, net: nn.Module, images_seen: int, batch: int) -> None:
@@ -54,6 +53,41 @@ class EMA:
         for first in range(0, len(averages), TOGETHER):
             part = slice(first, first + TOGETHER)
             move(averages[part], remainders[part], currents[part], weight)
+
+
+class EMA(Average):
+    """An exponential average, by its half-life."""
+
+    def __init__(self, net: nn.Module, halflife_images: float, rampup: float) -> None:
+        """`rampup` bounds the half-life by that share of the images seen; 0 means no bound."""
+        super().__init__(net, plain=halflife_images == 0)
+        self.halflife_images, self.rampup = halflife_images, rampup
+
+    def decay(self, images_seen: int, batch: int) -> float:
+        """See EDM (Karras et al. 2022, B)."""
+        halflife = self.halflife_images
+        if self.rampup > 0:
+            halflife = min(halflife, images_seen * self.rampup)
+        return 0.5 ** (batch / max(halflife, 1e-8))
+
+
+class PowerAverage(Average):
+    """An average of power-function profile, by its width as a share of the images seen."""
+
+    def __init__(self, net: nn.Module, width: float) -> None:
+        super().__init__(net, plain=False)
+        self.width = width
+
+    def decay(self, images_seen: int, batch: int) -> float:
+        """See EDM2 (Karras et al. 2024, section 3)."""
+        return power_profile.decay(self.width, images_seen, batch)
+
+
+def averages(net: nn.Module, train: Train) -> list[Average]:
+    """The averages of a training whose first weights are those of `net`."""
+    if train.ema == "power":
+        return [PowerAverage(net, width) for width in train.ema_widths]
+    return [EMA(net, halflife, train.ema_rampup) for halflife in train.ema_halflife_images]
 
 
 def move(

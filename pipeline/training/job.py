@@ -29,6 +29,11 @@ class Job:
         return rank_identity(self.config, self.workload.about()["sha256"])
 
     @property
+    def snapshots(self) -> Path:
+        """Folder of the averages that are stored in training."""
+        return self.scratch / "averages"
+
+    @property
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
         return -(-self.config.train.images // self.config.train.batch)

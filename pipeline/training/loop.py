@@ -13,12 +13,11 @@ from pipeline.base.progress import Progress, read_rows, write_rows
 from pipeline.compute import execution
 from pipeline.compute.distributed import Ranks, StopFlag, ranks
 from pipeline.config.paths import weights_files
-from pipeline.config.stages import stage_keys
 from pipeline.training import checkpoint, preflight, start_weights
 from pipeline.training.curve import Mark, Metrics
 from pipeline.training.job import Job
 from pipeline.training.trainer import Trainer
-from pipeline.training.weights_file import WeightsAbout, save_weights
+from pipeline.training.weights_file import save_weights
 
 
 def work(job: Job) -> None:
@@ -100,6 +99,7 @@ def run(trainer: Trainer, stop: StopFlag) -> None:
                 metrics.add(row)
             if group.first and progress.due():
                 progress.show(trainer.images, f"loss {row['loss']:.4f}")
+        trainer.store_averages()
         # a checkpoint
         many = trainer.images - saved.images >= runtime.checkpoint_images
         late = saved.seconds() >= 60 * runtime.checkpoint_minutes
@@ -126,19 +126,13 @@ def finish(trainer: Trainer, averages: list[dict[str, Tensor]]) -> None:
     job = trainer.job
     rows = [r for r in read_rows(job.scratch / "metrics.jsonl") if r["step"] <= job.steps]
     write_rows(job.out / "curve.jsonl", rows)
-    # One file per half-life
+    # One file per average
     files = weights_files(job.config.train)
-    for weights, (halflife, name) in zip(averages, files.items(), strict=True):
-        about = WeightsAbout(
-            config=stage_keys(job.config, "train"),
-            record=job.workload.about(),
-            images=trainer.images,
-            gpu_hours=trainer.device_seconds / 3600,
-            torch=str(torch.__version__),
-            ema_halflife_images=halflife,
-            **({} if trainer.start is None else {"start": trainer.start}),
-        )
-        save_weights(job.out / name, weights, about)
+    more: dict[str, Any] = {"gpu_hours": trainer.device_seconds / 3600}
+    if job.config.train.ema == "power":
+        more |= {"snapshots": os.path.relpath(job.snapshots, job.out)}
+    for weights, (average, name) in zip(averages, files.items(), strict=True):
+        save_weights(job.out / name, weights, trainer.about(average, **more))
     # The closing line
     names = ", ".join(files.values())
     print(f"train: {trainer.images:,} images, {job.out}: {names}", flush=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.base.errors import UserError
-from pipeline.training import checkpoint, start_weights
+from pipeline.training import checkpoint, snapshots, start_weights
 from pipeline.training.identity import differences, identity_keys
 from pipeline.training.job import Job
 
@@ -73,16 +73,21 @@ def earlier_trainings(job: Job) -> Iterator[str]:
 
 def state_bytes(job: Job) -> int:
     """Bytes of one checkpoint, about."""
+    return num_parameters(job) * job.config.train.num_copies * 4  # float32
+
+
+def num_parameters(job: Job) -> int:
+    """Parameters of the network."""
     with torch.device("meta"):
         net = job.workload.build()
-    return sum(p.numel() for p in net.parameters()) * job.config.train.num_copies * 4  # float32
+    return sum(p.numel() for p in net.parameters())
 
 
 def check_disk(job: Job) -> None:
     """Raise UserError if the disk has no space for all checkpoints that will lie there at once.
 
-    They are runtime.keep_checkpoints, one that is being written, and the milestones; those that
-    lie there already count as space.
+    They are runtime.keep_checkpoints, one that is being written, and the milestones, with stored
+    averages beside them; those that lie there already count as space.
     """
     # Checkpoints kept at once
     runtime, train = job.config.runtime, job.config.train
@@ -90,18 +95,20 @@ def check_disk(job: Job) -> None:
     count = runtime.keep_checkpoints + 1 + milestones
 
     # Space that they need
-    size = state_bytes(job)
-    existing_bytes = sum(path.stat().st_size for path in checkpoint.checkpoints(job.scratch))
-    need = count * size - existing_bytes
+    size, stored = state_bytes(job), num_parameters(job) * train.snapshot_bytes
+    kept = [*checkpoint.checkpoints(job.scratch), *snapshots.stored(job.snapshots).values()]
+    need = count * size + stored - sum(path.stat().st_size for path in kept)
 
     # Space on the disk
     folder = nearest(job.scratch)
     free = shutil.disk_usage(folder).free
     if need > free:
+        averages = f" and stored averages of {stored / 1e9:.2f} GB" if stored else ""
+        remedy = ", a larger train.ema_snapshot_images" if stored else ""
         raise UserError(
-            f"{count} checkpoints of {size / 1e9:.2f} GB need {need / 1e9:.2f} GB but the disk of "
-            f"{folder} has {free / 1e9:.2f} GB free: make room, or give a smaller "
-            "runtime.keep_checkpoints or another checkpoints=FOLDER"
+            f"{count} checkpoints of {size / 1e9:.2f} GB{averages} need {need / 1e9:.2f} GB but "
+            f"the disk of {folder} has {free / 1e9:.2f} GB free: make room, or give a smaller "
+            f"runtime.keep_checkpoints{remedy} or another checkpoints=FOLDER"
         )
 
 

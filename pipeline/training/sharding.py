@@ -78,11 +78,16 @@ def compiled(net: nn.Module, sharded: bool, kinds: Blocks) -> nn.Module:
     return net
 
 
+def keep_group() -> None:
+    """Keep the process group for the life of the process: see _GROUPS."""
+    _GROUPS.append(dist.group.WORLD)
+
+
 def parallel(model: nn.Module, group: Ranks) -> nn.Module:
     """`model` whose backward pass averages the gradients over the ranks; it needs REHEARSALS."""
     if group.world == 1 or isinstance(model, FSDPModule):
         return model
-    _GROUPS.append(dist.group.WORLD)
+    keep_group()
     # Every parameter has a gradient in every step: labels are dropped per sample.
     return DistributedDataParallel(model, static_graph=True, gradient_as_bucket_view=True)
 

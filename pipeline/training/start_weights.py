@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import sha256_file
+from pipeline.config.model_keys import kind_of
 from pipeline.config.schema import Config
 from pipeline.config.stages import stage_keys
 from pipeline.training.identity import differences
@@ -155,6 +156,8 @@ def in_words(about: WeightsAbout) -> str:
     # Averaged or not
     halflife = about.ema_halflife_images
     kind = f"averaged with a half-life of {halflife:,} images" if halflife else "not averaged"
+    if about.ema_width is not None:
+        kind = f"averaged with a power profile of width {about.ema_width:g}"
     return f"weights after {about.images:,} images, {kind}"
 
 
@@ -198,7 +201,8 @@ def check_origin(path: Path | None, config: Config, num_classes: int | None) -> 
 def network_keys(model: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a model section that say which network it is."""
     unused = {"dropout", "heads"} if model.get("head_channels") else {"dropout"}
-    return {key: value for key, value in model.items() if key not in unused}
+    known = {"kind": kind_of(model), **model}
+    return {key: value for key, value in known.items() if key not in unused}
 
 
 def check_tensors(start: Start, workload: "Workload") -> None:

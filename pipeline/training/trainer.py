@@ -14,15 +14,17 @@ from torch import Tensor, nn
 
 from pipeline.compute import draws, execution
 from pipeline.compute.distributed import Ranks
+from pipeline.config.paths import weights_files
 from pipeline.config.stages import stage_keys
-from pipeline.training import checkpoint, fitting, sharding
+from pipeline.training import checkpoint, ema, fitting, sharding, snapshots
 from pipeline.training.batch_size import images_of_a_rank, micro_batch
-from pipeline.training.ema import EMA
 from pipeline.training.finite import Watch
 from pipeline.training.flops import training_flops
 from pipeline.training.job import Job
 from pipeline.training.learning_rate import learning_rate
 from pipeline.training.meter import Meter
+from pipeline.training.power_profile import Profile
+from pipeline.training.weights_file import WeightsAbout
 
 
 def share(first: int, index: int, rank: int, world: int, micro: int) -> np.ndarray:
@@ -48,7 +50,7 @@ class Trainer:
         # weights are drawn on the CPU: the same on every device
         torch.manual_seed(draws.torch_seed(train.seed))
         self.net = self.workload.build()
-        self.averages = [EMA(self.net, h, train.ema_rampup) for h in train.ema_halflife_images]
+        self.averages = ema.averages(self.net, train)
         self.model = self._parallel()
         self.workload.read_ahead(self.micro * group.world)
         self.optimizer = torch.optim.AdamW(
@@ -183,13 +185,15 @@ class Trainer:
         return sharding.whole(state, keep=self.group.first)
 
     def averaged_weights(self) -> list[dict[str, Tensor]]:
-        """The weights of each average, whole, on rank 0. All ranks must ask for them."""
-        return [sharding.whole(a.net.state_dict(), self.group.first) for a in self.averages]
+        """Whole weights on rank 0, of each average with a file. All ranks must ask for them."""
+        written = self.averages[: len(weights_files(self.config.train))]
+        return [sharding.whole(a.net.state_dict(), self.group.first) for a in written]
 
     def begin(self, weights: dict[str, Tensor], about: dict[str, str]) -> None:
         """Start from `weights`, averages too, which are as `about` says."""
         for net in (self.net, *(average.net for average in self.averages)):
             sharding.load_net(net, weights)
+        self.workload.after_step(self.net)
         self.start = about
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -208,12 +212,50 @@ class Trainer:
 
     def save(self) -> None:
         """Have a checkpoint written on rank 0, after all ranks saw that the state is finite."""
-        weights = sharding.total_norm(self.net.parameters())
-        self.watch.note("weights", weights, self.images - self.config.train.batch)
-        self.check_finite()
+        self.check_weights()
         state = self.state()
         if self.group.first:
             self.writer.save(self.step, state, self.at_milestone())
+
+    def store_averages(self) -> None:
+        """Write the averages of power profile to their files, if it is time for it.
+
+        Every rank must call it after each step.
+        """
+        # At a multiple, or the end
+        train = self.config.train
+        at_multiple = checkpoint.is_milestone(self.step, train.batch, train.ema_snapshot_images)
+        if train.ema != "power" or not (at_multiple or self.step == self.job.steps):
+            return
+
+        # One file per width
+        self.check_weights()
+        for average, width in zip(self.averages, train.ema_widths, strict=True):
+            path = snapshots.file_of(self.job.snapshots, Profile(width, self.images))
+            about, precision = self.about(width), train.ema_snapshot_precision
+            snapshots.save(path, average.net, precision, about, self.group.first)
+
+    def about(self, average: float, **more: Any) -> WeightsAbout:
+        """What is known of weights averaged with a half-life or width, and `more`."""
+        if self.config.train.ema == "power":
+            more["ema_width"] = average
+        else:
+            more["ema_halflife_images"] = int(average)
+        if self.start is not None:
+            more["start"] = self.start
+        return WeightsAbout(
+            config=stage_keys(self.config, "train"),
+            record=self.workload.about(),
+            images=self.images,
+            torch=str(torch.__version__),
+            **more,
+        )
+
+    def check_weights(self) -> None:
+        """Raise UserError on all ranks if anything, the weights included, is not finite."""
+        weights = sharding.total_norm(self.net.parameters())
+        self.watch.note("weights", weights, self.images - self.config.train.batch)
+        self.check_finite()
 
     def at_milestone(self) -> bool:
         """Whether the checkpoint of this step is one that stays."""

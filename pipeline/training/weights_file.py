@@ -4,7 +4,8 @@ What the file says can be read without loading torch.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,13 +13,24 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from safetensors import SafetensorError, safe_open
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import atomic, user_error_if_unwritable
+from pipeline.base.files import atomic, atomic_stream, user_error_if_unwritable
 from pipeline.base.json_objects import JsonObject
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
+    # Type and shape of each tensor by its name, in the order of the file
+    Layout = dict[str, tuple[torch.dtype, torch.Size]]
+
 METADATA_KEY = "pipeline"  # of the JSON in the metadata of the file
+# Names of types in the file
+DTYPES = {
+    "torch.float16": "F16",
+    "torch.float32": "F32",
+    "torch.float64": "F64",
+    "torch.int64": "I64",
+}
 NAMED = 3  # tensors that a message names
 # Other files by their first two bytes: pickles begin with their protocol
 PICKLED = {bytes([0x80, protocol]): "a pickle" for protocol in range(2, 6)}
@@ -40,6 +52,8 @@ class WeightsAbout(JsonObject):
     gpu_hours: float | None = None
     torch: str | None = None  # version
     ema_halflife_images: int | None = None  # 0: not averaged
+    ema_width: float | None = None  # of an average of power profile
+    snapshots: str | None = None  # folder of the averages stored in training, seen from this file
     # What train.start named: file, sha256 and weights (which they were)
     start: dict[str, str] | None = None  # None: drawn by the seed, or not known
 
@@ -55,6 +69,37 @@ def save_weights(path: Path, state: Mapping[str, "Tensor"], about: WeightsAbout)
     metadata = {METADATA_KEY: json.dumps(about.to_json(), sort_keys=True)}
     with atomic(path) as temporary, user_error_if_unwritable(path, SafetensorError):
         save_file(tensors, temporary, metadata=metadata)
+
+
+def stream_weights(
+    path: Path, tensors: Iterable["Tensor"], layout: "Layout", about: WeightsAbout
+) -> None:
+    """Write `tensors`, one after the other in the order of `layout`, as `save_weights` would.
+
+    No more than one of them needs to be in memory. Raises UserError if the disk is full.
+    """
+    # Where each of them lies
+    header: dict[str, Any] = {
+        "__metadata__": {METADATA_KEY: json.dumps(about.to_json(), sort_keys=True)}
+    }
+    end = 0
+    for name, (dtype, shape) in layout.items():
+        begin, end = end, end + dtype.itemsize * math.prod(shape)
+        header[name] = {
+            "dtype": DTYPES[str(dtype)],
+            "shape": list(shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+
+    # One by one
+    with atomic_stream(path) as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for tensor, (dtype, shape) in zip(tensors, layout.values(), strict=True):
+            value = tensor.detach().to(dtype).cpu().contiguous()
+            assert value.shape == shape
+            stream.write(value.numpy().tobytes())
 
 
 def load_weights(path: Path) -> dict[str, "Tensor"]:

@@ -13,9 +13,9 @@ from typing import Any
 from snakemake_interface_executor_plugins.settings import ExecMode
 
 from pipeline.base.errors import UserError
-from pipeline.config.load import load_yaml
+from pipeline.config.load import lay, load_yaml
 from pipeline.config.messages import known_keys
-from pipeline.config.words import merge, parse_overrides
+from pipeline.config.words import parse_overrides
 from pipeline.workflow.carried import carry
 
 # Flags that take several words, of which Snakemake keeps those of the last
@@ -45,7 +45,7 @@ def read_values(
     """
     values: dict[str, Any] = {}
     for file in files:
-        values = merge(values, load_yaml(Path(file)))
+        values = lay(values, load_yaml(Path(file)))
     words = list(words)
     check_config(words)
     return values, parse_overrides(words)

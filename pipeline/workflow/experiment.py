@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -13,17 +14,24 @@ from pipeline.base.errors import UserError
 from pipeline.base.locks import take_lock
 from pipeline.compute import gpus
 from pipeline.config import paths
+from pipeline.config.image_sets import NO_CLASS, check_classless
 from pipeline.config.load import layered, resolve_resolution, validate
 from pipeline.config.samplers import by_sampler, check_guidance, class_numbers
-from pipeline.config.schema import Config
+from pipeline.config.schema import Config, Guide
 from pipeline.config.stages import settings_words, stage_keys
 from pipeline.data.pack import Record
+from pipeline.images.sources.changes import location_at_hand
 from pipeline.images.sources.find import resolve_image_set
+from pipeline.images.sources.opening import has_classes
+from pipeline.launching import console
 from pipeline.launching.launchers import launcher
-from pipeline.reporting import overview
+from pipeline.reporting import front_pages, overview
 from pipeline.steps import STEPS
 from pipeline.training import start_weights
 from pipeline.training.batch_size import images_of_a_rank
+from pipeline.training.milestones import check_planned
+from pipeline.workflow.selection import Selection, all_recipes
+from pipeline.workflow.trainings import Training, by_rule, guide_config, guide_file
 from pipeline.workflow.variables import parse_variables
 
 REMEDIES = {"IMAGENET_DIR": "export IMAGENET_DIR=FOLDER, or give data.dir and data.pack_dir"}
@@ -47,15 +55,26 @@ class Experiment:
         self.record = str(paths.record_file(self.config))
         self.reference = str(paths.reference_file(self.config))
         self.run = str(paths.run_folder(self.config))
-        names = paths.weights_files(self.config.train).values()
-        self.weights = [f"{self.run}/train/{name}" for name in names]
-        if self.config.train.start is not None:
-            start_weights.locate(self.config.train.start)
-            start_weights.check_kept(self.config.train.start, map(Path, self.weights))
+        guiding = {
+            guide: guide_config(files, command_line, self.config, guide)
+            for guide in all_recipes(self.config)
+        }
+        self.guiding = {guide: str(guide_file(c, guide)) for guide, c in guiding.items()}
+        self.trainings = by_rule([self.config, *guiding.values()])
+        self.weights = self.trainings["train"].weights
+        self.selection = Selection(self.config, self.guiding) if self.config.select else None
+        chosen = [f"choice={self.selection.choice}"] if self.selection else []
+        if self.config.evaluate.milestones:
+            check_planned(self.config)
+        self.milestones = f"{self.run}/milestones/curve.jsonl"
+        self.scored_milestones = [self.milestones] if self.config.evaluate.milestones else []
+        chosen += [f"milestones={file}" for file in self.scored_milestones]
+        self.report_settings = shlex.join([*shlex.split(self.settings), *chosen])
         self.extractor = str(paths.extractor_file(self.config))
         self.given_extractor = existing("evaluate.weights", self.config.evaluate.weights)
         # Samplers, and the files of each set of samples.
         self.samplers = by_sampler(self.config)  # the configuration of each, by the sampler's name
+        self.first_sampler = next(iter(self.samplers))
         self.sampled_weights = {k: str(paths.weights_file(c)) for k, c in self.samplers.items()}
         if not self.config.model.class_conditional:
             check_classes(self.config, None)
@@ -74,13 +93,37 @@ class Experiment:
         `sampler`: the name of the one whose keys stand in `sample`.
         """
         config = self.samplers[sampler] if sampler else self.config
-        config = self.identified if stage == "train" else config
         return json.dumps(stage_keys(config, stage), sort_keys=True)
 
+    def sample_settings(self, sampler: str) -> str:
+        """Places, runtime and launch of a sampler, with the file of a guide that a rule trains."""
+        files = self.guides[sampler] if self.samplers[sampler].sample.guide in self.guiding else []
+        words = [f"guide={file}" for file in files]
+        words += [f"choice={file}" for file in self.choice(sampler)]
+        return shlex.join([*shlex.split(self.settings), *words])
+
+    @property
+    def milestones_settings(self) -> str:
+        """Places, runtime and launch of rule milestones, with the file of a trained guide."""
+        guide = self.samplers[self.first_sampler].sample.guide
+        files = self.guides[self.first_sampler] if guide in self.guiding else []
+        words = [f"guide={file}" for file in files]
+        return shlex.join([*shlex.split(self.settings), *words])
+
+    @property
+    def milestones_seed(self) -> int:
+        """The seed of rule milestones: the first one of the first sampler."""
+        return self.samplers[self.first_sampler].sample.seeds[0]
+
+    def choice(self, sampler: str) -> list[str]:
+        """The file of rule `select`'s choice, if this sampler takes it."""
+        selected = self.samplers[sampler].sample.selected
+        return [self.selection.choice] if self.selection and selected else []
+
     @cached_property
-    def identified(self) -> Config:
-        """The configuration with the hash of the file in train.start, read when it is needed."""
-        return start_weights.identified(self.config)[0]
+    def outgrown(self) -> list[str]:
+        """Files to ask for, since trainings by other keys have left others: see Training."""
+        return [file for training in self.trainings.values() for file in training.outgrown()]
 
     def guide(self, sampler: str) -> list[str]:
         """The file of the guiding weights, if this sampler has one.
@@ -88,9 +131,12 @@ class Experiment:
         Raises UserError if the network is to guide itself and cannot.
         """
         sample, config = self.samplers[sampler].sample, self.config
-        check_guidance(sample, config.model.class_conditional, config.train.label_dropout)
-        if sample.guide is None or sample.guidance == 1:
+        if not sample.selected:  # else by Selection
+            check_guidance(sample, config.model.class_conditional, config.train.label_dropout)
+        if sample.guide is None or not sample.may_guide:
             return []
+        if isinstance(sample.guide, Guide):
+            return [self.guiding[sample.guide]]
         if sample.guide in self.weights:
             return [sample.guide]
         return existing("sample.guide", sample.guide)
@@ -132,23 +178,47 @@ def start(workflow: Any, experiment: Experiment) -> None:
     jobs = list(workflow.dag.needrun_jobs())
     check_environment(jobs)
     try:
-        check_start(experiment.config, [job.rule.name for job in jobs])
+        check_starts(experiment.trainings, [job.rule.name for job in jobs])
     except UserError as error:
-        print(f"error: rule train: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     check_chosen(jobs, experiment.config)
     if workflow.local_exec:
-        check_devices(jobs, experiment.config)
+        check_devices(jobs, experiment)
     print(experiment.banner(), flush=True)
 
 
-def check_start(config: Config, rules: Collection[str]) -> None:
-    """Raise UserError if train is among the `rules` that run and cannot start from train.start."""
-    if config.train.start is None or "train" not in rules:
-        return
+def check_starts(trainings: Mapping[str, Training], rules: Collection[str]) -> None:
+    """Raise UserError if a training is among the `rules` that run and cannot work."""
+    for rule in (name for name in trainings if name in rules):
+        try:
+            check_start(trainings[rule].config, "downsample" in rules)
+        except UserError as error:
+            raise UserError(f"rule {rule}: {error}") from error
+
+
+def check_start(config: Config, packs: bool) -> None:
+    """Raise UserError if a training cannot work, before or after a pack is made (`packs`).
+
+    That is, if it is to learn classes of images that have none, or cannot start from train.start.
+    """
+    # The pack that is there
     file = paths.record_file(config)
-    is_current = file.exists() and "downsample" not in rules
-    num_classes = len(Record.read(file).classes) if is_current else None
+    is_current = file.exists() and not packs
+    classes = Record.read(file).classes if is_current else None
+    conditional = config.model.class_conditional
+    if classes:
+        check_classless(f"the pack of {file}", classes, conditional)
+
+    # The images that it will be made of
+    location = location_at_hand(config, config.data.layout) if conditional and not classes else None
+    if location and not has_classes(location):
+        check_classless(str(location.paths[0]), [NO_CLASS], conditional)
+
+    # The first weights
+    if config.train.start is None:
+        return
+    num_classes = len(classes) if classes else None
     start_weights.check_origin(start_weights.locate(config.train.start), config, num_classes)
 
 
@@ -171,20 +241,21 @@ def check_classes(config: Config, names: Sequence[str] | None) -> None:
         class_numbers(sample, names)
 
 
-def check_devices(jobs: Iterable[Any], config: Config) -> None:
+def check_devices(jobs: Iterable[Any], experiment: Experiment) -> None:
     """Stop unless this machine has the GPUs of every job, and the batch divides over them."""
     # Launcher of the ranks
-    launch, visible = config.launch, gpus.visible()
+    config, visible = experiment.config, gpus.visible()
     for job in jobs:
-        step = STEPS.get(job.rule.name)
+        training = experiment.trainings.get(job.rule.name)
+        step = STEPS.get("train" if training else job.rule.name)
         if step is None or not step.ranked:
             continue
         # GPUs and batch
         try:
             num_gpus = int(job.resources.get("gpu", 0))
-            count = launcher(launch).num_ranks(num_gpus, config.runtime.device, visible)
-            if job.rule.name == "train":
-                images_of_a_rank(config, count)
+            count = launcher(config.launch).num_ranks(num_gpus, config.runtime.device, visible)
+            if training:
+                images_of_a_rank(training.config, count)
         except UserError as error:
             print(f"error: rule {job.rule.name}: {error}", file=sys.stderr)
             sys.exit(2)
@@ -234,14 +305,17 @@ def finish(workflow: Any, summary: str) -> None:
     # Only after a report
     if not any(job.rule.name == "report" for job in workflow.dag.jobs):
         return
-    print(f"\n{Path(summary).read_text()}", flush=True)
+    if not console.is_brief():
+        print(f"\n{Path(summary).read_text()}", flush=True)
 
     # Pages and tables
     target = str(paths.RESULTS / "report.html")
     if snakemake_report(workflow.config_settings, target):
-        print(f"report: {target}", flush=True)
+        print(f"Snakemake's report: {target}", flush=True)
     table = overview.write(paths.RESULTS)
-    print(f"all experiments ({len(table.rows)} scores): {table.page}", flush=True)
+    print(f"report: {Path(summary).parent / front_pages.INDEX}", flush=True)
+    cards = front_pages.write_cards(paths.RESULTS)
+    print(f"all experiments ({len(table.rows)} scores): {cards}", flush=True)
 
 
 def snakemake_report(settings: Any, target: str) -> bool:

@@ -265,6 +265,34 @@ def test_stand_ins_cannot_be_changed(content: bytes) -> None:
     assert_same(load(pickle.dumps(wanted, 2)), wanted)
 
 
+DEEP = b")" + b"\x85" * 500_000  # tuples in each other: to hash them ends the process
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02}" + DEEP + b"K\x01s.",  # SETITEM
+        b"\x80\x02}(" + DEEP + b"K\x01u.",  # SETITEMS
+        b"\x80\x02(" + DEEP + b"K\x01d.",  # DICT
+        b"\x80\x04\x8f(" + DEEP + b"\x90.",  # ADDITEMS
+        b"\x80\x04(" + DEEP + b"\x91.",  # FROZENSET
+    ],
+    ids=["SETITEM", "SETITEMS", "DICT", "ADDITEMS", "FROZENSET"],
+)
+def test_keys_that_are_not_plain_are_refused(content: bytes) -> None:
+    assert "builtins.tuple as a key" in refused(content)
+
+
+def test_numbers_too_long_for_a_message_are_refused() -> None:
+    assert load(pickle.dumps(10**600)) == 10**600
+    assert "a whole number of more than 255 bytes" in refused(pickle.dumps(10**9000))
+
+
+def test_names_in_messages_have_no_control_characters() -> None:
+    sentence = refused(b"\x80\x04\x8c\x02o\n\x8c\x04\x1b[2J\x93.")
+    assert sentence.startswith(r"batch_7 holds o\n.\x1b[2J, which")
+
+
 def claimed(shape: tuple[Any, ...], raw: bytes, dtype: str = "u1") -> bytes:
     """A pickled array that claims `shape`."""
     reconstruct = np.zeros(1).__reduce__()[0]

@@ -84,6 +84,19 @@ def test_a_run_is_added_and_replaces_only_its_like(
     assert path == tmp_path / "x.json" and kept["what"] == "what"
     assert [(r["commit"], r["median"]["a"]) for r in kept["runs"]] == [("c2", 8), ("c1", 12)]
     assert kept["runs"][0]["hardware"] == record.hardware()
+    assert kept["runs"][0]["code"] == record.code() and len(record.code()) == 12
+
+
+def test_each_run_keeps_its_title(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine measures something else under the same name, and an old run has no title."""
+    runs = [{"commit": "old", "hardware": {"gpu": None}, "ratio": {"a": 1.0}}]
+    (tmp_path / "x.json").write_text(json.dumps({"what": "on a CPU", "runs": runs}))
+    for commit, title in (("c1", "on a GPU"), ("c2", "on two")):
+        monkeypatch.setattr(record, "commit", lambda commit=commit: commit)
+        path = record.write("x", record.summary(title, "images/s", VALUES, "a"), tmp_path)
+    kept = json.loads(path.read_text())
+    assert kept["what"] == "on a CPU"
+    assert [run["what"] for run in kept["runs"]] == ["on a CPU", "on a GPU", "on two"]
 
 
 def test_loaders_give_the_same_pixels(tmp_path: Path) -> None:
@@ -125,9 +138,8 @@ TINY = ("experiment=tiny", "train.label_dropout=0.3", "train.flip=true", "train.
 @pytest.fixture
 def process_group() -> Iterator[None]:
     """A process group of this process alone, gone after the test."""
-    one_rank(CPU.device)
-    yield
-    torch.distributed.destroy_process_group()
+    with one_rank(CPU.device):
+        yield
 
 
 @pytest.fixture

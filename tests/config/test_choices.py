@@ -6,7 +6,8 @@ import pytest
 
 from pipeline.config import schema
 from pipeline.config.image_sets import MADE_SOURCES
-from pipeline.config.model_keys import UNetKeys
+from pipeline.config.messages import sections
+from pipeline.config.model_keys import family_keys
 from pipeline.images.recipes import RECIPES
 from pipeline.images.sources.packagings import PACKAGINGS
 from pipeline.networks.families import FAMILIES
@@ -30,7 +31,6 @@ def choices(section: Any, key: str) -> set[str]:
         ),
         (schema.Data, "layout", {"auto", *(p.layout for p in PACKAGINGS)}),
         (schema.Data, "recipe", {*RECIPES}),
-        (UNetKeys, "kind", {*FAMILIES}),
         (schema.Sample, "solver", {*FIXED_GRID, *ADAPTIVE}),
         (schema.Evaluate, "extractor", {*KINDS}),
     ],
@@ -41,3 +41,10 @@ def test_choices_are_the_rows_of_a_table(section: Any, key: str, rows: set[str])
 
 def test_adaptive_solvers_are_those_without_a_grid() -> None:
     assert set(get_args(schema.AdaptiveSolver)) == {*ADAPTIVE}
+
+
+def test_the_families_of_networks_are_the_sections_of_their_keys() -> None:
+    members = sections(schema.Config.model_fields["model"].annotation)
+    kinds = [get_args(section.model_fields["kind"].annotation)[0] for section in members]
+    assert kinds == [*FAMILIES]
+    assert [family_keys(kind) for kind in kinds] == [tuple(s.model_fields) for s in members]

@@ -16,7 +16,13 @@ from pipeline.config.words import lookup
 from pipeline.workflow.doors import check_repeats, check_targets, read_values
 
 BASE = load.load_yaml(load.DEFAULT_FILE)
-KEYS = [k for k in known_keys() if k != "experiment" and not isinstance(lookup(BASE, k), dict)]
+OTHERS = ["model.sigma_data", "model.uncertainty_channels"]  # of edm2 alone
+KEYS = [k for k in known_keys() if k not in ("experiment", *OTHERS)]
+KEYS = [
+    k
+    for k in KEYS
+    if not k.startswith(("sample.guide.", "select.")) and not isinstance(lookup(BASE, k), dict)
+]
 TEXT = list(text_keys())
 # Values of other types than their text: each is tried for the keys that can have it
 VALUES = ["null", "true", "7", "0.5", "[0.25, 1]"]
@@ -72,6 +78,16 @@ def test_every_key_reads_alike_through_every_door(key: str, tmp_path: Path) -> N
         assert outcome(of_file, key, text, tmp_path) == by_word
         taken += isinstance(by_word, Config)
     assert taken
+
+
+@pytest.mark.parametrize("key", OTHERS)
+@pytest.mark.parametrize("text", VALUES)
+def test_keys_of_another_family_read_alike(key: str, text: str) -> None:
+    section, _, name = key.partition(".")
+    by_word = outcome(of_words, f"{section}.kind=edm2", f"{key}={text}")
+    assert outcome(of_config, section, f"{{kind: edm2, {name}: {text}}}") == by_word
+    assert outcome(of_set, f"{section}.kind", f"edm2 {key}={text}") == by_word
+    assert isinstance(by_word, Config) == (text == "7" or (text, name) == ("0.5", "sigma_data"))
 
 
 @pytest.mark.parametrize("key", TEXT)

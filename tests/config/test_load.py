@@ -59,8 +59,11 @@ def test_every_key_has_a_comment() -> None:
         ("model.head_channels=100", "model.head_channels=100 does not divide the"),
         ("evaluate.kid_subset_size=1", "greater than or equal to 2"),
         ("train.lr", "is not of the form key=value"),
-        ("sample.grid=fine", "sample.grid='fine' is not valid: use uniform|edm or a list"),
-        ("sample.grid=[0.5,0.2,1]", "expected uniform, edm, or increasing times that end at 1"),
+        ("sample.grid=fine", "sample.grid='fine' is not valid: use uniform|edm|sigma or a list"),
+        (
+            "sample.grid=[0.5,0.2,1]",
+            "expected uniform, edm, sigma, or increasing times that end at 1",
+        ),
         ("sample.grid=[0.5,2]", "sample.grid=[0.5, 2] is not valid"),
         ("sample.seeds=[1,0,1]", "sample.seeds=[1, 0, 1] is not valid: expected no number twice"),
         ("sample.guidance_interval=[0.5,0.2]", "the smaller one first"),
@@ -157,12 +160,19 @@ def test_hardware_and_places_are_in_no_stage() -> None:
 
 
 def test_every_other_key_is_read_by_some_stage() -> None:
-    config = resolved("downsample.allow_ignored=1")  # left out if it is 0
+    # keys that are left out if they have the value which used to go without saying
+    train = ["weighting=denoising", "ema=power", "ema_widths=[0.04,0.2]", "ema_snapshot_images=64"]
+    train = [f"train.{word}" for word in (*train, "ema_snapshot_precision=fp16")]
+    sample = ["sample.ema_width=0.07", "sample.ema_images=128"]
+    sample += ["sample.selected=true", "select.guidance=[1,2]"]
+    config = resolved("downsample.allow_ignored=1", *train, *sample)
     stages = [stage_keys(config, stage) for stage in STAGE_KEYS]
+    stages.append(stage_keys(resolved("experiment=edm2_s"), "train"))  # another family
     for key in load.known_keys():
         section = key.partition(".")[0]
         named = key in (*PLACES, "sample.seeds", "sample.runs") or "." not in key
         named = named or key in ("model.kind", "downsample.allow_ignored")  # see test_older_form.py
+        named = named or key.startswith("sample.guide.")  # parts of sample.guide
         if named or section in ("runtime", "launch"):
             continue
         assert any(_has(stage, key) for stage in stages), key
@@ -275,7 +285,9 @@ def test_pins_agree() -> None:
     conda = yaml.safe_load((ROOT / "envs/pipeline.yaml").read_text())["dependencies"]
     assert conda[-1]["pip"] == pins
     constraints = (ROOT / "envs/constraints.txt").read_text().lower().splitlines()
-    for pin in pins + (ROOT / "envs/dev.txt").read_text().splitlines():
+    for name in ("workflow", "dev", "kubernetes"):
+        pins += (ROOT / f"envs/{name}.txt").read_text().splitlines()
+    for pin in pins:
         name, _, version = pin.lower().partition("==")
         found = [c for c in constraints if re.split("[=]", c)[0].replace("_", "-") == name]
         assert found in ([], [f"{name}=={version}"]), (pin, found)

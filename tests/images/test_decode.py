@@ -23,7 +23,9 @@ from tests.images.test_recipes import ORACLES
 
 EXIF_ORIENTATION = 0x0112
 ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
-EXACT = sorted(name for name, recipe in RECIPES.items() if not recipe.halved)
+EXACT = sorted(
+    name for name in RECIPES if f"{name}-fast" in RECIPES
+)  # those that make images smaller
 RECIPE = st.sampled_from(EXACT)
 RESOLUTION = st.sampled_from([8, 16, 31, 64, 256])
 

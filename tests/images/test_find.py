@@ -14,11 +14,15 @@ from pipeline.config.schema import Data
 from pipeline.images.sources import find
 from pipeline.images.sources.packagings import PACKAGINGS
 from tests.conftest import resolved
+from tests.image_sets import make_zip
 
 PLACES = {
     "train": ("train", "folders"),
     "ILSVRC/Data/CLS-LOC/train": ("train", "folders"),
     "ILSVRC2012_img_train.tar": ("train", "tar"),
+    "train.tar": ("train", "folders.tar"),
+    "train.zip": ("train", "folders.zip"),
+    "train.tar.gz": ("train", "tar.gz"),
     "train-00000-of-00001.parquet": ("train", "parquet"),
     "data/train-00000-of-00001.parquet": ("train", "parquet"),
     "imagenet1k-train-0000.tar": ("train", "webdataset"),
@@ -48,6 +52,83 @@ def test_each_place_is_found_and_named(tmp_path: Path, place: str) -> None:
     config = resolved("data.resolution=64", environment={"IMAGENET_DIR": str(tmp_path)})
     assert config.data.source == found.source
     assert find.choose(tmp_path, found.source, "auto", 64) == found
+
+
+FILES = {
+    "folders": ("a/1.png", "a/2.png"),
+    "adm": ("cat_1.png", "cat_2.png", "dog_1.png", "dog_2.png"),
+    "flat": ("1.png", "2.png"),
+    "edm": ("dataset.json", "00000/img00000000.png"),
+}
+NOT_ADM = {
+    "numbered names": ("00001_a.png", "00002_b.png", "00003_a.png", "00004_b.png"),
+    "one beginning": ("img_1.png", "img_2.png", "img_3.png"),
+    "a name without": ("cat_1.png", "cat_2.png", "dog_1.png", "dog_2.png", "dog3.png"),
+    "an empty class": ("_1.png", "_2.png", "dog_1.png", "dog_2.png"),
+}
+
+
+def fill(folder: Path, names: tuple[str, ...]) -> Path:
+    for name in (*names, ".hidden/1.png"):
+        put(folder, name)
+    return folder
+
+
+@pytest.mark.parametrize("layout", FILES)
+def test_the_contents_of_a_folder_tell_its_layout(tmp_path: Path, layout: str) -> None:
+    folder = fill(tmp_path / "train", FILES[layout])
+    (found,) = find.image_sets(tmp_path, 64)
+    assert (found.layout, found.paths) == (layout, [folder])
+    assert find.choose(tmp_path, "train", "auto", 64) == found
+
+
+@pytest.mark.parametrize("names", NOT_ADM.values(), ids=NOT_ADM.keys())
+def test_names_that_are_no_classes_are_told_apart_from_adms(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    fill(tmp_path / "train", names)
+    assert find.choose(tmp_path, "train", "auto", 64).layout == "flat"
+    assert find.choose(tmp_path, "train", "adm", 64).layout == "adm"
+
+
+def test_a_layout_that_is_named_outweighs_the_contents(tmp_path: Path) -> None:
+    fill(tmp_path / "train", FILES["adm"])
+    fill(tmp_path / "ILSVRC/Data/CLS-LOC/train", FILES["folders"])
+    assert find.choose(tmp_path, "train", "adm", 64).paths == [tmp_path / "train"]
+    assert find.choose(tmp_path, "train", "folders", 64).root == tmp_path
+    (tmp_path / "train").rename(tmp_path / "away")
+    assert find.choose(tmp_path, "train", "flat", 64).paths[0].parent.name == "CLS-LOC"
+
+
+def test_prepared_sets_of_the_resolution_alone_are_taken(tmp_path: Path) -> None:
+    for size in (32, 64):
+        fill(tmp_path / f"ffhq-{size}x{size}", FILES["edm"])
+    make_zip(tmp_path / "cifar10-32x32.zip", [("00000/1.png", b""), ("dataset.json", b"{}")])
+    make_zip(tmp_path / "other-64x64.zip", [("a/1.png", b"")])
+    assert find.choose(tmp_path, "train", "auto", 64).paths == [tmp_path / "ffhq-64x64"]
+    with pytest.raises(UserError, match=r"more than once: .*ffhq-32x32 .*; .*cifar10-32x32.zip "):
+        find.choose(tmp_path, "train", "auto", 32)
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_zip_of_prepared_images_is_known_by_its_labels(tmp_path: Path, last: bool) -> None:
+    """Wherever dataset.json is: more than 64 kB before the end it is looked for by name."""
+    files = [(f"00000/img{k:08d}.png", b"") for k in range(1500)]
+    about = [("dataset.json", b"{}")]
+    make_zip(tmp_path / "train.zip", files + about if last else about + files)
+    assert find.choose(tmp_path, "train", "auto", 64).layout == "edm"
+
+
+@pytest.mark.parametrize("there", [(0, 1, 2, 4), (0, 1, 2, 3), (0,), (1, 2, 3, 4)])
+def test_all_five_tars_of_imagenet_1k_are_needed(tmp_path: Path, there: tuple[int, ...]) -> None:
+    for number in there:
+        put(tmp_path, f"data/train_images_{number}.tar.gz")
+    lack = min({0, 1, 2, 3, 4} - set(there))
+    with pytest.raises(UserError, match=rf"{5 - len(there)} of 5 shards .*number {lack:05d}"):
+        find.choose(tmp_path, "train", "auto", 64)
+    for number in range(5):
+        put(tmp_path, f"data/train_images_{number}.tar.gz")
+    assert find.choose(tmp_path, "train", "auto", 64).layout == "hub"
 
 
 def test_batches_of_another_size_are_not_taken(tmp_path: Path) -> None:

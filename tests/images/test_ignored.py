@@ -11,12 +11,16 @@ from PIL import Image
 from pipeline.base.errors import UserError
 from pipeline.images.formats import begins_as_image
 from pipeline.images.sources.base import Source
+from pipeline.images.sources.edm import open_edm
+from pipeline.images.sources.flat import open_flat
+from pipeline.images.sources.folder_archives import open_archive
 from pipeline.images.sources.folders import open_folders
 from pipeline.images.sources.gzipped import open_gzipped
+from pipeline.images.sources.hub import open_hub
 from pipeline.images.sources.tars import open_tar_of_tars
 from pipeline.images.sources.webdataset import open_webdataset
 from pipeline.images.walk import walk
-from tests.image_sets import make_tar
+from tests.image_sets import make_tar, make_zip
 from tests.test_downsample import assert_no_pack, make
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
@@ -118,13 +122,24 @@ def test_hidden_folders_are_counted(tmp_path: Path) -> None:
     assert (ignored.num, ignored.names, ignored.num_images) == (2, [".b", "a/.c"], 0)
 
 
-def test_a_flat_folder_is_told_of_the_one_folder_way(tmp_path: Path) -> None:
+def test_images_beside_folders_are_told_of_the_one_folder_way(tmp_path: Path) -> None:
     put(tmp_path / "train/1.png")
+    (tmp_path / "train/all").mkdir()
     with pytest.raises(UserError, match="all of them into one folder there"):
         make(tmp_path)
     put(tmp_path / "train/all/1.png")
     (tmp_path / "train/1.png").unlink()
     assert make(tmp_path)[0]["classes"] == ["all"]
+
+
+@pytest.mark.parametrize("kind", ["adm", "flat", "edm"])
+def test_images_under_other_names_in_other_trees(kind: str, tmp_path: Path) -> None:
+    for name in ("cat_1.png", "cat_2.avif", ".cat_3", "sub/cat_4"):
+        put(tmp_path / name)
+    put(tmp_path / "dataset.json", b"{}")
+    source = open_edm(tmp_path) if kind == "edm" else open_flat(tmp_path, kind)
+    assert source.num_images == len(names(source)) == 1
+    assert (source.ignored.num, source.ignored.num_images) == (3 if kind == "edm" else 4, 2)
 
 
 # --- archives ----------------------------------------------------------------------------------
@@ -135,6 +150,16 @@ def opened(kind: str, root: Path, files: list[tuple[str, bytes]]) -> Source:
     if kind == "tar":
         inner = make_tar(root / "a.tar", [("1.png", content()), *files]).read_bytes()
         source = open_tar_of_tars(make_tar(root / "set.tar", [("a.tar", inner)]))
+    elif kind in ("folders.tar", "folders.zip"):
+        within = [(f"train/a/{name}", data) for name, data in [("1.png", content()), *files]]
+        write = make_tar if kind == "folders.tar" else make_zip
+        source = open_archive(write(root / f"set{kind[7:]}", within), kind)
+    elif kind == "hub":
+        within = [("n01440764_1.png", content()), *files]
+        source = open_hub(root, [make_tar(root / "set.tar.gz", within, "w:gz")])
+    elif kind == "edm":
+        within = [("00000/1.png", content()), ("dataset.json", b"{}"), *files]
+        source = open_edm(make_zip(root / "set.zip", within))
     elif kind == "tar.gz":
         within = [(f"train/a/{name}", data) for name, data in [("1.png", content()), *files]]
         source = open_gzipped(make_tar(root / "set.tar.gz", within, "w:gz"))
@@ -145,7 +170,10 @@ def opened(kind: str, root: Path, files: list[tuple[str, bytes]]) -> Source:
     return source
 
 
-@pytest.mark.parametrize("kind", ["tar", "tar.gz", "webdataset"])
+ARCHIVES = ["tar", "folders.tar", "folders.zip", "tar.gz", "hub", "webdataset", "edm"]
+
+
+@pytest.mark.parametrize("kind", ARCHIVES)
 def test_images_under_other_names_in_archives(kind: str, tmp_path: Path) -> None:
     files = [("2.avif", content()), ("1.mask.png", content()), ("notes.txt", b"no image")]
     ignored = opened(kind, tmp_path, [f for f in files if kind == "webdataset" or f[0][0] != "1"])
@@ -166,7 +194,7 @@ def test_folders_that_count_images_are_no_classes(tmp_path: Path) -> None:
     put(tmp_path / "train/00000/img00000000.png")
     put(tmp_path / "train/dataset.json", b'{"labels": [["00000/img00000000.png", 7]]}')
     with pytest.raises(UserError, match=r"dataset\.json of EDM's dataset_tool: its folders count"):
-        make(tmp_path)
+        make(tmp_path, "data.layout=folders")
     files = [("t/00000/1.png", content()), ("t/dataset.json", b"{}")]
     with pytest.raises(UserError, match="EDM's dataset_tool"):
         names(open_gzipped(make_tar(tmp_path / "t.tar.gz", files, "w:gz")))
@@ -206,12 +234,14 @@ def test_hidden_colours_are_counted_and_told(
 def test_sizes_of_the_source_are_in_the_manifest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for number, size in enumerate([(12, 12), (30, 9), (9, 9), (12, 12)]):
+    for number, size in enumerate([(12, 12), (300, 257), (9, 9), (12, 12)]):
         (tmp_path / "train/a").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", size).save(tmp_path / f"train/a/{number}.png")
-    sizes = make(tmp_path)[3]["sizes"]
-    assert (sizes["smallest"], sizes["largest"]) == ([9, 9], [30, 9])
+    manifest = make(tmp_path)[3]
+    sizes = manifest["sizes"]
+    assert (sizes["smallest"], sizes["largest"]) == ([9, 9], [300, 257])
     assert (sizes["most_frequent"], sizes["share"]) == ([12, 12], 0.5)
+    assert sizes["short_side"] == 257 and not manifest["resized"]
     assert "these are not the originals" not in capsys.readouterr().out
 
 
@@ -220,5 +250,19 @@ def test_images_of_one_size_are_told(tmp_path: Path, capsys: pytest.CaptureFixtu
         put(tmp_path / f"train/a/{number}.png")
     assert make(tmp_path)[3]["sizes"]["share"] == 1.0
     assert "are of 12 x 12 px: if they are photographs, these are not the originals" in (
+        capsys.readouterr().out
+    )
+
+
+def test_small_copies_of_any_shape_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As people keep ImageNet: the short side made 256 px, the long one as it falls."""
+    (tmp_path / "train/a").mkdir(parents=True)
+    for number, size in enumerate([(256, 300), (400, 256), (256, 256)]):
+        Image.new("RGB", size).save(tmp_path / f"train/a/{number}.png")
+    manifest = make(tmp_path)[3]
+    assert manifest["sizes"]["short_side"] == 256 and manifest["resized"]
+    assert "are at most 256 px on their short side: if they are photographs, these are not" in (
         capsys.readouterr().out
     )

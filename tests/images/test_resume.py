@@ -43,6 +43,9 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 WRITERS = {
     "folders": lambda root: None,
+    "folders.tar": image_sets.write_folders_tar,
+    "folders.zip": image_sets.write_folders_zip,
+    "hub": image_sets.write_hub,
     "tar": image_sets.write_tar_of_tars,
     "tar.gz": image_sets.write_gzipped,
     "parquet": lambda root: image_sets.write_parquet(root, shards=2, row_group=25),
@@ -50,7 +53,8 @@ WRITERS = {
 }
 
 
-QUICK = ("tar.gz",)  # read in one go
+QUICK = ("tar.gz", "folders.zip")  # read in one go
+TWO_STRETCHES = ("tar.gz", "folders.tar", "folders.zip", "flat", "edm")
 
 
 @pytest.mark.parametrize(
@@ -63,35 +67,70 @@ def test_every_source_gives_the_same_pack_killed_or_not(many: Path, kind: str) -
     WRITERS[kind](many)
     source = "train_blurred" if kind == "tar.gz" else "train"
     chosen = (f"data.source={source}", f"data.layout={kind}", f"data.pack_dir={many}/packs")
-    done = 0
-    for lines in (1,) if kind == "tar.gz" else (1, 2):  # this one has two stretches only
-        before, done = done, kill_when(many, chosen, lines)
-        assert before < done < IMAGES
-    run = start(many, *chosen)
-    output, error = run.communicate(timeout=60)
-    assert run.returncode == 0, error
-    assert f"went on after {done} images" in output
     folder = many / f"packs/{source}_8/box"
+    kill_and_resume(many, folder, kind, chosen)
     found = bytes_of(folder)
     found["manifest"] = found["manifest"].replace(b"train_blurred", b"train")
     assert found == expected
     assert {p.name for p in folder.iterdir()} == PACK
 
 
-def kill_when(root: Path, chosen: tuple[str, ...], lines: int) -> int:
+def kill_and_resume(root: Path, folder: Path, kind: str, chosen: tuple[str, ...]) -> None:
+    """Make the pack of `folder`, killed once or twice on the way."""
+    done = 0
+    for lines in (1,) if kind in TWO_STRETCHES else (1, 2):
+        before, done = done, kill_when(root, folder, chosen, lines)
+        assert before < done < IMAGES
+    run = start(root, *chosen)
+    output, error = run.communicate(timeout=300)
+    assert run.returncode == 0, error
+    assert f"went on after {done} images" in output
+
+
+# Where the images lie, and where the same lie in class folders
+TREES = {
+    "adm": (image_sets.write_adm, lambda root: root, "box"),
+    "edm": (image_sets.write_edm, image_sets.edm_as_folders, "as_is"),
+    "edm, unpacked": (
+        lambda root: image_sets.write_edm(root, packed=False),
+        image_sets.edm_as_folders,
+        "as_is",
+    ),
+    "flat": (image_sets.write_flat, image_sets.flat_as_folders, "box"),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in TREES])
+def test_every_tree_gives_the_same_pack_killed_or_not(many: Path, name: str) -> None:
+    write, as_folders, recipe = TREES[name]
+    place = write(many)  # type: ignore[operator]
+    words = (f"data.dir={as_folders(many)}", f"data.recipe={recipe}")  # type: ignore[operator]
+    make(many, *words, "data.layout=folders", f"data.pack_dir={many}/once")
+    folder = many / f"packs/train_8/{recipe}"
+    kind = name.partition(",")[0]
+    kill_and_resume(many, folder, kind, (f"data.dir={place}", f"data.recipe={recipe}"))
+    assert json.loads((folder / "manifest.json").read_text())["kind"] == kind
+    found, expected = bytes_of(folder), bytes_of(many / f"once/train_8/{recipe}")
+    if kind == "edm":  # known to be resized, which the folders are told of
+        found["manifest"] = found["manifest"].replace(b'"resized": false', b'"resized": true')
+    assert found == expected
+    assert {p.name for p in folder.iterdir()} == PACK
+
+
+def kill_when(root: Path, folder: Path, chosen: tuple[str, ...], lines: int) -> int:
     """Start the step, SIGKILL it when its journal has so many lines more; images in the journal."""
-    (journal,) = [root / f"packs/{chosen[0].partition('=')[2]}_8/box/.making/journal.jsonl"]
+    journal = folder / ".making/journal.jsonl"
     before = len(journal.read_text().splitlines()) if journal.exists() else 0
     run = start(root, *chosen)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not journal.exists() or len(journal.read_text().splitlines()) < before + lines:
         assert run.poll() is None, run.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.001)
     children = psutil.Process(run.pid).children(recursive=True)
     run.kill()
-    run.communicate(timeout=20)
-    _, alive = psutil.wait_procs(children, timeout=20)
+    run.communicate(timeout=300)
+    _, alive = psutil.wait_procs(children, timeout=300)
     assert not alive
     whole = [line for line in journal.read_text().splitlines(True) if line.endswith("\n")]
     return sum(len(json.loads(line)["names"]) for line in whole)
@@ -105,7 +144,7 @@ def test_a_signal_keeps_what_is_finished(many: Path, number: int) -> None:
     assert "listing" in run.stdout.readline()
     assert f" of {IMAGES} images" in run.stdout.readline()
     run.send_signal(number)
-    error = run.communicate(timeout=20)[1]  # returns when the workers have ended too
+    error = run.communicate(timeout=300)[1]  # returns when the workers have ended too
     assert run.returncode == 75 and error.startswith("stopped: ") and error.count("\n") == 1
     assert {p.name for p in (pack_of(many) / ".making").iterdir()} <= MAKING
     assert make(many)[0] == expected[0]
@@ -234,7 +273,7 @@ def test_a_disk_that_fills_up_meanwhile(many: Path, small_disk: Path) -> None:
     while not (small_disk / "train_24/box/.making/journal.jsonl").exists():
         time.sleep(0.001)
     subprocess.run(["dd", "if=/dev/zero", f"of={other}", "bs=64k"], capture_output=True)
-    error = run.communicate(timeout=60)[1]
+    error = run.communicate(timeout=300)[1]
     assert run.returncode == 2 and one_sentence(error), error
     assert "no space left on the disk" in error
     other.unlink()
@@ -252,7 +291,7 @@ def test_a_killed_worker_is_an_error_and_the_next_run_goes_on(many: Path) -> Non
     for child in psutil.Process(run.pid).children():
         if "spawn_main" in " ".join(child.cmdline()):
             child.kill()
-    error = run.communicate(timeout=30)[1]
+    error = run.communicate(timeout=300)[1]
     assert run.returncode == 2 and one_sentence(error) and "was killed" in error
     assert make(many)[0]["num_images"] == IMAGES
 
@@ -265,7 +304,7 @@ def test_a_source_that_vanishes(many: Path) -> None:
         time.sleep(0.001)
     tar = many / "ILSVRC2012_img_train.tar"
     tar.rename(many / "away")
-    error = run.communicate(timeout=30)[1]
+    error = run.communicate(timeout=300)[1]
     assert run.returncode == 2 and one_sentence(error)
     assert f"{tar} has vanished" in error or f"{tar} cannot be read on" in error
     (many / "away").rename(tar)
@@ -275,7 +314,7 @@ def test_a_source_that_vanishes(many: Path) -> None:
 
 def test_two_at_once_make_one_pack(many: Path) -> None:
     runs = [start(many) for _ in range(2)]
-    outputs = [run.communicate(timeout=60) for run in runs]
+    outputs = [run.communicate(timeout=300) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], outputs
     assert {p.name for p in pack_of(many).iterdir()} == PACK
 
@@ -286,7 +325,7 @@ def test_a_second_run_names_the_holder(many: Path) -> None:
         assert run.stdout is not None
         lines = [run.stdout.readline() for _ in range(2)]
     assert f"in use by process {os.getpid()}" in lines[1]
-    assert run.communicate(timeout=60) and run.returncode == 0
+    assert run.communicate(timeout=300) and run.returncode == 0
 
 
 # --- memory ------------------------------------------------------------------------------------

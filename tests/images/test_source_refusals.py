@@ -12,7 +12,10 @@ import pytest
 
 from pipeline.base.errors import UserError
 from pipeline.images.sources.base import Row
+from pipeline.images.sources.flat import open_flat
+from pipeline.images.sources.folder_archives import open_archive
 from pipeline.images.sources.gzipped import open_gzipped
+from pipeline.images.sources.hub import open_hub
 from pipeline.images.sources.parquet import open_parquet, read_rows
 from pipeline.images.sources.reading import read_all
 from pipeline.images.sources.tars import open_tar_of_tars
@@ -55,20 +58,34 @@ def open_bad(kind: str, folder: Path, files: list[tuple[str, bytes]]) -> None:
         good = [(f"train_blurred/{FISH}/a.jpg", b"a")]
         place = image_sets.make_tar(folder / "bad.tar.gz", good + files, "w:gz")
         list(open_gzipped(place).stretches())
+    elif kind in ("folders.tar", "folders.zip"):
+        write = image_sets.make_tar if kind == "folders.tar" else image_sets.make_zip
+        good = [(f"train/{FISH}/a.JPEG", b"a")]
+        list(open_archive(write(folder / f"bad{kind[7:]}", good + files), kind).stretches())
+    elif kind == "hub":
+        place = image_sets.make_tar(
+            folder / "bad.tar.gz", [(f"{FISH}_1.JPEG", b"a"), *files], "w:gz"
+        )
+        list(open_hub(folder, [place]).stretches())
     else:
         good = [("a.jpg", b"a"), ("a.cls", b"0")]
         open_webdataset(folder, [image_sets.make_tar(folder / "bad.tar", good + files)])
 
 
-@pytest.mark.parametrize("kind", ["tar", "class tar", "tar.gz", "webdataset"])
+TARS = ["tar", "class tar", "folders.tar", "tar.gz", "hub", "webdataset"]
+
+
+@pytest.mark.parametrize("kind", [*TARS, "folders.zip"])
 @pytest.mark.parametrize("name", ["../evil.jpg", "/x/evil.jpg", "x/../../evil.jpg", "evil.jpg->"])
 def test_members_that_do_not_belong_in_a_tar(kind: str, name: str, tmp_path: Path) -> None:
     content = b"" if name.endswith("->") else b"evil"
-    with pytest.raises(UserError, match=r"bad\.tar.*holds the member '.*evil.jpg', which is a"):
+    with pytest.raises(
+        UserError, match=r"bad\.(tar|zip).*holds the member '.*evil.jpg', which is a"
+    ):
         open_bad(kind, tmp_path, [(name, content)])
 
 
-@pytest.mark.parametrize("kind", ["tar", "class tar", "tar.gz", "webdataset"])
+@pytest.mark.parametrize("kind", TARS)
 def test_devices_and_hard_links(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for member_type in (tarfile.CHRTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
         monkeypatch.setattr(tarfile, "SYMTYPE", member_type)
@@ -88,15 +105,21 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("kind", ["tar", "tar.gz", "webdataset"])
+@pytest.mark.parametrize("kind", ["tar", "folders.tar", "tar.gz", "hub", "webdataset"])
 def test_damaged_tars(kind: str, damage: str, copy: Path) -> None:
     """Of a gzipped tar, the tar inside was damaged before it was compressed."""
     damaged = DAMAGES[damage]
     with pytest.raises(UserError, match=r"\.tar.* is not a complete (gzipped )?tar"):
-        if kind == "tar.gz":
-            place = image_sets.write_gzipped(copy)
-            place.write_bytes(gzip.compress(damaged(gzip.decompress(place.read_bytes())), 1))
-            list(open_gzipped(place).stretches())
+        if kind in ("tar.gz", "hub"):
+            packed = {"tar.gz": lambda: [image_sets.write_gzipped(copy)]}
+            places = packed.get(kind, lambda: image_sets.write_hub(copy))()
+            data = gzip.decompress(places[-1].read_bytes())
+            places[-1].write_bytes(gzip.compress(damaged(data), 1))
+            list((open_hub(copy, places) if kind == "hub" else open_gzipped(places[0])).stretches())
+        elif kind == "folders.tar":
+            place = image_sets.write_folders_tar(copy)
+            place.write_bytes(damaged(place.read_bytes()))
+            open_archive(place, kind)
         elif kind == "tar":
             place = image_sets.write_tar_of_tars(copy)
             place.write_bytes(damaged(place.read_bytes()))
@@ -164,6 +187,73 @@ def test_classes_of_a_tar(tmp_path: Path) -> None:
 def test_classes_of_a_gzipped_tar(name: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         open_bad("tar.gz", tmp_path, [(name, b"")])
+
+
+@pytest.mark.parametrize("kind", ["folders.tar", "folders.zip"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("stray.jpg", "belong to no class"),
+        ("bad/stray.jpg", "belong to no class"),
+        ("val/n1/stray.jpg", "which do not lie side by side"),
+        (f"train/{FISH}/more/b.jpg", "which do not lie side by side"),
+        (f"train/{FOX}/", rf"1 classes of .* are empty \({FOX}\)"),
+        ("train/dataset.json", "its folders count images and are not classes"),
+    ],
+)
+def test_classes_of_an_archive_of_folders(
+    kind: str, name: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        open_bad(kind, tmp_path, [(name, b"")])
+
+
+@pytest.mark.parametrize("kind", ["folders.tar", "folders.zip"])
+def test_an_archive_without_images(kind: str, tmp_path: Path) -> None:
+    write = image_sets.make_tar if kind == "folders.tar" else image_sets.make_zip
+    with pytest.raises(UserError, match="holds no images"):
+        open_archive(write(tmp_path / "bad", [(f"{FISH}/a.txt", b"a")]), kind)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.999, -5])
+def test_a_zip_that_breaks_off(kept: float, copy: Path) -> None:
+    place = image_sets.write_folders_zip(copy)
+    data = place.read_bytes()
+    place.write_bytes(data[: int(kept * len(data)) if kept >= 0 else int(kept)])
+    with pytest.raises(UserError, match="train.zip is not a complete zip"):
+        open_archive(place, "folders.zip")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cat_1.JPEG", "cat_1.JPEG, whose name says no synset of ImageNet"),
+        ("n99999999_1.JPEG", "n99999999_1.JPEG, whose name says no synset of ImageNet"),
+        (f"{FISH}_1_{FOX}.JPEG", f"says the synsets {FISH} and {FOX}"),
+    ],
+)
+def test_names_in_the_tars_of_imagenet_1k(name: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        open_bad("hub", tmp_path, [(name, b"a")])
+
+
+def test_each_tar_of_imagenet_1k_holds_images(tmp_path: Path) -> None:
+    good = image_sets.make_tar(tmp_path / "0.tar.gz", [(f"{FISH}_1.JPEG", b"a")], "w:gz")
+    bad = image_sets.make_tar(tmp_path / "1.tar.gz", [("notes.txt", b"a")], "w:gz")
+    with pytest.raises(UserError, match=r"1\.tar\.gz holds no images"):
+        open_hub(tmp_path, [good, bad])
+
+
+def test_names_without_a_class(tmp_path: Path) -> None:
+    for name in ("cat_1.png", "dog.png", "_3.png"):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        UserError, match=r"2 images of .* no class before a _ .*\(_3.png, dog.png\)"
+    ):
+        open_flat(tmp_path, "adm")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no images"):
+        open_flat(tmp_path / "empty", "flat")
 
 
 def test_folders_that_hold_no_class_are_no_classes(tmp_path: Path) -> None:

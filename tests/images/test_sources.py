@@ -9,7 +9,10 @@ import pytest
 
 from pipeline.images.sources import gzipped, parquet
 from pipeline.images.sources.base import Item, Row, Source, Span, Where
+from pipeline.images.sources.flat import open_flat
+from pipeline.images.sources.folder_archives import open_archive
 from pipeline.images.sources.gzipped import open_gzipped
+from pipeline.images.sources.hub import open_hub
 from pipeline.images.sources.parquet import open_parquet
 from pipeline.images.sources.reading import read_all
 from pipeline.images.sources.synsets import devkit_order, sorted_synsets
@@ -17,6 +20,8 @@ from pipeline.images.sources.tars import open_tar_of_tars
 from pipeline.images.sources.webdataset import open_webdataset
 from tests import image_sets
 
+KINDS = ["tar", "folders.tar", "folders.zip", "tar.gz", "hub", "parquet", "webdataset", "adm"]
+NOTES = ("tar", "folders.tar", "folders.zip", "tar.gz")  # these hold notes.txt of the tree too
 PER_CLASS = 12  # two digits: _10 sorts before _2
 FISH, FOX = "n01440764", "n02119789"  # labels 0 and 278
 
@@ -44,6 +49,14 @@ def expected(root: Path) -> dict[str, bytes]:
 def open_all(kind: str, root: Path) -> Source:
     """The tree in `root` packaged and opened again."""
     match kind:
+        case "folders.tar":
+            return open_archive(image_sets.write_folders_tar(root), kind)
+        case "folders.zip":
+            return open_archive(image_sets.write_folders_zip(root), kind)
+        case "hub":
+            return open_hub(root, image_sets.write_hub(root))
+        case "adm":
+            return open_flat(image_sets.write_adm(root) / "train", kind)
         case "tar":
             return open_tar_of_tars(image_sets.write_tar_of_tars(root))
         case "tar.gz":
@@ -74,7 +87,7 @@ def test_synsets_are_the_devkits() -> None:
 # --- the same images from all ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["tar", "tar.gz", "parquet", "webdataset"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_packaging_gives_the_tree(
     kind: str, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,21 +100,52 @@ def test_every_packaging_gives_the_tree(
     assert list(found) == list(tree) if source.ordered else sorted(found) == list(tree)
     assert source.classes in (None, sorted(image_sets.SYNSETS))
     assert source.num_images in (None, len(tree))
-    assert source.ignored.num == (kind in ("tar", "tar.gz"))
+    assert source.ignored.num == num_ignored(kind)
 
 
-@pytest.mark.parametrize("kind", ["tar", "tar.gz", "parquet", "webdataset"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_stretches_come_again_the_same(kind: str, copy: Path) -> None:
     source = open_all(kind, copy)
     first, again = list(source.stretches()), list(source.stretches())
     assert first == again
     assert len({stretch.name for stretch in first}) == len(first)
-    assert source.ignored.num == (kind in ("tar", "tar.gz"))
+    assert source.ignored.num == num_ignored(kind)
 
 
-def test_only_the_tar_of_tars_comes_in_the_order_of_the_pack(copy: Path) -> None:
-    kinds = ["tar", "tar.gz", "parquet", "webdataset"]
-    assert [open_all(kind, copy).ordered for kind in kinds] == [True, False, False, False]
+def num_ignored(kind: str) -> int:
+    """Other files: notes.txt, and what a Mac adds to a zip."""
+    return (kind in NOTES) + (kind == "folders.zip")
+
+
+def test_sources_that_come_in_the_order_of_the_pack(copy: Path) -> None:
+    assert [kind for kind in KINDS if open_all(kind, copy).ordered] == ["tar", "adm"]
+
+
+def test_both_names_of_imagenet_1k_are_one(copy: Path) -> None:
+    found = images(open_hub(copy, image_sets.write_hub(copy, double=False)))
+    assert dict(sorted(found.items())) == expected(copy)
+
+
+def test_adms_images_lie_at_any_depth_and_their_classes_are_in_their_names(tmp_path: Path) -> None:
+    for name in ("cat_1.png", "sub/cat_0.png", "sub/dog_1_of_2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    found = images(open_flat(tmp_path, "adm"))
+    assert list(found) == ["cat/cat_1", "cat/sub/cat_0", "dog/sub/dog_1_of_2"]
+    assert list(images(open_flat(tmp_path, "flat"))) == [
+        "no_class/cat_1",
+        "no_class/sub/cat_0",
+        "no_class/sub/dog_1_of_2",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["folders.tar", "folders.zip"])
+def test_archives_of_class_folders_without_a_top_folder(kind: str, tmp_path: Path) -> None:
+    files = [("a/1.png", b"a1"), ("b/1.png", b"b1"), ("b/.c/2.png", b""), ("README", b"text")]
+    write = image_sets.make_tar if kind == "folders.tar" else image_sets.make_zip
+    source = open_archive(write(tmp_path / f"train{kind[-4:]}", files), kind)
+    assert images(source) == {"a/1": b"a1", "b/1": b"b1"} and source.classes == ["a", "b"]
+    assert (source.ignored.num, source.ignored.num_images) == (2, 0)
 
 
 @pytest.mark.parametrize("top", ["train_blurred", "./train_blurred", "."])

@@ -12,17 +12,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import pytest
 
+from pipeline.bench.photos import PHOTOS, write_photos
 from tests import nodes, pages, slurm
-from tests.conftest import ROOT, alone
+from tests.conftest import ROOT, Machine, alone
 from tests.test_train import outcome
 from tests.workflow.test_workflow import copy_code
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("network"),
     pytest.mark.skipif(
         bool(slurm.missing()), reason=f"NOT TESTED: a Slurm needs {slurm.missing()}"
     ),
@@ -175,7 +176,7 @@ def test_two_jobs_at_once_have_devices_of_their_own(
         command = f"{sys.executable} -m pipeline.launch --gpus 2 -- -m stand_in {tmp_path}/{name}"
         words = ["sbatch", "--gpus=2", "--cpus-per-task=2", f"--output={tmp_path}/log{name}"]
         subprocess.run([*words, f"--wrap={command}"], env=environment, cwd=tmp_path, check=True)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while not ((tmp_path / "a").exists() and (tmp_path / "b").exists()):
         assert time.monotonic() < until, [p.read_text() for p in tmp_path.glob("log*")]
         time.sleep(0.2)
@@ -200,7 +201,7 @@ def copied(finished: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def rate(
-    finished: Path, tmp_path_factory: pytest.TempPathFactory, shared_machine: IO[str]
+    finished: Path, tmp_path_factory: pytest.TempPathFactory, shared_machine: Machine
 ) -> float:
     """Images per second of a training by two ranks, when it is under way."""
     project = copied(finished, tmp_path_factory.mktemp("rate") / "project")
@@ -220,6 +221,7 @@ def check_stops(printed: list[str], images: int) -> None:
     assert ended == 1 and stopped == len(printed) - 1
 
 
+@pytest.mark.usefixtures("machine_alone")
 def test_a_job_at_its_time_limit_saves_and_goes_on(
     one_node: dict[str, str], finished: Path, rate: float, tmp_path: Path
 ) -> None:
@@ -231,6 +233,19 @@ def test_a_job_at_its_time_limit_saves_and_goes_on(
     check_stops(printed, images)
     assert all("Slurm gives this job" in text for text in printed)
     assert len(training(project)[1]) == images // 64
+
+
+def test_a_job_reads_the_folder_that_was_typed(one_node: dict[str, str], tmp_path: Path) -> None:
+    """Whatever a shell, Snakemake or Slurm would make of its name."""
+    project = copy_code(tmp_path / "project")
+    images = tmp_path / 'it\'s "a" $HOME `id`; #1 & b'
+    write_photos(images, per_class=2, size=20)
+    quoted = "'" + str(images).replace("'", "''") + "'"
+    settings = f"data.source=train data.dir={quoted} data.pack_dir={quoted}"
+    run(project, one_node, settings=settings, target="downsample")
+    record = json.loads((project / "results/data/train_8-box.json").read_text())
+    assert record["num_images"] == 2 * len(PHOTOS)
+    assert (images / "train_8/box/manifest.json").exists()
 
 
 TWO = ["nodes=2", "gpu=4", "mpi=srun", "tasks=2", "tasks_per_gpu=0"]
@@ -328,6 +343,7 @@ def test_submitit_queues_a_preempted_job_again(
     assert len(outcome(project / "out")[1]) == images // 64
 
 
+@pytest.mark.usefixtures("machine_alone")
 def test_submitit_queues_a_job_again_at_its_time_limit(
     one_node: dict[str, str], finished: Path, rate: float, tmp_path: Path
 ) -> None:
@@ -355,6 +371,7 @@ def test_submitit_over_two_nodes_is_one_of_four(
         assert losses(project / "out") == losses_of_four
 
 
+@pytest.mark.usefixtures("machine_alone")
 @pytest.mark.skipif(bool(nodes.missing()), reason=f"NOT TESTED: nodes need {nodes.missing()}")
 def test_two_nodes_at_their_time_limit_save_and_go_on(
     two_nodes: dict[str, str], finished: Path, rate: float, tmp_path: Path
@@ -379,7 +396,7 @@ def test_a_stopped_launcher_takes_its_job_out_of_the_queue(
     job = until("by submitit", run).split()[1]
     assert slurm.output(one_node, "squeue", "-h", "-j", job, "-o", "%T").strip() == "PENDING"
     run.send_signal(signal.SIGTERM)
-    assert run.wait(60) == 75, run.stdout.read()
+    assert run.wait(300) == 75, run.stdout.read()
     assert "PENDING" not in slurm.output(one_node, "squeue", "-h", "-j", job, "-o", "%T")
     slurm.output(one_node, "scancel", other)
 
@@ -391,6 +408,6 @@ def test_a_stopped_launcher_lets_its_job_save(
     run = started(project, one_node, "train.images=320000")
     until("images/s", run)
     run.send_signal(signal.SIGTERM)
-    printed = run.communicate(timeout=60)[0]
+    printed = run.communicate(timeout=300)[0]
     assert run.returncode == 75 and "stopped: saved at step" in printed, printed
     assert list((project / "out").glob("checkpoints/*/step-*.pt"))

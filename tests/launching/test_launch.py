@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -62,6 +63,12 @@ def test_visible_devices(
     assert gpus.visible(environment) == expected
 
 
+def training(*words: str) -> Any:
+    """What check_devices asks of an experiment."""
+    config = resolved(*words)
+    return SimpleNamespace(config=config, trainings={"train": SimpleNamespace(config=config)})
+
+
 def test_a_job_that_this_machine_cannot_run_stops_before_the_first(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,12 +76,12 @@ def test_a_job_that_this_machine_cannot_run_stops_before_the_first(
     jobs = [SimpleNamespace(rule=rule, resources={"gpu": 4})]
     monkeypatch.setattr(gpus, "visible", lambda: ["0", "1"])
     with pytest.raises(SystemExit):
-        experiment.check_devices(jobs, resolved())
+        experiment.check_devices(jobs, training())
     assert "rule train: 4 GPUs are asked for but 2 visible" in capsys.readouterr().err
     monkeypatch.setattr(gpus, "visible", lambda: ["0", "1", "2", "3"])
-    experiment.check_devices(jobs, resolved())
+    experiment.check_devices(jobs, training())
     with pytest.raises(SystemExit):
-        experiment.check_devices(jobs, resolved("train.batch=2050"))
+        experiment.check_devices(jobs, training("train.batch=2050"))
     assert "cannot be divided over 4 processes" in capsys.readouterr().err
 
 
@@ -129,6 +136,15 @@ def test_without_a_compiler_compile_is_off_in_one_line(
 def threads(total: int, count: int, *words: str) -> dict[str, str]:
     """The variables of a job of `count` ranks on one machine."""
     return commands.environment(None, total, count, resolved(*words).launch)
+
+
+def test_threads_that_wait_soon_sleep_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launch = resolved().launch
+    assert commands.rank_environment(None, 2, 1, launch)["GOMP_SPINCOUNT"] == "3000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert commands.rank_environment(None, 2, 1, launch)["GOMP_SPINCOUNT"] == "7"
 
 
 def test_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:

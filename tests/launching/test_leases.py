@@ -76,7 +76,7 @@ def ids_of(process: "subprocess.Popen[str]") -> list[str]:
 
 def release(process: "subprocess.Popen[str]") -> None:
     """Let a holder end."""
-    process.communicate("\n", timeout=20)
+    process.communicate("\n", timeout=300)
 
 
 def overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -301,4 +301,4 @@ def kill_launchers(folder: Path) -> None:
         ):
             trees += [process, *process.children(recursive=True)]
             process.kill()
-    assert psutil.wait_procs(trees, timeout=20)[1] == []
+    assert psutil.wait_procs(trees, timeout=300)[1] == []

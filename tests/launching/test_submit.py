@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from submitit.slurm.slurm import SlurmJob
 
 from pipeline.launching import leases, submit
+from tests import slurm
 from tests.conftest import ROOT, resolved
 from tests.test_train import outcome, words
 
@@ -51,7 +54,7 @@ def wait_for_checkpoint(out: Path, run: psutil.Popen) -> None:
 def plain(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """Weights of the LONG run under torchrun."""
     out = tmp_path_factory.mktemp("plain")
-    assert start(pack, out, *LONG).wait(100) == 0, printed(out)
+    assert start(pack, out, *LONG).wait(300) == 0, printed(out)
     return outcome(out)[0]
 
 
@@ -65,7 +68,7 @@ def test_a_preempted_job_goes_on_by_itself(
     assert len(tasks) == 2
     for task in tasks:
         task.send_signal(signal.SIGUSR2)  # as submitit warns before a time limit
-    assert run.wait(100) == 0, printed(tmp_path)
+    assert run.wait(300) == 0, printed(tmp_path)
     assert "stopped: saved at step" in printed(tmp_path) and "Requeued job" in printed(tmp_path)
     weights = outcome(tmp_path)[0]
     assert all(torch.equal(weights[name], value) for name, value in plain.items())
@@ -91,9 +94,9 @@ def test_an_ended_launcher_lets_the_ranks_save(
         if not rank_processes(tree):
             break
         assert held
-    assert run.wait(60) == (75 if number == signal.SIGTERM else -signal.SIGKILL)
-    assert psutil.wait_procs(tree, timeout=30)[1] == []
-    assert start(pack, tmp_path, *LONG).wait(100) == 0, printed(tmp_path)
+    assert run.wait(300) == (75 if number == signal.SIGTERM else -signal.SIGKILL)
+    assert psutil.wait_procs(tree, timeout=300)[1] == []
+    assert start(pack, tmp_path, *LONG).wait(300) == 0, printed(tmp_path)
     weights = outcome(tmp_path)[0]
     assert all(torch.equal(weights[name], value) for name, value in plain.items())
 
@@ -110,7 +113,7 @@ def rank_processes(tree: list[psutil.Process]) -> list[psutil.Process]:
 
 def test_a_failure_of_the_step_is_the_launchers(pack: Path, tmp_path: Path) -> None:
     run = start(pack, tmp_path, "launch.launcher=submitit_local", folder="/dev/null/jobs")
-    assert run.wait(60) == 2 and re.search(r"^error: .*launch.folder", printed(tmp_path), re.M)
+    assert run.wait(300) == 2 and re.search(r"^error: .*launch.folder", printed(tmp_path), re.M)
 
 
 def test_a_job_that_starts_again_forgets_its_last_result(tmp_path: Path) -> None:
@@ -127,6 +130,49 @@ def test_a_job_that_starts_again_forgets_its_last_result(tmp_path: Path) -> None
     )
     run = [sys.executable, "-c", words]
     assert subprocess.run(run, cwd=ROOT, env=os.environ | environment).returncode == 3
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SlurmJob[int]]:
+    """Job 7 of two tasks; a stand-in for sacct tells one state a question, then the last."""
+
+    def job(*states: str) -> SlurmJob[int]:
+        said = tmp_path / "states"
+        said.write_text("".join(f"{state}\n" for state in states))
+        answer = "#!/bin/sh\necho 'JobID|State|NodeList'; echo \"7|$(head -1 SAID)|n1\"\n"
+        answer += "[ $(wc -l < SAID) = 1 ] || sed -i 1d SAID\n"
+        slurm.executable(tmp_path / "sacct", answer.replace("SAID", str(said)))
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        monkeypatch.setattr(SlurmJob, "watcher", submit.Watcher(delay_s=600))
+        monkeypatch.setattr(submit, "CONFIRM", 0.01)
+        return SlurmJob(tmp_path, "7", (0, 1))
+
+    return job
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        *(("SUSPENDED",), ("SIGNALING",), ("RESIZING",), ("REQUEUED",), ("RUNNING",)),
+        *(("NODE_FAIL", "PENDING"), ("CANCELLED", "COMPLETING")),
+    ],
+)
+def test_a_job_that_goes_on_is_not_over(
+    states: tuple[str, ...], told: Callable[..., SlurmJob[int]]
+) -> None:
+    job = told(*states)
+    for _ in range(3):
+        assert not job.done(force_check=True)
+
+
+@pytest.mark.parametrize("state", ["CANCELLED by 1000", "TIMEOUT", "COMPLETED", "NODE_FAIL"])
+def test_a_job_whose_state_stays_a_last_one_is_over(
+    state: str, told: Callable[..., SlurmJob[int]]
+) -> None:
+    job = told("RUNNING", state)
+    assert not job.watcher.is_done("7", mode="force")
+    time.sleep(0.01)  # a question within a millisecond is not asked
+    assert job.watcher.is_done("7", mode="force")
 
 
 def test_what_a_slurm_job_asks_for() -> None:

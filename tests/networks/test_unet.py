@@ -3,16 +3,17 @@
 import pytest
 import torch
 
+from pipeline.bench.gpu_check.networks import model_keys
 from pipeline.flow import probability_path
 from pipeline.networks.unet import UNet
-from tests.conftest import load_fixture, our_model, our_state, resolved
+from tests.conftest import load_fixture, our_state, resolved
 
 FIXTURES = ["unet_imagenet_tiny", "unet_cifar_tiny"]
 
 
 def build(name: str) -> tuple[UNet, dict[str, torch.Tensor]]:
     fixture, arguments = load_fixture(name)
-    net = UNet(our_model(arguments), arguments["num_classes"] or 10).eval()
+    net = UNet(model_keys(arguments), arguments["num_classes"] or 10).eval()
     net.load_state_dict(our_state(fixture))
     data = {
         k: torch.from_numpy(fixture[k]) for k in fixture.files if k[:5] not in ("state", "confi")

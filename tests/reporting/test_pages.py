@@ -29,7 +29,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment(**more: str) -> dict[str, str]:
     """A shell's, in which the project's Python comes first."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"} | more
+    return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "VERBOSE": "1"} | more
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_notes_alone_make_a_summary() -> None:
     empty = evaluation(0) | {"metrics": [], "class_accuracy": None, "notes": ["left out: labels"]}
     text = tables.summary("title", CURVE, parsed(empty))
     assert "Note: left out: labels" in text and "class_accuracy" not in text
-    page = pages.report_page("title", CURVE, parsed(empty), CLASSES, {})
+    page = pages.page("title", pages.report_parts(CURVE, parsed(empty), CLASSES, {}))
     assert "each class" not in page and "over seeds" not in page
 
 
@@ -139,7 +139,8 @@ class Cells(HTMLParser):
 
 def test_page_is_whole_html_without_network() -> None:
     counts = {"real": [4, 4, 4], "heun-18, seed 0": [5, 3, 4]}
-    text = pages.report_page("a < b", CURVE, EVALUATIONS, CLASSES, counts, ["left < out"])
+    parts = pages.report_parts(CURVE, EVALUATIONS, CLASSES, counts, ["left < out"])
+    text = pages.page("a < b", parts)
     page = Cells()
     page.feed(text)
     page.close()

@@ -82,6 +82,13 @@ def test_nothing_is_executed(tmp_path: Path) -> None:
     assert not (tmp_path / "exploded").exists()
 
 
+def test_keys_that_are_not_plain_are_refused() -> None:
+    """A tuple of tuples as a key: to hash it would end the process."""
+    deep = b"\x80\x02})" + b"\x85" * 500_000 + b"K\x01s."
+    with pytest.raises(UserError, match=r"builtins.tuple as a key"):
+        torchscript.load_tensors(changed(archive(Net()), deep), Path("x"))
+
+
 @pytest.mark.parametrize("cut", [0, 7, 40])
 def test_damaged_trees_are_refused(cut: int) -> None:
     content = archive(Net())

@@ -26,7 +26,7 @@ from pipeline.base.processes import STOP_SIGNALS
 from pipeline.data.reader import Reader, rows_at
 from pipeline.flow import probability_path, workload
 from pipeline.launching import torchrun
-from pipeline.training import checkpoint, preflight
+from pipeline.training import checkpoint, preflight, snapshots, weights_file
 from tests.conftest import ROOT, write_pack
 from tests.test_train import outcome, run, words
 from tests.training.infinite import InfiniteGradient
@@ -59,11 +59,11 @@ class Launched:
     def rank(self, number: int) -> psutil.Process:
         return next(p for p in self.below() if p.environ().get("RANK") == str(number))
 
-    def end(self, seconds: float = 60) -> tuple[int, str]:
+    def end(self, seconds: float = 300) -> tuple[int, str]:
         """Status and output; nobody may be left."""
         below = self.below()
         output, _ = self.process.communicate(timeout=seconds)
-        assert psutil.wait_procs(below, timeout=5)[1] == []
+        assert psutil.wait_procs(below, timeout=60)[1] == []
         return self.process.returncode, output
 
 
@@ -155,13 +155,13 @@ def assert_saved(launched: Launched) -> None:
     assert checkpoint.load(saved)["step"] == json.loads(rows[-1])["step"]
 
 
-def stopped_while_writing(process: subprocess.Popen, folder: Path) -> bool:
-    """Whether a training writes a checkpoint; it stands still then."""
-    if not list(folder.glob("*/.step-*.tmp")):
+def stopped_while_writing(process: subprocess.Popen, folder: Path, half: str) -> bool:
+    """Whether a training writes a file whose temporary name fits `half`; it stands still then."""
+    if not list(folder.glob(half)):
         return False
     process.send_signal(signal.SIGSTOP)
     os.waitpid(process.pid, os.WUNTRACED)
-    if list(folder.glob("*/.step-*.tmp")):
+    if list(folder.glob(half)):
         return True
     process.send_signal(signal.SIGCONT)
     return False
@@ -172,16 +172,42 @@ def test_a_kill_in_the_middle_of_a_write_loses_nothing(pack: Path, tmp_path: Pat
     command = [sys.executable, "-m", "pipeline.train", *words(pack, tmp_path, *wide)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     folder = tmp_path / "checkpoints"
-    while not list(folder.glob("*/step-*.pt")) or not stopped_while_writing(process, folder):
+    pattern = "*/.step-*.tmp"
+    while not list(folder.glob("*/step-*.pt")) or not stopped_while_writing(
+        process, folder, pattern
+    ):
         assert process.poll() is None
     process.kill()
     process.wait()
-    [half] = folder.glob("*/.step-*.tmp")
+    [half] = folder.glob(pattern)
     newest = checkpoint.checkpoints(half.parent)[-1]
     state = checkpoint.load_newest(half.parent)
     assert state is not None and state["step"] == checkpoint.step_of(newest)
     run(pack, tmp_path, *wide[:1], f"train.images={12 * (state['step'] + 1)}")
     assert not half.exists()
+
+
+@pytest.mark.slow
+def test_a_kill_while_averages_are_stored_changes_none(pack: Path, tmp_path: Path) -> None:
+    """All that is stored up to two steps after the kill has the bits of a run without one."""
+    power = ("train.ema=power", "train.ema_snapshot_images=12", "model.channels=128")
+    killed = words(pack, tmp_path / "killed", *power, "train.images=2400")
+    command = [sys.executable, "-m", "pipeline.train", *killed]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    while not stopped_while_writing(process, tmp_path, "killed/*/*/averages/.ema*.tmp"):
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    [half] = tmp_path.glob("killed/*/*/averages/.ema*.tmp")
+    images = int(half.name.partition("-")[2].partition(".")[0]) + 24
+    for name in ("killed", "whole"):
+        run(pack, tmp_path / name, *power, f"train.images={images}")
+    assert not half.exists()
+    folders = [next(tmp_path.glob(f"{name}/*/*/averages")) for name in ("killed", "whole")]
+    ours, theirs = (snapshots.stored(folder) for folder in folders)
+    assert ours.keys() == theirs.keys() and len(ours) == 2 * images // 12
+    for profile, path in ours.items():
+        assert same(weights_file.load_weights(path), weights_file.load_weights(theirs[profile]))
 
 
 def test_the_first_image_that_is_not_finite_is_named(

@@ -1,5 +1,6 @@
 """Training in fp16 with a scaled loss, and what tf32 means; bf16 is in test_train."""
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,19 +16,11 @@ from pipeline.compute.distributed import Ranks
 from pipeline.flow import probability_path
 from pipeline.training import checkpoint
 from pipeline.training.trainer import Trainer
-from tests.conftest import write_pack
 from tests.test_train import losses, run, words
 from tests.training.infinite import InfiniteGradient
 
 CPU = Ranks(0, 1, torch.device("cpu"))
 FP16 = "train.precision=fp16"
-
-
-@pytest.fixture(scope="module")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pack")
-    write_pack(folder, num=40, size=8, classes=10)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +62,17 @@ def test_float32_on_cuda_is_what_the_key_says(flags: None, precision: str, round
     assert torch.backends.cuda.matmul.allow_tf32 is rounds
     assert torch.backends.cudnn.allow_tf32 is rounds
     assert torch.get_float32_matmul_precision() == ("high" if rounds else "highest")
+
+
+def test_the_compiler_does_not_advise_what_the_key_has_refused(flags: None) -> None:
+    advice = "TensorFloat32 tensor cores for float32 matrix multiplication available but not …"
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        warnings.warn(advice, stacklevel=1)
+        execution.set_float32("fp32", torch.device("cuda"))
+        warnings.warn(advice, stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    assert [str(warning.message) for warning in heard] == [advice, "something else"]
 
 
 def test_fp16_learns_the_same(fp16: tuple, reference: tuple, pack: Path, tmp_path: Path) -> None:

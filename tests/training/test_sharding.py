@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from pipeline.training import checkpoint, weights_file
-from tests.conftest import write_pack
 from tests.test_train import difference, losses, outcome, run, torchrun, words
 
 # Two passes a step, and every gradient is clipped. The one of 3 output channels leaves 2 and 1 to
@@ -22,13 +21,6 @@ KEYS = [
     "runtime.keep_checkpoints=9",
 ]
 FILES = ("weights.safetensors", "weights-ema200.safetensors")
-
-
-@pytest.fixture(scope="module")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pack")
-    write_pack(folder, num=40, size=8, classes=10)
-    return folder
 
 
 def ranks(count: int, pack: Path, out: Path, *more: str) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from snakemake.resources import Resources
 
 from pipeline.base.errors import UserError
+from pipeline.base.files import write_json
 from pipeline.config import load
 from pipeline.data.pack import read_record
 from pipeline.workflow import doors, experiment
@@ -85,6 +86,46 @@ def test_chosen_classes_that_are_not_there_stop_before_the_training(
     with pytest.raises(SystemExit):
         experiment.check_chosen([job("train", 0)], found.config)
     assert "no class has the number 10; the classes are 0 to 9" in capsys.readouterr().err
+
+
+def put_images(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text('{"labels": null}')
+
+
+UNLABELLED = {
+    "flat": ["train/1.png", "train/2.png"],
+    "edm": ["train/dataset.json", "train/0/1.png"],
+}
+
+
+@pytest.mark.parametrize("layout", UNLABELLED)
+def test_images_without_classes_stop_a_training_that_learns_classes(
+    layout: str, here: Path
+) -> None:
+    """Before the first job; a pack is made all the same, and a network without classes trained."""
+    put_images(here, *UNLABELLED[layout])
+    places: dict[str, Any] = {"dir": str(here), "pack_dir": str(here), "source": "train"}
+    found = resolved_experiment(data=places, sample={"guidance": 1}).trainings
+    with pytest.raises(UserError, match=r"/train has no classes, .*model.class_conditional=false"):
+        experiment.check_starts(found, ["downsample", "train"])
+    experiment.check_starts(found, ["downsample"])
+    bare = {"model": {"class_conditional": False}, "sample": {"guidance": 1}}
+    bare_trainings = resolved_experiment(data=places, **bare).trainings
+    experiment.check_starts(bare_trainings, ["downsample", "train"])
+    put_images(here, "train/a/1.png", "train/b/2.png")
+    (here / "train/dataset.json").unlink(missing_ok=True)
+    experiment.check_starts(found, ["downsample", "train"])
+
+
+def test_a_pack_without_classes_stops_a_training_that_learns_classes(here: Path) -> None:
+    found = resolved_experiment(sample={"guidance": 1})
+    record = write_pack(here, num=20, size=8, classes=1).to_json() | {"classes": ["no_class"]}
+    write_json(Path(found.record), record)
+    with pytest.raises(UserError, match=r"shapes_tiny_8-box.json has no classes, but model.class"):
+        experiment.check_starts(found.trainings, ["train"])
+    experiment.check_starts(found.trainings, ["report"])
 
 
 def test_another_run_changes_no_key_of_what_is_there(here: Path) -> None:
@@ -164,7 +205,7 @@ def test_too_few_devices_stop_every_rule_with_ranks(
     rule: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(experiment.gpus, "visible", lambda: ["0", "1"])
-    tiny = resolved_experiment().config
+    tiny = resolved_experiment()
     experiment.check_devices([job(rule, 2), job("report", 8)], tiny)
     with pytest.raises(SystemExit):
         experiment.check_devices([job(rule, 4)], tiny)

@@ -13,13 +13,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
+import numpy as np
 import psutil
 import pytest
 
+from pipeline.base.files import sha256_file
 from pipeline.bench.photos import write_photos
-from tests.conftest import ROOT, alone
+from pipeline.workflow.chatter import CHATTER
+from tests.conftest import ROOT, Machine, alone
 
 CODE = ("Snakefile", "Makefile", "config.yaml", "pipeline", "envs", "profiles")
 SET = "data.source=train data.pack_dir=null"
@@ -113,6 +115,18 @@ FROM_TRAIN = ["evaluate", "report", "sample", "train"]
 EVERYTHING = ["downsample", "evaluate", "reference", "report", "sample", "train"]
 
 
+def test_the_brief_output_is_without_chatter(finished: Project) -> None:
+    finished.environment["PIPELINE_OUTPUT"] = "brief"
+    try:
+        done = finished.snakemake("--forcerun", "report", "--dry-run")
+    finally:
+        del finished.environment["PIPELINE_OUTPUT"]
+    brief, whole = done.stdout + done.stderr, finished.output  # type: ignore[attr-defined]
+    assert rules(brief) == ["report"]
+    chatter = [line for line in brief.splitlines() if line.startswith(CHATTER)]
+    assert not chatter and all(f"\n{line}" in whole for line in CHATTER)
+
+
 # --- what a run leaves --------------------------------------------------------------------------
 
 
@@ -134,8 +148,10 @@ def test_every_artefact_is_there(finished: Project, photos: Path) -> None:
         RUN / "metrics/config.json",
         RUN / "report/summary.txt",
         RUN / "report/nfe.png",
+        RUN / "report/index.html",
         RUN / "report/config.json",
         "results/report.html",
+        "results/index.html",
         "results/experiments.html",
     ):
         assert (finished.folder / name).stat().st_size > 0, name
@@ -156,7 +172,8 @@ def test_the_run_says_what_it_does(finished: Project) -> None:
     output = finished.output  # type: ignore[attr-defined]
     assert "experiment tiny, data train_8-box (resolution 8 from the configuration)" in output
     assert "frechet_efflite0_96" in output and "report: results/report.html" in output
-    assert re.search(r"all experiments \(\d+ scores\): results/experiments.html", output)
+    assert f"report: {RUN}/report/index.html" in output
+    assert re.search(r"all experiments \(\d+ scores\): results/index.html", output)
     if not shutil.which("nvidia-smi"):
         assert "no GPU is visible" in output
 
@@ -164,7 +181,7 @@ def test_the_run_says_what_it_does(finished: Project) -> None:
 # --- re-runs ------------------------------------------------------------------------------------
 
 
-def test_nothing_changed_nothing_runs_quickly(finished: Project, shared_machine: IO[str]) -> None:
+def test_nothing_changed_nothing_runs_quickly(finished: Project, shared_machine: Machine) -> None:
     with alone(shared_machine):
         began = time.monotonic()
         done = finished.snakemake()
@@ -246,6 +263,40 @@ def test_a_guide_is_an_input_and_must_exist(finished: Project) -> None:
     assert_stopped(finished.snakemake("--dry-run", set=guided), "weak.safetensors is not a file")
 
 
+def test_one_average_more_does_not_hide_changed_keys(finished: Project) -> None:
+    """Snakemake compares no parameters of a rule one of whose files it has never made."""
+    more = "train.ema_halflife_images=[64,500]"
+    assert finished.jobs(set=f"{more} train.lr=2e-3") == FROM_TRAIN
+    assert finished.jobs("samples", set=more) == ["sample", "samples", "train"]
+
+
+GUIDED = "sample.runs=[{{}}, {{guidance: 3, guide: {{experiment: smoke, images: {}}}}}]"
+
+
+def test_an_experiment_that_guides_is_trained_before_it(finished: Project) -> None:
+    after = ["evaluate", "guide", "report", "sample"]
+    assert finished.jobs(set=GUIDED.format(64)) == after
+    done = finished.plan(set=GUIDED.format(64))
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^guide  ", done.stdout, re.M) and "smoke-64: " in done.stdout
+    done = finished.snakemake("--dry-run", set=GUIDED.format(64).replace("smoke", "smok"))
+    assert_stopped(done, "sample.guide: no experiment 'smok' in config.yaml; did you mean smoke?")
+
+
+@pytest.mark.slow
+def test_a_guide_is_trained_once_and_again_if_it_changes(copied: Callable[[], Project]) -> None:
+    project = copied()
+    done = project.snakemake(set=GUIDED.format(64))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (guided,) = project.folder.glob(f"{RUN}/sample/*by-smoke_64-*/seed0/sample.json")
+    weights = project.folder / "results/smoke-64/train_8-box/train/weights.safetensors"
+    assert json.loads(guided.read_text())["guide_sha256"] == sha256_file(weights)
+    # The same training serves other samplers
+    stronger = GUIDED.format(64).replace("guidance: 3", "guidance: 4")
+    assert project.jobs(set=stronger) == ["evaluate", "report", "sample"]
+    assert project.jobs(set=GUIDED.format(128)) == ["evaluate", "guide", "report", "sample"]
+
+
 def test_a_file_of_the_extractors_weights_is_an_input(finished: Project) -> None:
     (finished.folder / "mine.pth").write_bytes(b"w")
     after = ["evaluate", "extractor", "reference", "report"]
@@ -291,6 +342,33 @@ def test_the_content_of_the_first_weights_runs_train_again(
     assert_stopped(project.plan(wide), says)
 
 
+POWER = "train.ema=power train.ema_snapshot_images=128"
+
+
+def test_an_average_is_made_only_of_stored_ones(finished: Project) -> None:
+    width = "sample.ema_width=0.07"
+    assert finished.jobs(set=POWER) == FROM_TRAIN
+    assert finished.jobs(set=f"{POWER} {width}") == ["average", *FROM_TRAIN]
+    done = finished.snakemake("--dry-run", set=width)
+    assert_stopped(done, "sample.ema_width=0.07 needs train.ema=power: give both, or null")
+
+
+@pytest.mark.slow
+def test_another_width_trains_nothing(copied: Callable[[], Project]) -> None:
+    project = copied()
+    done = project.snakemake("--", "samples", set=f"{POWER} sample.ema_width=0.07")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "average: width 0.07 at 640 images, its profile met to" in done.stdout + done.stderr
+    (log,) = (project.folder / RUN / "average").glob("ema0.07-640.log")
+    assert "reading 10 of 10 files" in log.read_text()
+    for change in ("sample.ema_width=0.09", "sample.ema_width=0.07 sample.ema_images=256"):
+        after = ["average", "evaluate", "report", "sample"]
+        assert project.jobs(set=f"{POWER} {change}") == after
+    runs = "sample.runs=[{ema_width: 0.07}, {ema_width: 0.07, steps: 2}, {ema_width: 0.08}]"
+    expected = ["average", *["evaluate"] * 3, "report", "sample", "sample"]
+    assert project.jobs(set=f"{POWER} {runs}") == expected
+
+
 def test_unknown_keys_of_a_run_stop_snakemake(finished: Project) -> None:
     done = finished.snakemake("--dry-run", set="sample.runs=[{}, {stpes: 9}]")
     assert_stopped(done, "sample.runs[1]: unknown key stpes; did you mean steps?")
@@ -317,6 +395,19 @@ def test_moved_images_and_pack_run_nothing(copied: Callable[[], Project], tmp_pa
 
 
 @pytest.mark.slow
+def test_chosen_classes_are_sampled_scored_and_named_in_the_report(
+    copied: Callable[[], Project],
+) -> None:
+    project = copied()
+    done = project.snakemake(set="sample.classes=[1]")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert rules(done.stdout + done.stderr) == ["evaluate", "report", "sample"]
+    [labels] = (project.folder / RUN / "sample").glob("*classes1*/seed0/labels.npy")
+    assert set(np.load(labels)) == {1}
+    assert "sample.classes: 1" in (project.folder / RUN / "report/table.html").read_text()
+
+
+@pytest.mark.slow
 def test_a_deleted_pack_is_made_again_and_nothing_else(
     copied: Callable[[], Project], tmp_path: Path
 ) -> None:
@@ -340,6 +431,22 @@ def test_a_deleted_pack_is_made_again_and_nothing_else(
     # the record is equal, and no job was begun that would have lost its former results
     assert project.jobs() == []
     assert project.jobs(set="evaluate.seed=1") == ["evaluate", "report"]
+
+
+@pytest.mark.slow
+def test_reference_statistics_are_shared_between_checkouts(
+    copied: Callable[[], Project], tmp_path: Path
+) -> None:
+    statistics = "results/reference/train_8-box-efficientnet-lite0.npz"
+    first, second = copied(), Project(copy_code(tmp_path / "second"), tmp_path / "images")
+    (first.folder / statistics).unlink()
+    (tmp_path / "cache").mkdir()
+    for project, said in ((first, "Moving output file"), (second, "Symlinking output file")):
+        project.environment["SNAKEMAKE_OUTPUT_CACHE"] = str(tmp_path / "cache")
+        done = project.snakemake("--cache", "reference", "--", statistics)
+        assert done.returncode == 0 and f"{said} {statistics}" in done.stderr, done.stderr
+        assert (project.folder / statistics).resolve().parent == tmp_path / "cache"
+    assert "Moving output file" not in done.stderr
 
 
 @pytest.mark.slow
@@ -529,3 +636,69 @@ def test_the_plan_reads_the_snakefile(fresh: Project) -> None:
     assert "IMAGENET_DIR=(NOT SET)" in lines["downsample"]
     assert "563,013 steps of 2,048" in done.stdout
     assert not (fresh.folder / "results").exists()
+
+
+SELECT = (
+    "train.ema=power train.ema_snapshot_images=128 select.ema_widths=[0.05,0.2] select.num=20 "
+    "select.guidance=[1,3] select.max_tries=6 sample.selected=true"
+)
+
+
+@pytest.mark.slow
+def test_a_search_after_the_training(copied: Callable[[], Project]) -> None:
+    """The whole of it; then a key of the search runs the search and what follows, no training."""
+    project = copied()
+    done = project.snakemake(set=SELECT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert rules(done.stdout + done.stderr) == ["evaluate", "report", "sample", "select", "train"]
+    run = project.folder / RUN
+    choice = json.loads((run / "select/choice.json").read_text())
+    about = json.loads((run / "sample/euler-4-select/seed0/sample.json").read_text())
+    assert about["guidance"] == choice["chosen"]["guidance"]
+    assert about["weights_sha256"] == sha256_file(run / "select/weights.safetensors")
+    assert (run / "report/index.html").read_text().count("data:image/png") == 5
+    assert (run / "report/surface.png").read_bytes() == (run / "select/surface.png").read_bytes()
+    summary = " ".join((run / "report/summary.txt").read_text().split())
+    assert "6 tries of 20 samples with seed 1000000: EMA width" in summary
+    assert "The chosen one on reported seed 0: Fréchet distance" in summary
+    assert "not comparable with reported ones" in summary
+
+    assert project.jobs(set=SELECT) == []
+    after = ["evaluate", "report", "sample", "select"]
+    for word in ("select.num=21", "select.seeds=[4]", "select.max_tries=8"):
+        assert project.jobs(set=f"{SELECT} {word}") == after
+    assert project.jobs(set=f"{SELECT} evaluate.kid_subsets=7") == ["evaluate", "report"]
+
+
+MILESTONES = "evaluate.milestones=true runtime.milestone_images=256"
+
+
+def test_scores_over_the_training_run_nothing_else(finished: Project) -> None:
+    assert finished.jobs(set=MILESTONES) == ["milestones", "report"]
+    assert finished.jobs(set="evaluate.milestone_num=30") == []  # read by that rule alone
+    done = finished.plan(f"{MILESTONES} evaluate.milestone_num=30")
+    assert "3 times 30 images = 90 images, 720 evaluations of networks" in done.stdout
+    done = finished.snakemake("--dry-run", set="evaluate.milestones=true")
+    assert_stopped(
+        done, "nothing to score but the end of the training: set runtime.milestone_images"
+    )
+
+
+@pytest.mark.slow
+def test_scores_over_the_training_are_in_the_report(copied: Callable[[], Project]) -> None:
+    """Then a key of theirs runs them and the report; the training goes on only if it is longer."""
+    project = copied()
+    milestones = f"{MILESTONES} train.ema=power train.ema_snapshot_images=256"
+    done = project.snakemake(set=milestones)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert rules(done.stdout + done.stderr) == sorted([*FROM_TRAIN, "milestones"])
+    run = project.folder / RUN
+    lines = (run / "milestones/curve.jsonl").read_text().splitlines()
+    assert [json.loads(line)["images"] for line in lines] == [256, 512, 640]
+    assert (run / "report/index.html").read_text().count("data:image/png") == 5
+    summary = " ".join((run / "report/summary.txt").read_text().split())
+    assert "Over the training, Fréchet distance" in summary and "20 samples with seed 0" in summary
+
+    assert project.jobs(set=milestones) == []
+    assert project.jobs(set=f"{milestones} evaluate.milestone_num=21") == ["milestones", "report"]
+    assert project.jobs() == FROM_TRAIN

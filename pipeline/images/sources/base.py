@@ -1,7 +1,8 @@
 """The common part of all sources of images: images, stretches of them, and their checks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from pipeline.images.walk import Ignored
 
 ABOUT_EDM = "dataset.json"  # has the labels of a set that EDM or StyleGAN prepared
 BATCH = 32  # images that a worker decodes at a time
+MOST_MEMBER = 10**9  # bytes of a file in an archive; no image file is as large
+MOST_ITEMS = 256  # of a stretch that is not a class or a shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,22 @@ class Row:
     row: int  # within its group
 
 
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file in a zip, which may be compressed."""
+
+    # Which bytes
+    path: str
+    header: int  # where its local header begins, bytes
+    packed: int  # bytes in the zip
+    # How they are unpacked
+    method: int  # of compression: 0 none, 8 deflate
+    size: int  # bytes of the file
+    crc: int  # its CRC-32
+
+
 # Where an image is: in a file, in a table, or read already (a file's bytes; pixels (H,W,3) uint8).
-Where = Span | Row | bytes | np.ndarray
+Where = Span | Row | Member | bytes | np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +80,7 @@ class Source:
     """An image set as it lies on disk; `stretches` reads it once, in its own order."""
 
     # Kind and place
-    kind: str  # layout: folders, tar, tar.gz, parquet, webdataset, batches, cifar
+    kind: str  # layout, a choice of data.layout
     place: Path  # for messages
     # What it holds
     classes: list[str] | None  # sorted, as labels count them; None: known after the last stretch
@@ -96,9 +113,17 @@ def check_beside_classes(place: Path, names: list[str]) -> None:
     if about:
         raise UserError(
             f"{place} holds {about[0]} of EDM's dataset_tool: its folders count images and are "
-            "not classes, and its images were resized before: give the original images in class "
-            "folders"
+            "not classes: give it as a zip or folder (data.layout=edm data.recipe=as_is), or give "
+            "the original images in class folders"
         )
+
+
+def no_images(place: Path) -> UserError:
+    """The error for an image set without any image."""
+    return UserError(
+        f"{place} holds no images: class folders (or class tars) with "
+        f"{'|'.join(IMAGE_SUFFIXES)} files are expected there"
+    )
 
 
 def check_classes(place: Path, counts: dict[str, int]) -> list[str]:
@@ -109,13 +134,18 @@ def check_classes(place: Path, counts: dict[str, int]) -> list[str]:
     # classes without images: all, or some
     empty = sorted(name for name, count in counts.items() if not count)
     if len(empty) == len(counts):
-        raise UserError(
-            f"{place} holds no images: class folders (or class tars) with "
-            f"{'|'.join(IMAGE_SUFFIXES)} files are expected there"
-        )
+        raise no_images(place)
     if empty:
         raise UserError(
             f"{len(empty)} classes of {place} are empty ({', '.join(empty[:10])}): "
             "complete them or take them away"
         )
     return sorted(counts)
+
+
+def cut_evenly(items: Iterable[Item], most: int = MOST_ITEMS) -> Iterator[Stretch]:
+    """Stretches of `most` items, which carry no bytes, named by their place."""
+    remaining, number = iter(items), 0
+    while part := list(islice(remaining, most)):
+        yield Stretch(f"part {number}", part)
+        number += 1

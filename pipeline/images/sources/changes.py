@@ -26,7 +26,7 @@ def location_at_hand(
         root = None if data.source in MADE_SOURCES else paths.image_root(config, environment)
     except UserError:
         return None
-    sets = image_sets(root, data.resolution) if root else []
+    sets = image_sets(root, data.resolution, data.layout) if root else []
     sets = [s for s in sets if s.source == data.source and data.layout in ("auto", s.layout)]
     return next((s for s in sets if s.layout == kind), sets[0] if sets else None)
 

@@ -10,21 +10,30 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import read_json
 from pipeline.config.load import overlaid
 from pipeline.config.schema import Config
+from pipeline.images.sources import contents
 from pipeline.images.sources.packagings import PACKAGINGS, Location
 
 # Numbers in names
 OF_MANY = re.compile(r"(?P<set>.*)-(?P<number>\d+)-of-(?P<total>\d+)[.-]")
-COUNTED = re.compile(r"(?P<set>.*?)(?P<number>\d+)\.(tar|parquet)")  # without a total
+COUNTED = re.compile(r"(?P<set>.*?)(?P<number>\d+)\.(tar|tar\.gz|parquet)")  # without a total
 
 
-def image_sets(root: Path, resolution: int | str) -> list[Location]:
-    """Everything in `root` that a pattern names; `resolution` tells batches of two sizes apart."""
-    return [
-        Location(packaging, root, paths, resolution)
-        for packaging in PACKAGINGS
-        for pattern in packaging.patterns
-        if (paths := sorted(root.glob(pattern.format(resolution=resolution))))
-    ]
+def image_sets(root: Path, resolution: int | str, layout: str = "auto") -> list[Location]:
+    """Everything in `root` that a pattern names; `resolution` tells sets of two sizes apart.
+
+    If a name fits several layouts, the contents decide, or `layout` if they never give it.
+    """
+    sets = []
+    for packaging in PACKAGINGS:
+        for pattern in packaging.patterns:
+            paths = sorted(root.glob(pattern.format(resolution=resolution)))
+            groups = [[path] for path in paths] if packaging.by_contents else [paths]
+            sets += [Location(packaging, root, group, resolution) for group in groups if group]
+    layouts = {s.paths[0]: contents.layout_of(s.paths[0]) for s in sets if s.packaging.by_contents}
+    fitting = [s for s in sets if layouts.get(s.paths[0], s.layout) == s.layout]
+    if layout == "auto" or any(s.layout == layout for s in fitting):
+        return fitting
+    return [s for s in sets if s.layout == layout or s.paths[0] not in layouts]
 
 
 def choose(root: Path, source: str, layout: str, resolution: int | str) -> Location:
@@ -33,10 +42,10 @@ def choose(root: Path, source: str, layout: str, resolution: int | str) -> Locat
     Raises UserError if there is none or more than one, listing those that are there.
     """
     # exactly one that fits
-    everything = image_sets(root, resolution)
+    everything = image_sets(root, resolution, layout)
     fitting = [f for f in everything if f.source == source and layout in ("auto", f.layout)]
     if len(fitting) == 1:
-        check_complete(fitting[0].paths)
+        check_complete(fitting[0].paths, fitting[0].packaging.num_files)
         return fitting[0]
     # several
     if fitting:
@@ -46,8 +55,8 @@ def choose(root: Path, source: str, layout: str, resolution: int | str) -> Locat
         )
     # none
     packagings = [p for p in PACKAGINGS if p.source == source and layout in ("auto", p.layout)]
-    patterns = ", ".join(pattern for packaging in packagings for pattern in packaging.patterns)
-    looked = patterns.format(resolution=resolution)
+    patterns = dict.fromkeys(pattern for p in packagings for pattern in p.patterns)
+    looked = ", ".join(patterns).format(resolution=resolution)
     listed = f"; there is {'; '.join(map(str, everything))}" if everything else ""
     raise UserError(
         f"data.source={source}{'' if layout == 'auto' else f' data.layout={layout}'} is not in "
@@ -56,24 +65,27 @@ def choose(root: Path, source: str, layout: str, resolution: int | str) -> Locat
     )
 
 
-def check_complete(paths: list[Path]) -> None:
+def check_complete(paths: list[Path], num_files: int | None = None) -> None:
     """Raise UserError if numbered shards are not all there, or one is there twice.
 
     Names such as train-00000-of-00294-0f3a.parquet tell how many there are; those such as
-    imagenet1k-train-0000.tar, if there are several, count from 0 or 1 without a gap.
+    imagenet1k-train-0000.tar, if there are several, count from 0 or 1 without a gap. `num_files`:
+    of shards that count from 0, if there are always as many.
     """
     # Numbers, and how many there should be
     of_many = [match for path in paths if (match := OF_MANY.match(path.name))]
     counted = [match for path in paths if (match := COUNTED.fullmatch(path.name))]
-    totals = {int(match["total"]) for match in of_many}
+    totals = {num_files} if num_files else {int(match["total"]) for match in of_many}
     if len(totals) > 1 or 0 < len(of_many) < len(paths):
         raise UserError(
             f"{paths[0].parent} holds shards of several sets ({paths[0].name} … {paths[-1].name}): "
             "move all but those of one away"
         )
     numbers = sorted(int(match["number"]) for match in of_many or counted)
-    if len({match["set"] for match in of_many or counted}) != 1 or len(counted) == 1 == len(paths):
+    if len({match["set"] for match in of_many or counted}) != 1:
         return  # not a series
+    if len(counted) == 1 == len(paths) and not num_files:
+        return
     first, end = (0, totals.pop()) if totals else (min(numbers[0], 1), numbers[-1] + 1)
     # All of them, once
     missing = sorted(set(range(first, end)) - set(numbers))

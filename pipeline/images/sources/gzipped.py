@@ -2,28 +2,20 @@
 
 import gzip
 import tarfile
-from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from pathlib import Path, PurePosixPath
+from functools import partial
+from pathlib import Path
 
 from pipeline.base.errors import UserError
-from pipeline.images.formats import is_hidden, is_image
-from pipeline.images.sources.base import (
-    Item,
-    Source,
-    Stretch,
-    check_beside_classes,
-    check_classes,
-)
+from pipeline.images.sources.base import MOST_MEMBER, Item, Source, Stretch
+from pipeline.images.sources.class_folders import ClassFolders
 from pipeline.images.sources.packagings import Location
-from pipeline.images.sources.tars import ignore, members, read, reading
-from pipeline.images.walk import Ignored
+from pipeline.images.sources.tars import members, read, read_head, reading
 
 # Limits of the memory
 MOST_IMAGES = 256  # of a stretch whose bytes are in memory
 MOST_BYTES = 32 * 2**20  # likewise
-MOST_MEMBER = 10**9  # bytes; no image file is as large
 BUFFER = 2**20  # bytes
 
 
@@ -57,35 +49,32 @@ def open_gzipped(place: Path) -> Source:
 def stream_gzipped(source: Source) -> Generator[Item, None, None]:
     """All images of a gzipped tar with their bytes, in its order; counts `source.ignored`."""
     # Counts for the checks
-    place, source.ignored = source.place, Ignored()
-    counts: Counter[PurePosixPath] = Counter()  # images by folder
+    folders = ClassFolders(source.place)
+    source.ignored = folders.ignored
+    # Images with their bytes
+    with reading(str(source.place), "gzipped tar"):
+        for archive, member in stream_members(source.place):
+            head = partial(read_head, archive, member)
+            if name := folders.image(member.name, member.isdir(), head):
+                yield Item(name, read(archive, member), member.size)
+    folders.classes()
+
+
+def stream_members(place: Path) -> Generator[tuple[tarfile.TarFile, tarfile.TarInfo], None, None]:
+    """The members of a gzipped tar in its order, each with the archive, which is at its content.
+
+    Use it inside `reading`, which names the archive if it is damaged or incomplete. Raises
+    UserError for a member that would fill the memory.
+    """
     with (
-        reading(str(place), "gzipped tar"),
         gzip.open(place) as unpacked,
         tarfile.open(fileobj=unpacked, mode="r|", bufsize=BUFFER) as archive,
     ):
-        # images with their bytes, hidden files and folders aside
         for member in members(archive, str(place)):
-            path = PurePosixPath(member.name)
             check_size(member, place)
-            if any(map(is_hidden, path.parts)):
-                if not member.isdir():
-                    source.ignored.add(member.name, b"")
-            elif member.isdir():
-                counts.update({path: 0} if path.name else {})  # "./" is the archive itself
-            elif is_image(member.name):
-                counts[class_folder(path, counts, place)] += 1
-                yield Item(f"{path.parent.name}/{path.name}", read(archive, member), member.size)
-            else:
-                check_beside_classes(place, [member.name])
-                ignore(source.ignored, archive, member)
+            yield archive, member
         while unpacked.read(BUFFER):  # gzip compares its checksum at the very end
             pass
-    # folders that lie beside those with images are classes too
-    tops = {folder.parent for folder, count in counts.items() if count}
-    check_classes(
-        place, {folder.name: counts[folder] for folder in counts if folder.parent in tops}
-    )
 
 
 def check_size(member: tarfile.TarInfo, place: Path) -> None:
@@ -97,37 +86,16 @@ def check_size(member: tarfile.TarInfo, place: Path) -> None:
         )
 
 
-def class_folder(path: PurePosixPath, counts: Counter[PurePosixPath], place: Path) -> PurePosixPath:
-    """The folder of an image, which its class is named for.
-
-    `counts` has the folders of the images so far. Raises UserError if the image is in none, in
-    the archive's top folder, or if the folder does not lie beside those so far.
-    """
-    # Named by its folder
-    folder = path.parent
-    if folder.name in ("", place.name.partition(".")[0]):
-        check_beside_classes(place, [str(path)])
-    # Side by side only
-    if not counts[folder]:
-        elsewhere = next((f for f in counts if counts[f] and f.parent != folder.parent), None)
-        if elsewhere:
-            raise UserError(
-                f"{place} holds images in {elsewhere} and in {folder}, which do not lie side by "
-                "side: pack nothing but one tree of class folders"
-            )
-    return folder
-
-
-def cut(items: Iterable[Item]) -> Iterator[Stretch]:
-    """Items that carry their bytes, in stretches that need little memory."""
+def cut(items: Iterable[Item], prefix: str = "") -> Iterator[Stretch]:
+    """Items that carry their bytes, in stretches that need little memory, named `prefix`part 0 …"""
     # Limited by bytes
     part: list[Item] = []
     num_bytes = num_parts = 0
     for item in items:
         if part and (len(part) == MOST_IMAGES or num_bytes + item.size > MOST_BYTES):
-            yield Stretch(f"part {num_parts}", part)
+            yield Stretch(f"{prefix}part {num_parts}", part)
             part, num_bytes, num_parts = [], 0, num_parts + 1
         part.append(item)
         num_bytes += item.size
     # The last part
-    yield Stretch(f"part {num_parts}", part)
+    yield Stretch(f"{prefix}part {num_parts}", part)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.data.pack import Listing
 from pipeline.images.formats import is_hidden
+from pipeline.images.sources.base import ABOUT_EDM
 from pipeline.images.sources.packagings import Location
 from pipeline.images.walk import walk
 
@@ -30,8 +31,10 @@ def files_of(location: Location) -> Iterator[tuple[str, Path]]:
             continue
         images, others = walk(path)
         visible = [name for name in others if not is_hidden(name)]
-        for name in images if location.layout == "folders" else visible:
+        for name in visible if location.layout == "cifar" else images:
             yield name, path / name
+        if location.layout == "edm" and ABOUT_EDM in visible:
+            yield ABOUT_EDM, path / ABOUT_EDM
 
 
 def size(file: Path) -> int:

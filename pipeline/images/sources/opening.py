@@ -10,7 +10,7 @@ from pipeline.config import paths
 from pipeline.config.image_sets import MADE_SOURCES
 from pipeline.config.schema import Config
 from pipeline.images import shapes
-from pipeline.images.sources import find, listing, tars
+from pipeline.images.sources import edm, find, listing, tars
 from pipeline.images.sources.base import Source
 from pipeline.images.sources.packagings import Location
 
@@ -43,6 +43,16 @@ def open_at(location: Location) -> Source:
         ) from error
     source.listing = files
     return source
+
+
+def has_classes(location: Location) -> bool:
+    """Whether the images at a location have classes, as far as that is told without listing them.
+
+    Raises UserError if their labels cannot be read.
+    """
+    if location.layout != "edm":
+        return location.layout != "flat"
+    return edm.has_labels(location.paths[0])
 
 
 def made_tar(config: Config, environment: Mapping[str, str]) -> Path:

@@ -18,12 +18,25 @@ class Packaging:
     # How it is read
     module: str  # of pipeline.images.sources; imported when it is needed, since some take long
     patterns: tuple[str, ...]  # in the image folder; all files of one pattern belong together
+    # What the patterns do not tell
+    by_contents: bool = False  # a file or folder of that name may have another layout
+    num_files: int | None = None  # numbered files, if there are always as many
 
+
+FOLDERS = ("train", "ILSVRC/Data/CLS-LOC/train")  # the second is Kaggle's
+HUB = ("train_images_[0-9].tar.gz", "data/train_images_[0-9].tar.gz")
+PREPARED = ("*-{resolution}x{resolution}", "*-{resolution}x{resolution}.zip")
 
 PACKAGINGS = (
-    # the second folder is Kaggle's
-    Packaging("train", "folders", "folders", ("train", "ILSVRC/Data/CLS-LOC/train")),
+    Packaging("train", "folders", "folders", FOLDERS, by_contents=True),
     Packaging("train", "tar", "tars", ("ILSVRC2012_img_train.tar",)),
+    Packaging("train", "adm", "flat", FOLDERS, by_contents=True),
+    Packaging("train", "flat", "flat", FOLDERS, by_contents=True),
+    Packaging("train", "edm", "edm", ("train", "train.zip", *PREPARED), by_contents=True),
+    Packaging("train", "folders.zip", "folder_archives", ("train.zip",), by_contents=True),
+    Packaging("train", "folders.tar", "folder_archives", ("train.tar",)),
+    Packaging("train", "tar.gz", "gzipped", ("train.tar.gz",)),
+    Packaging("train", "hub", "hub", HUB, num_files=5),
     Packaging("train", "parquet", "parquet", ("train-*.parquet", "data/train-*.parquet")),
     Packaging("train", "webdataset", "webdataset", ("*-train-[0-9]*.tar", "train-[0-9]*.tar")),
     Packaging(

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pipeline.images.sources.base import Item, Row, Span, Where
+from pipeline.images.sources.base import Item, Member, Row, Span, Where
+from pipeline.images.sources.zips import read_member
 
 
 def read_all(items: Sequence[Item]) -> list[bytes | np.ndarray | OSError]:
@@ -20,8 +21,15 @@ def read_all(items: Sequence[Item]) -> list[bytes | np.ndarray | OSError]:
 
             contents += read_rows([where for where in run if isinstance(where, Row)])
         else:
-            contents.append(read_span(run[0]) if isinstance(run[0], Span) else run[0])
+            contents.append(read_one(run[0]))
     return contents
+
+
+def read_one(where: Span | Member | bytes | np.ndarray) -> bytes | np.ndarray | OSError:
+    """The bytes or pixels of an image that is in no table, or why they cannot be read."""
+    if isinstance(where, Member):
+        return read_member(where)
+    return read_span(where) if isinstance(where, Span) else where
 
 
 def runs(places: Sequence[Where]) -> Iterator[list[Where]]:

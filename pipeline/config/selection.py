@@ -1,0 +1,57 @@
+"""The section `select` beside the others: what it needs of them."""
+
+from pipeline.base.errors import UserError
+from pipeline.config.schema import Config, Sample
+
+
+def check_select(config: Config) -> None:
+    """Raise UserError if `select` does not fit the other sections, or a sampler needs it."""
+    # Samplers that wait for the choice
+    select, samplers = config.select, config.sample.samplers
+    if select is None:
+        if any(sample.selected for sample in samplers):
+            raise UserError(
+                "sample.selected=true needs the section select, which says what is chosen: give "
+                "select.ema_widths or select.guidance, or sample.selected=false"
+            )
+        return
+
+    # Seeds that nobody reports
+    reported = {seed for sample in samplers for seed in sample.seeds}
+    if both := sorted(reported & set(select.seeds)):
+        raise UserError(
+            f"select.seeds and sample.seeds both hold {both[0]}: the chosen sampler would be "
+            "scored on the images that it was chosen by, so give other seeds to one of them"
+        )
+
+    # Averages that can be made
+    if select.ema_widths is not None and config.train.ema != "power":
+        raise UserError(
+            "select.ema_widths needs train.ema=power, whose averages are made after the training: "
+            "give both, or select.ema_widths=null"
+        )
+
+
+def searched(config: Config) -> list[str]:
+    """The keys of `sample` that `select` chooses; none without that section."""
+    if config.select is None:
+        return []
+    axes = {
+        "ema_width": config.select.ema_widths,
+        "guidance": config.select.guidance,
+        "guidance_interval": config.select.intervals,
+    }
+    return [key for key, values in axes.items() if values is not None]
+
+
+def base_sampler(config: Config) -> Config:
+    """The configuration whose `sample` is the sampler that is searched: `sample` without runs."""
+    plain = config.sample.model_copy(update={"runs": (), "selected": False})
+    return config.model_copy(update={"sample": plain})
+
+
+def most_guided(config: Config) -> Sample:
+    """The searched sampler with its largest guidance weight that is tried."""
+    sample = base_sampler(config).sample
+    weights = config.select.guidance if config.select else None
+    return sample.model_copy(update={"guidance": max(weights)}) if weights else sample

@@ -1,0 +1,79 @@
+"""Records of cheap scores: few samples of one network, and how far they are from the real images.
+
+Their number of images is not that of reported scores, so the distances compare with each other
+alone.
+"""
+
+from typing import Any, ClassVar
+
+from pipeline.base.json_objects import JsonObject
+
+
+class Trial(JsonObject):
+    """The Fréchet distance of a few samples of a network to the whole reference."""
+
+    KIND: ClassVar[str] = "a trial of a network"
+    REMEDY: ClassVar[str] = "delete it and run the same command again"
+
+    # The network
+    weights: str  # hex sha256 of its file, or of all that it is made of
+    images: int | None  # seen in its training; None: not known
+    ema_halflife_images: int | None = None
+    ema_width: float | None = None
+    # The sampler
+    guidance: float
+    interval: list[float]  # the two times between which it is guided
+    seed: int
+    # The result
+    num: int  # samples
+    distance: float
+    evaluations: int  # of networks, for all samples together
+
+
+class Try(JsonObject):
+    """One choice of the searched keys, and its score: the mean over the seeds of the search."""
+
+    # The choice
+    ema_width: float | None
+    guidance: float
+    interval: list[float]  # the two times between which it is guided
+    # Its score
+    distance: float
+    evaluations: int  # of networks, with all seeds together
+
+
+class Choice(JsonObject):
+    """What `select` chose, and all that it tried."""
+
+    KIND: ClassVar[str] = "a choice of rule select"
+    REMEDY: ClassVar[str] = "run `python -m pipeline.select` again"
+
+    # What was chosen
+    searched: list[str]  # keys of `sample` whose values were chosen
+    chosen: Try
+    # How
+    search: str  # grid or golden
+    tries: list[Try]  # in the order of the search, each once
+    num: int  # samples of a try with each seed
+    seeds: list[int]
+    sampler: str  # that was searched
+    metric: str  # for people
+    # Of what
+    images: int | None  # seen in the training
+    weights: str  # hex sha256 of the training's file of weights
+    guide: str | None  # likewise; None: without a guide
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The chosen values, by keys of `sample`."""
+        values = {
+            "ema_width": self.chosen.ema_width,
+            "guidance": self.chosen.guidance,
+            "guidance_interval": tuple(self.chosen.interval),
+        }
+        return {key: values[key] for key in self.searched}
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of networks for all tries together."""
+        return sum(attempt.evaluations for attempt in self.tries)

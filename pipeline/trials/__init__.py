@@ -1,0 +1,1 @@
+"""Cheap scores of a network while its averages, guidance or training length are being chosen."""
