@@ -151,7 +151,9 @@ def work(job: Job) -> None:
         # One after the other
         guide = sha256_file(job.guide.path) if job.guide else None
         rows: dict[int, MilestoneRow] = {}
+        paused = False
         while score_new(job, points, guide, rows):
+            paused = group.first and note_pause(job.run, paused)
             wait(points.judge)
         if group.first:
             close(job, [rows[images] for images in sorted(rows)])
@@ -207,6 +209,18 @@ def score(job: Job, points: Points, guide: str | None, milestone: Milestone) -> 
 def networks_of(job: Job, samples: sampling.Job, milestone: Milestone, points: Points) -> Any:
     """The network of a milestone, and its guide."""
     return build(samples, points.judge.group, job.run.tensors(milestone))
+
+
+def note_pause(run: Run, noted: bool) -> bool:
+    """Whether no process trains before the training's end; said once, unless `noted`."""
+    paused = not locks.is_held(run.scratch) and run.end() is None
+    if paused and not noted:
+        print(
+            f"waiting: nothing trains in {run.folder} now: start that training again, or stop "
+            f"this process with kill -TERM {os.getpid()}",
+            flush=True,
+        )
+    return paused
 
 
 def wait(judge: Judge) -> None:

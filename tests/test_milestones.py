@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from pipeline import milestones, reference, train
+from pipeline.base import locks
 from pipeline.base.errors import UserError
 from pipeline.reporting.milestones import in_words, read_milestones
 from pipeline.training import checkpoint
@@ -192,6 +193,21 @@ def test_bad_input_has_one_sentence(world: World, kept: Path, tmp_path: Path) ->
         path.unlink()
     with pytest.raises(UserError, match="no milestone yet: give watch=true"):
         milestones.main(world.words(tmp_path / "train", tmp_path / "out"))
+
+
+def test_a_watcher_says_once_that_nothing_trains(
+    world: World, kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(kept, tmp_path / "train")
+    run = milestones.prepare(world.words(tmp_path / "train", tmp_path / "out")).run
+    assert not milestones.note_pause(run, False)  # its end is there
+    (tmp_path / "train" / "weights.safetensors").unlink()
+    with locks.locked(run.scratch):
+        assert not milestones.note_pause(run, False)
+    assert capsys.readouterr().out == ""
+    assert milestones.note_pause(run, False) and milestones.note_pause(run, True)
+    said = capsys.readouterr().out
+    assert said.count("nothing trains in") == 1 and str(tmp_path / "train") in said
 
 
 @pytest.mark.slow
