@@ -101,7 +101,8 @@ def test_what_cannot_guide_is_refused(guide: dict, weak: dict, sentence: str) ->
 def test_edm2_smoke_is_the_whole_recipe() -> None:
     found = Experiment(BASE, {"experiment": "edm2_smoke"})
     assert list(found.trainings) == ["train", "guide"]
-    plain, guided = found.samplers
+    plain, guided, selected = found.samplers
+    assert selected.endswith("-select") and found.guides[selected] == found.guides[guided]
     assert found.guides[plain] == [] and "by-edm2_smoke_guide" in guided
     run = "results/edm2_smoke_guide-8000/shapes_16-box"
     assert found.guides[guided] == [f"{run}/average/ema0.1-8000.safetensors"]
