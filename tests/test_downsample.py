@@ -213,7 +213,7 @@ def test_a_pack_of_another_order_is_kept_and_told(
 
 
 def spoil(root: Path) -> None:
-    """One file that is no image, one cut short, and one link to nothing."""
+    """One file that is not an image, one cut short, and one link to nothing."""
     (root / "train/cat/cat_1.JPEG").write_bytes(b"no image")
     path = root / "train/retina/retina_3.JPEG"
     path.write_bytes(path.read_bytes()[:-400])
@@ -257,7 +257,7 @@ def test_a_class_must_keep_an_image(photos: Path) -> None:
 
 
 def add(root: Path, file: str) -> None:
-    """An image file that is no image: no sentence below may come from decoding it."""
+    """A file named like an image that is not one: no sentence below may come from decoding it."""
     (root / file).parent.mkdir(parents=True, exist_ok=True)
     (root / file).write_bytes(b"no image")
 

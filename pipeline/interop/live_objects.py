@@ -169,7 +169,7 @@ def _storage(raw: Any) -> _Storage:
     storage = _StorageLoader(stream, STORAGE_NAMES).load()
     Loader(stream, {}).load()  # the storage's key again
     if type(storage) is not _Storage:
-        raise Refused(f"{described(storage)} in place of a storage")
+        raise Refused(f"{described(storage)} instead of a storage")
     length = int.from_bytes(stream.read(8), "little")
 
     # What is there

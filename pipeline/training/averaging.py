@@ -110,7 +110,7 @@ def solve(stored: Stored, wanted: Profile) -> Shares:
 def weighted_sum(shares: dict[Path, float]) -> dict[str, Tensor]:
     """The sum of files of weights, each times its share, in float64, rounded to float32.
 
-    What is no number with a fraction is that of the last file. One file at a time is in memory.
+    Whole numbers are those of the last file. One file at a time is in memory.
     Raises UserError if a file is damaged, not of the same network as the first, or not finite.
     """
     total: dict[str, Tensor] = {}

@@ -253,7 +253,7 @@ def test_every_way_to_truncate_a_jpeg() -> None:
 
 
 def test_odd_headers_are_left_to_pillow() -> None:
-    """libjpeg reads past these; Pillow says they are no images, or reads them."""
+    """libjpeg reads past these; Pillow says they are not images, or reads them."""
     data = file_of(photo(40, 30))
     for odd in (b"\xff\xe0\x00\x06JFIF", b"\xff\xe2\x00\x0eICC_PROFILE\0", b"\xff", b"junk"):
         assert_as_pillow(data[:2] + odd + data[2:])

@@ -214,7 +214,7 @@ def rate(
 
 
 def check_stops(printed: list[str], images: int) -> None:
-    """Every job of a training saved at its limit, but for the one that came to the end."""
+    """Every job of a training saved at its limit, except the one that came to the end."""
     stopped = sum("stopped: saved at step" in text for text in printed)
     ended = sum(f"train: {images:,} images" in text for text in printed)
     assert stopped, "no job was at its limit"

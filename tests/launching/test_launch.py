@@ -152,7 +152,7 @@ def test_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
     assert threads(16, 4)["OMP_NUM_THREADS"] == "4"
     assert threads(64, 4)["OMP_NUM_THREADS"] == "4"
-    monkeypatch.setenv("MKL_NUM_THREADS", "16")  # as the engine exports it
+    monkeypatch.setenv("MKL_NUM_THREADS", "16")  # as Snakemake exports it
     assert threads(16, 4)["MKL_NUM_THREADS"] == "4"
     assert threads(2, 4)["OMP_NUM_THREADS"] == "1"
     assert threads(2, 4, "launch.threads=7")["OMP_NUM_THREADS"] == "7"

@@ -256,7 +256,7 @@ rule job:
 
 
 def snakemake(folder: Path) -> "subprocess.Popen[str]":
-    """The engine on SNAKEFILE in a folder of its own."""
+    """Snakemake on SNAKEFILE in its own folder."""
     folder.mkdir()
     (folder / "Snakefile").write_text(textwrap.dedent(SNAKEFILE))
     words = [sys.executable, "-m", "snakemake", "--cores", "8", "--resources", "gpu=4"]

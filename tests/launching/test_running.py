@@ -221,7 +221,7 @@ def test_a_job_that_waits_for_its_gpus_is_shown_and_stopped(folder: Path) -> Non
 
 
 class Workflow:
-    """An engine that trains, in a session of its own, and all processes of its job."""
+    """Snakemake that trains, in its own session, and all processes of its job."""
 
     def __init__(self, folder: Path) -> None:
         from tests.workflow.test_workflow import copy_code

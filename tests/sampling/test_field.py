@@ -162,7 +162,7 @@ def solved(*words: str, times: Tensor = ENDS, x: Tensor | None = None) -> tuple[
 
 
 def test_dopri5_ends_a_solve_at_each_edge_of_the_interval() -> None:
-    """A step across an edge, where the velocity jumps, is no step of order 5."""
+    """A step across an edge, where the velocity jumps, is not a step of order 5."""
     tolerances = ("sample.rtol=1e-3", "sample.atol=1e-3")
     x, counts = solved(*INTERVAL, *tolerances)
 

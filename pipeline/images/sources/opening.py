@@ -46,7 +46,7 @@ def open_at(location: Location) -> Source:
 
 
 def has_classes(location: Location) -> bool:
-    """Whether the images at a location have classes, as far as that is told without listing them.
+    """Whether the images at a location have classes, if that can be told without listing them.
 
     Raises UserError if their labels cannot be read.
     """
