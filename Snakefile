@@ -26,7 +26,7 @@ import re
 
 from snakemake.utils import min_version
 
-from pipeline.workflow import chatter, current_pack, doors, experiment
+from pipeline.workflow import chatter, current_pack, doors, experiment, hooks
 
 chatter.hush()
 min_version("9.27")
@@ -63,11 +63,11 @@ wildcard_constraints:
 
 
 onstart:
-    experiment.start(workflow, X)
+    hooks.start(workflow, X)
 
 
 onsuccess:
-    experiment.finish(workflow, f"{RUN}/report/summary.txt")
+    hooks.finish(workflow, f"{RUN}/report/summary.txt")
 
 
 rule all:

@@ -30,7 +30,8 @@ from pipeline.workflow import selection
 from pipeline.workflow.current_pack import pack_problem
 from pipeline.workflow.doors import check_repeats, read_values
 from pipeline.workflow.dry_run import Job, dry_run
-from pipeline.workflow.experiment import Experiment, check_starts
+from pipeline.workflow.experiment import Experiment
+from pipeline.workflow.hooks import check_starts
 from pipeline.workflow.variables import parse_variables
 
 IMAGENET_CLASSES = 1000  # for the size of the embedding, as long as there is no record

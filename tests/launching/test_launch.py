@@ -18,7 +18,7 @@ from pipeline.compute import execution, gpus
 from pipeline.config.words import parse_overrides
 from pipeline.launching import commands, handover
 from pipeline.launching.launchers import LAUNCHERS
-from pipeline.workflow import experiment
+from pipeline.workflow import hooks
 from tests.conftest import ROOT, resolved
 
 
@@ -76,12 +76,12 @@ def test_a_job_that_this_machine_cannot_run_stops_before_the_first(
     jobs = [SimpleNamespace(rule=rule, resources={"gpu": 4})]
     monkeypatch.setattr(gpus, "visible", lambda: ["0", "1"])
     with pytest.raises(SystemExit):
-        experiment.check_devices(jobs, training())
+        hooks.check_devices(jobs, training())
     assert "rule train: 4 GPUs are asked for but 2 visible" in capsys.readouterr().err
     monkeypatch.setattr(gpus, "visible", lambda: ["0", "1", "2", "3"])
-    experiment.check_devices(jobs, training())
+    hooks.check_devices(jobs, training())
     with pytest.raises(SystemExit):
-        experiment.check_devices(jobs, training("train.batch=2050"))
+        hooks.check_devices(jobs, training("train.batch=2050"))
     assert "cannot be divided over 4 processes" in capsys.readouterr().err
 
 

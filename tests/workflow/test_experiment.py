@@ -14,7 +14,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import write_json
 from pipeline.config import load
 from pipeline.data.pack import read_record
-from pipeline.workflow import doors, experiment
+from pipeline.workflow import doors, experiment, hooks
 from tests.conftest import write_pack
 
 BASE = load.load_yaml(load.DEFAULT_FILE)
@@ -77,14 +77,14 @@ def test_chosen_classes_that_are_not_there_stop_before_the_training(
     with pytest.raises(UserError, match="the network knows no classes"):
         resolved_experiment(**bare, sample=sample)
     found = resolved_experiment(sample=sample)
-    experiment.check_chosen([job("train", 0)], found.config)  # no record says the classes
+    hooks.check_chosen([job("train", 0)], found.config)  # no record says the classes
     write_pack(here, num=20, size=8, classes=10)
     Path(found.record).parent.mkdir(parents=True)
     read_record(here).write(Path(found.record))
-    experiment.check_chosen([job("train", 0), job("downsample", 0)], found.config)
-    experiment.check_chosen([job("report", 0)], found.config)
+    hooks.check_chosen([job("train", 0), job("downsample", 0)], found.config)
+    hooks.check_chosen([job("report", 0)], found.config)
     with pytest.raises(SystemExit):
-        experiment.check_chosen([job("train", 0)], found.config)
+        hooks.check_chosen([job("train", 0)], found.config)
     assert "no class has the number 10; the classes are 0 to 9" in capsys.readouterr().err
 
 
@@ -109,14 +109,14 @@ def test_images_without_classes_stop_a_training_that_learns_classes(
     places: dict[str, Any] = {"dir": str(here), "pack_dir": str(here), "source": "train"}
     found = resolved_experiment(data=places, sample={"guidance": 1}).trainings
     with pytest.raises(UserError, match=r"/train has no classes, .*model.class_conditional=false"):
-        experiment.check_starts(found, ["downsample", "train"])
-    experiment.check_starts(found, ["downsample"])
+        hooks.check_starts(found, ["downsample", "train"])
+    hooks.check_starts(found, ["downsample"])
     bare = {"model": {"class_conditional": False}, "sample": {"guidance": 1}}
     bare_trainings = resolved_experiment(data=places, **bare).trainings
-    experiment.check_starts(bare_trainings, ["downsample", "train"])
+    hooks.check_starts(bare_trainings, ["downsample", "train"])
     put_images(here, "train/a/1.png", "train/b/2.png")
     (here / "train/dataset.json").unlink(missing_ok=True)
-    experiment.check_starts(found, ["downsample", "train"])
+    hooks.check_starts(found, ["downsample", "train"])
 
 
 def test_a_pack_without_classes_stops_a_training_that_learns_classes(here: Path) -> None:
@@ -124,8 +124,8 @@ def test_a_pack_without_classes_stops_a_training_that_learns_classes(here: Path)
     record = write_pack(here, num=20, size=8, classes=1).to_json() | {"classes": ["no_class"]}
     write_json(Path(found.record), record)
     with pytest.raises(UserError, match=r"shapes_tiny_8-box.json has no classes, but model.class"):
-        experiment.check_starts(found.trainings, ["train"])
-    experiment.check_starts(found.trainings, ["report"])
+        hooks.check_starts(found.trainings, ["train"])
+    hooks.check_starts(found.trainings, ["report"])
 
 
 def test_another_run_changes_no_key_of_what_is_there(here: Path) -> None:
@@ -204,9 +204,9 @@ def job(rule: str, gpu: int) -> Any:
 def test_too_few_devices_stop_every_rule_with_ranks(
     rule: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(experiment.gpus, "visible", lambda: ["0", "1"])
+    monkeypatch.setattr(hooks.gpus, "visible", lambda: ["0", "1"])
     tiny = resolved_experiment()
-    experiment.check_devices([job(rule, 2), job("report", 8)], tiny)
+    hooks.check_devices([job(rule, 2), job("report", 8)], tiny)
     with pytest.raises(SystemExit):
-        experiment.check_devices([job(rule, 4)], tiny)
+        hooks.check_devices([job(rule, 4)], tiny)
     assert f"rule {rule}: 4 GPUs are asked for but 2 visible" in capsys.readouterr().err
