@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from pipeline.base.processes import keep_exit_status
+
 # Exit statuses
 EXIT_USER_ERROR = 2  # bad input; nothing was started
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -47,4 +49,6 @@ def run_main(step: Callable[[list[str]], None]) -> NoReturn:
         if rank == "0":
             print(f"stopped: {stop}", file=sys.stderr, flush=True)
         sys.exit(EXIT_RESUMABLE)
+    finally:
+        keep_exit_status()
     sys.exit(0)

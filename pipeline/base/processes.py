@@ -32,6 +32,17 @@ def handle_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Non
             signal.signal(number, handler)
 
 
+def keep_exit_status() -> None:
+    """Ignore STOP_SIGNALS from now on, when the work is done and the process only ends.
+
+    Python gives signals back their default action while it ends, so one that comes late would turn
+    the status of finished work into a death. Ctrl-C still ends a process that hangs there.
+    """
+    for number in STOP_SIGNALS:
+        if number != signal.SIGINT:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def exit_status(returncode: int) -> int:
     """Exit status, as shells report it, of a process with `subprocess`'s return code.
 

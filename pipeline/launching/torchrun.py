@@ -32,7 +32,7 @@ from torch.distributed.launcher import api
 from torch.distributed.run import main
 
 from pipeline.base.errors import EXIT_RESUMABLE, EXIT_USER_ERROR
-from pipeline.base.processes import STOP_SIGNALS, exit_status
+from pipeline.base.processes import STOP_SIGNALS, exit_status, keep_exit_status
 
 FINAL = (EXIT_USER_ERROR, EXIT_RESUMABLE)
 
@@ -70,7 +70,9 @@ class Agent(LocalElasticAgent):
         """
         # Success survives a signal
         try:
-            return super().run(role)
+            result = super().run(role)
+            keep_exit_status()
+            return result
         except SignalException:
             group = self.get_worker_group(role)
             if group.state not in (WorkerState.HEALTHY, WorkerState.SUCCEEDED):  # none were started
