@@ -48,7 +48,7 @@ def test_two_ranks_and_one_write_the_same(world: World, tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            timeout=100,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr
     assert done.stdout.count("Kernel distance, EfficientNet-Lite0 at 96 px: ") == 1

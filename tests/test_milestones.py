@@ -224,7 +224,7 @@ def test_beside_a_training_that_it_does_not_touch(world: World, kept: Path, tmp_
         watch = [sys.executable, "-m", "pipeline.milestones", *watch]
         with subprocess.Popen(watch, cwd=ROOT, env=environment) as watcher:
             os.kill(trainer.pid, signal.SIGCONT)
-            assert trainer.wait(300) == 0 and watcher.wait(300) == 0
+            assert trainer.wait(600) == 0 and watcher.wait(600) == 0
     assert images(tmp_path / "out") == [36, 72, LAST]
     for name in ("weights.safetensors", "weights-ema0.safetensors"):
         again, undisturbed = load_weights(out / name), load_weights(kept / name)

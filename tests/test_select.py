@@ -102,7 +102,7 @@ def test_killed(world: Path, golden: Path, tmp_path: Path) -> None:
 def test_two_ranks(world: Path, golden: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "pipeline.select", *arguments(world, tmp_path, *GOLDEN)]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=300, capture_output=True)
+    subprocess.run(command, cwd=ROOT, check=True, timeout=600, capture_output=True)
     one, two = (Choice.read(folder / "choice.json") for folder in (golden, tmp_path))
     assert [(t.ema_width, t.guidance) for t in one.tries] == [
         (t.ema_width, t.guidance) for t in two.tries

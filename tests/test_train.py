@@ -105,7 +105,7 @@ def all_at_once(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_all_at_once_does_not_know_the_ranks(all_at_once: Path, pack: Path, tmp_path: Path) -> None:
     arguments = words(pack, tmp_path, *ALL_AT_ONCE, "runtime.micro_batch=3")
-    output, _ = (process := torchrun(2, arguments)).communicate(timeout=200)
+    output, _ = (process := torchrun(2, arguments)).communicate(timeout=600)
     assert process.returncode == 0, output
     weights = []
     for name in ("weights.safetensors", "weights-ema200.safetensors"):
@@ -185,7 +185,7 @@ def test_the_number_of_ranks_changes_nothing(
     reference: tuple, pack: Path, tmp_path: Path, count: int, more: str
 ) -> None:
     process = torchrun(count, words(pack, tmp_path, *filter(None, [more])))
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     weights, rows = outcome(tmp_path)
     assert difference(reference[0], weights) < 1e-5
@@ -217,7 +217,7 @@ def test_sigterm_saves_and_says_resumable(pack: Path, tmp_path: Path) -> None:
         metrics = list(tmp_path.glob("checkpoints/*/metrics.jsonl"))
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode != 0
     assert "the same command goes on" in output
     saved = list(tmp_path.glob("checkpoints/*/step-*.pt"))
@@ -316,7 +316,7 @@ def test_a_failing_rank_ends_all_with_its_own_sentence(pack: Path, tmp_path: Pat
     command = [sys.executable, "-m", "pipeline.launch", "--gpus", "2", "--", "-m", "pipeline.train"]
     command += words(pack, tmp_path, "train.lr=1e30", "train.warmup_images=0")
     command.append("launch.max_restarts=3")  # which is for ranks that were killed
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     output = done.stdout + done.stderr
     assert done.returncode == 2, output
     assert output.count("not finite at step") == 1 and "Traceback" not in output
@@ -335,7 +335,7 @@ def test_sigterm_through_the_launcher_leaves_with_75(pack: Path, tmp_path: Path)
         time.sleep(0.05)
     time.sleep(1)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 75, output
     assert "the same command goes on" in output and "Traceback" not in output
     assert list(tmp_path.glob("checkpoints/*/step-*.pt"))

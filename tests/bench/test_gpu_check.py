@@ -153,7 +153,7 @@ print(json.dumps([outcome.to_json() for outcome in outcomes]))
 def faulty(seconds: float, *names: str) -> tuple[dict[str, Any], str]:
     """Outcomes by name, and their table, of two groups of which the first misbehaves."""
     words = [sys.executable, "-c", SCRIPT, str(seconds), *names]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     *_, last = done.stdout.splitlines()
     return {outcome["name"]: outcome for outcome in json.loads(last)}, done.stdout

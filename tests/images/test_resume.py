@@ -82,7 +82,7 @@ def kill_and_resume(root: Path, folder: Path, kind: str, chosen: tuple[str, ...]
         before, done = done, kill_when(root, folder, chosen, lines)
         assert before < done < IMAGES
     run = start(root, *chosen)
-    output, error = run.communicate(timeout=300)
+    output, error = run.communicate(timeout=600)
     assert run.returncode == 0, error
     assert f"went on after {done} images" in output
 
@@ -122,15 +122,15 @@ def kill_when(root: Path, folder: Path, chosen: tuple[str, ...], lines: int) -> 
     journal = folder / ".making/journal.jsonl"
     before = len(journal.read_text().splitlines()) if journal.exists() else 0
     run = start(root, *chosen)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not journal.exists() or len(journal.read_text().splitlines()) < before + lines:
         assert run.poll() is None, run.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.001)
     children = psutil.Process(run.pid).children(recursive=True)
     run.kill()
-    run.communicate(timeout=300)
-    _, alive = psutil.wait_procs(children, timeout=300)
+    run.communicate(timeout=600)
+    _, alive = psutil.wait_procs(children, timeout=600)
     assert not alive
     whole = [line for line in journal.read_text().splitlines(True) if line.endswith("\n")]
     return sum(len(json.loads(line)["names"]) for line in whole)
@@ -144,7 +144,7 @@ def test_a_signal_keeps_what_is_finished(many: Path, number: int) -> None:
     assert "listing" in run.stdout.readline()
     assert f" of {IMAGES} images" in run.stdout.readline()
     run.send_signal(number)
-    error = run.communicate(timeout=300)[1]  # returns when the workers have ended too
+    error = run.communicate(timeout=600)[1]  # returns when the workers have ended too
     assert run.returncode == 75 and error.startswith("stopped: ") and error.count("\n") == 1
     assert {p.name for p in (pack_of(many) / ".making").iterdir()} <= MAKING
     assert make(many)[0] == expected[0]
@@ -273,7 +273,7 @@ def test_a_disk_that_fills_up_meanwhile(many: Path, small_disk: Path) -> None:
     while not (small_disk / "train_24/box/.making/journal.jsonl").exists():
         time.sleep(0.001)
     subprocess.run(["dd", "if=/dev/zero", f"of={other}", "bs=64k"], capture_output=True)
-    error = run.communicate(timeout=300)[1]
+    error = run.communicate(timeout=600)[1]
     assert run.returncode == 2 and one_sentence(error), error
     assert "no space left on the disk" in error
     other.unlink()
@@ -291,7 +291,7 @@ def test_a_killed_worker_is_an_error_and_the_next_run_goes_on(many: Path) -> Non
     for child in psutil.Process(run.pid).children():
         if "spawn_main" in " ".join(child.cmdline()):
             child.kill()
-    error = run.communicate(timeout=300)[1]
+    error = run.communicate(timeout=600)[1]
     assert run.returncode == 2 and one_sentence(error) and "was killed" in error
     assert make(many)[0]["num_images"] == IMAGES
 
@@ -304,7 +304,7 @@ def test_a_source_that_vanishes(many: Path) -> None:
         time.sleep(0.001)
     tar = many / "ILSVRC2012_img_train.tar"
     tar.rename(many / "away")
-    error = run.communicate(timeout=300)[1]
+    error = run.communicate(timeout=600)[1]
     assert run.returncode == 2 and one_sentence(error)
     assert f"{tar} has vanished" in error or f"{tar} cannot be read on" in error
     (many / "away").rename(tar)
@@ -314,7 +314,7 @@ def test_a_source_that_vanishes(many: Path) -> None:
 
 def test_two_at_once_make_one_pack(many: Path) -> None:
     runs = [start(many) for _ in range(2)]
-    outputs = [run.communicate(timeout=300) for run in runs]
+    outputs = [run.communicate(timeout=600) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], outputs
     assert {p.name for p in pack_of(many).iterdir()} == PACK
 
@@ -325,7 +325,7 @@ def test_a_second_run_names_the_holder(many: Path) -> None:
         assert run.stdout is not None
         lines = [run.stdout.readline() for _ in range(2)]
     assert f"in use by process {os.getpid()}" in lines[1]
-    assert run.communicate(timeout=300) and run.returncode == 0
+    assert run.communicate(timeout=600) and run.returncode == 0
 
 
 # --- memory ------------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ def test_two_jobs_at_once_have_devices_of_their_own(
         command = f"{sys.executable} -m pipeline.launch --gpus 2 -- -m stand_in {tmp_path}/{name}"
         words = ["sbatch", "--gpus=2", "--cpus-per-task=2", f"--output={tmp_path}/log{name}"]
         subprocess.run([*words, f"--wrap={command}"], env=environment, cwd=tmp_path, check=True)
-    until = time.monotonic() + 300
+    until = time.monotonic() + 600
     while not ((tmp_path / "a").exists() and (tmp_path / "b").exists()):
         assert time.monotonic() < until, [p.read_text() for p in tmp_path.glob("log*")]
         time.sleep(0.2)
@@ -337,7 +337,7 @@ def test_submitit_queues_a_preempted_job_again(
     job = until("by submitit", run).split()[1]
     until("images/s", run)
     slurm.output(one_node, "scancel", "--signal=TERM", job)
-    text = run.communicate(timeout=200)[0]
+    text = run.communicate(timeout=600)[0]
     assert run.returncode == 0 and "Requeued job" in text, text
     assert "stopped: saved at step" in text and "going on from step" in text
     assert len(outcome(project / "out")[1]) == images // 64
@@ -396,7 +396,7 @@ def test_a_stopped_launcher_takes_its_job_out_of_the_queue(
     job = until("by submitit", run).split()[1]
     assert slurm.output(one_node, "squeue", "-h", "-j", job, "-o", "%T").strip() == "PENDING"
     run.send_signal(signal.SIGTERM)
-    assert run.wait(300) == 75, run.stdout.read()
+    assert run.wait(600) == 75, run.stdout.read()
     assert "PENDING" not in slurm.output(one_node, "squeue", "-h", "-j", job, "-o", "%T")
     slurm.output(one_node, "scancel", other)
 
@@ -408,6 +408,6 @@ def test_a_stopped_launcher_lets_its_job_save(
     run = started(project, one_node, "train.images=320000")
     until("images/s", run)
     run.send_signal(signal.SIGTERM)
-    printed = run.communicate(timeout=300)[0]
+    printed = run.communicate(timeout=600)[0]
     assert run.returncode == 75 and "stopped: saved at step" in printed, printed
     assert list((project / "out").glob("checkpoints/*/step-*.pt"))

@@ -63,7 +63,7 @@ def supervised(folder: Path, **settings: int) -> subprocess.Popen:
 
 
 def test_without_a_terminal_progress_is_seldom_and_the_log_has_all(tmp_path: Path) -> None:
-    printed = supervised(tmp_path, stdout=subprocess.PIPE).communicate(timeout=300)[0].decode()
+    printed = supervised(tmp_path, stdout=subprocess.PIPE).communicate(timeout=600)[0].decode()
     assert printed.splitlines() == STAYS
     log = (tmp_path / "log").read_text().splitlines()
     assert [line for line in log if not is_progress(line)] == STAYS
@@ -80,7 +80,7 @@ def test_on_a_terminal_progress_is_written_over(tmp_path: Path) -> None:
             printed += chunk
     except OSError:  # of Linux, at the end of a terminal
         pass
-    assert run.wait(300) == 0
+    assert run.wait(600) == 0
     lines = printed.decode().replace("\r\n", "\n").split("\n")
     assert [line.rpartition("\033[K")[2] for line in lines] == [*STAYS, ""]
     assert lines[1].count("\033[K") == 4 and "300 of 300 images" in lines[1]

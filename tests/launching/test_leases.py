@@ -76,7 +76,7 @@ def ids_of(process: "subprocess.Popen[str]") -> list[str]:
 
 def release(process: "subprocess.Popen[str]") -> None:
     """Let a holder end."""
-    process.communicate("\n", timeout=300)
+    process.communicate("\n", timeout=600)
 
 
 def overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -283,7 +283,7 @@ def test_two_workflows_with_a_killed_job_never_share_a_device(machine: Path) -> 
     assert any(not path.with_suffix(".json").exists() for path in begun)
     kill_launchers(machine / "one")
     for run in runs:
-        assert run.wait(timeout=120) == 0, run.communicate()[0]
+        assert run.wait(timeout=600) == 0, run.communicate()[0]
     jobs = [json.loads(path.read_text()) for path in machine.glob("*/job?.json")]
     assert not (machine / "shared").exists()
     assert len(jobs) == 12 and sorted(len(job["ids"]) for job in jobs) == [1] * 6 + [2] * 6
@@ -301,4 +301,4 @@ def kill_launchers(folder: Path) -> None:
         ):
             trees += [process, *process.children(recursive=True)]
             process.kill()
-    assert psutil.wait_procs(trees, timeout=300)[1] == []
+    assert psutil.wait_procs(trees, timeout=600)[1] == []

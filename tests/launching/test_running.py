@@ -246,7 +246,7 @@ class Workflow:
 
     def check_saved_and_gone(self) -> None:
         """Everything ends within 30 s, and the training has saved."""
-        output = self.engine.communicate(timeout=300)[0].decode()
+        output = self.engine.communicate(timeout=600)[0].decode()
         assert self.engine.returncode != 0 and "stopped: saved at step" in output
         assert psutil.wait_procs(self.tree, timeout=60)[1] == []
         assert list(self.project.glob("results/tiny/*/train/checkpoints/*/step-*.pt"))

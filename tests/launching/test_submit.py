@@ -54,7 +54,7 @@ def wait_for_checkpoint(out: Path, run: psutil.Popen) -> None:
 def plain(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """Weights of the LONG run under torchrun."""
     out = tmp_path_factory.mktemp("plain")
-    assert start(pack, out, *LONG).wait(300) == 0, printed(out)
+    assert start(pack, out, *LONG).wait(600) == 0, printed(out)
     return outcome(out)[0]
 
 
@@ -68,7 +68,7 @@ def test_a_preempted_job_goes_on_by_itself(
     assert len(tasks) == 2
     for task in tasks:
         task.send_signal(signal.SIGUSR2)  # as submitit warns before a time limit
-    assert run.wait(300) == 0, printed(tmp_path)
+    assert run.wait(600) == 0, printed(tmp_path)
     assert "stopped: saved at step" in printed(tmp_path) and "Requeued job" in printed(tmp_path)
     weights = outcome(tmp_path)[0]
     assert all(torch.equal(weights[name], value) for name, value in plain.items())
@@ -94,9 +94,9 @@ def test_an_ended_launcher_lets_the_ranks_save(
         if not rank_processes(tree):
             break
         assert held
-    assert run.wait(300) == (75 if number == signal.SIGTERM else -signal.SIGKILL)
-    assert psutil.wait_procs(tree, timeout=300)[1] == []
-    assert start(pack, tmp_path, *LONG).wait(300) == 0, printed(tmp_path)
+    assert run.wait(600) == (75 if number == signal.SIGTERM else -signal.SIGKILL)
+    assert psutil.wait_procs(tree, timeout=600)[1] == []
+    assert start(pack, tmp_path, *LONG).wait(600) == 0, printed(tmp_path)
     weights = outcome(tmp_path)[0]
     assert all(torch.equal(weights[name], value) for name, value in plain.items())
 
@@ -113,7 +113,7 @@ def rank_processes(tree: list[psutil.Process]) -> list[psutil.Process]:
 
 def test_a_failure_of_the_step_is_the_launchers(pack: Path, tmp_path: Path) -> None:
     run = start(pack, tmp_path, "launch.launcher=submitit_local", folder="/dev/null/jobs")
-    assert run.wait(300) == 2 and re.search(r"^error: .*launch.folder", printed(tmp_path), re.M)
+    assert run.wait(600) == 2 and re.search(r"^error: .*launch.folder", printed(tmp_path), re.M)
 
 
 def test_a_job_that_starts_again_forgets_its_last_result(tmp_path: Path) -> None:

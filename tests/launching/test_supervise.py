@@ -59,7 +59,7 @@ def gone(pid: int, seconds: int = 5) -> bool:
 def test_a_signal_lets_the_step_save(tmp_path: Path, number: signal.Signals) -> None:
     parent, child = start(tmp_path)
     parent.send_signal(number)
-    assert parent.wait(300) == EXIT_RESUMABLE
+    assert parent.wait(600) == EXIT_RESUMABLE
     assert (tmp_path / "saved").exists() and gone(child)
     assert (tmp_path / "log").read_text() == "started\n"
 
@@ -77,7 +77,7 @@ def test_the_step_outlives_whoever_read_its_output(tmp_path: Path) -> None:
     parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
     assert parent.stdout is not None
     parent.stdout.close()
-    assert parent.wait(300) == 0
+    assert parent.wait(600) == 0
     assert (tmp_path / "log").stat().st_size == 40 * 4001
 
 
@@ -95,14 +95,14 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
     parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None and parent.stdout.readline() == "started\n"
     parent.send_signal(signal.SIGHUP)
-    assert parent.communicate(timeout=300)[0] == "ended\n" and parent.returncode == 0
+    assert parent.communicate(timeout=600)[0] == "ended\n" and parent.returncode == 0
 
 
 def test_a_log_that_cannot_be_written_does_not_stop_the_job(tmp_path: Path) -> None:
     (tmp_path / "log").symlink_to("/dev/full")
     code = "for i in range(40): print('x' * 4000)"
     command = [sys.executable, "-c", PARENT, str(tmp_path), "-c", code]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=600)
     assert done.returncode == 0 and done.stdout.count(b"x") == 40 * 4000
     assert done.stdout.count(b"the log is not written any more: No space left on device") == 1
 
@@ -151,12 +151,12 @@ def test_a_signal_to_ranks_at_their_very_end_leaves_their_success(
     (temporary := tmp_path / "tmp").mkdir()
     environment = os.environ | {"TMPDIR": str(temporary)}
     agent = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment)
-    until = time.monotonic() + 300
+    until = time.monotonic() + 600
     while not all((tmp_path / f"rank{k}").exists() for k in (0, 1)):
         assert time.monotonic() < until
         time.sleep(0.05)
     agent.send_signal(signal.SIGTERM)
-    assert agent.wait(300) == status
+    assert agent.wait(600) == status
     assert not list(temporary.iterdir())  # torch would leave a folder for logs behind
 
 
@@ -179,7 +179,7 @@ def test_a_signal_to_a_node_that_waits_for_another_leaves_its_success(tmp_path: 
     words += [str(tmp_path / "first_ends.py"), str(tmp_path)]
     both = [psutil.Popen(words, cwd=ROOT) for _ in range(2)]
     files = [tmp_path / f"agent{rank}" for rank in range(2)]
-    until = time.monotonic() + 300
+    until = time.monotonic() + 600
     while not all(file.exists() and file.read_text() for file in files):
         assert time.monotonic() < until
         time.sleep(0.05)
@@ -190,7 +190,7 @@ def test_a_signal_to_a_node_that_waits_for_another_leaves_its_success(tmp_path: 
     time.sleep(1)  # it looks for their end each 0.1 s
     for agent in (first, second):
         agent.send_signal(signal.SIGTERM)
-    assert [first.wait(300), second.wait(30)] == [0, 0]
+    assert [first.wait(600), second.wait(30)] == [0, 0]
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ def test_in_an_allocation_a_launcher_without_parents_saves_and_leaves(
         stdout=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # tests under nohup, too
     )
-    until = time.monotonic() + 300
+    until = time.monotonic() + 600
     while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()):
         assert time.monotonic() < until
         time.sleep(0.05)

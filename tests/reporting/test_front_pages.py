@@ -88,7 +88,7 @@ def seen(page: Path, width: int) -> dict[str, object]:
     words += ["--enable-logging=stderr", "--virtual-time-budget=10000", "--dump-dom"]
     done = subprocess.run(
         [str(BROWSER), *words, copied.absolute().as_uri()],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr, done.stderr
     return json.loads(

@@ -74,7 +74,7 @@ class Thread(Ranks):
 
 def on_ranks(world: int, work: Callable[[Ranks], Any]) -> Any:
     """What `work` returns on rank 0 of `world` threads."""
-    desk = SimpleNamespace(values=[None] * world, barrier=threading.Barrier(world, timeout=300))
+    desk = SimpleNamespace(values=[None] * world, barrier=threading.Barrier(world, timeout=600))
     results: list[Any] = [None] * world
 
     def run(rank: int) -> None:

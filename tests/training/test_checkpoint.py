@@ -164,7 +164,7 @@ def test_what_a_kill_left_is_deleted(tmp_path: Path) -> None:
 def _hold(folder: Path, ready: object, release: object) -> None:
     with locks.locked(folder):
         ready.set()
-        release.wait(300)
+        release.wait(600)
 
 
 def test_a_second_trainer_names_the_first(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_second_trainer_names_the_first(tmp_path: Path) -> None:
     ready, release = context.Event(), context.Event()
     holder = context.Process(target=_hold, args=(tmp_path, ready, release))
     holder.start()
-    assert ready.wait(300)
+    assert ready.wait(600)
     with pytest.raises(UserError, match=f"in use by process {holder.pid} on"):
         with locks.locked(tmp_path):
             pass

@@ -71,7 +71,7 @@ def test_two_ranks_train_the_same(
 ) -> None:
     more = [*keys(weighting), f"runtime.strategy={strategy}", "runtime.micro_batch=3"]
     process = torchrun(2, words(pack, tmp_path, *more))
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     same(trained[weighting], tmp_path)
 
@@ -99,7 +99,7 @@ def test_two_ranks_go_on_from_one(
     more = [*keys("denoising"), f"runtime.strategy={strategy}", "runtime.keep_checkpoints=9"]
     run(pack, tmp_path, *keys("denoising"), "train.images=48")
     process = torchrun(2, words(pack, tmp_path, *more))
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0 and "going on from step 4 of 8" in output, output
     same(trained["denoising"], tmp_path)
 

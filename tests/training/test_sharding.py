@@ -24,7 +24,7 @@ FILES = ("weights.safetensors", "weights-ema200.safetensors")
 
 
 def ranks(count: int, pack: Path, out: Path, *more: str) -> None:
-    output, _ = (process := torchrun(count, words(pack, out, *more))).communicate(timeout=200)
+    output, _ = (process := torchrun(count, words(pack, out, *more))).communicate(timeout=600)
     assert process.returncode == 0, output
 
 

@@ -107,7 +107,7 @@ def test_two_ranks_go_on_from_one_and_store_the_same(
     run(pack, tmp_path / "one", *more)
     run(pack, tmp_path / "two", *more, "train.images=48")
     process = torchrun(2, words(pack, tmp_path / "two", *more, "runtime.micro_batch=3"))
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     one, two = (snapshots.stored(folder_of(tmp_path / name)) for name in ("one", "two"))
     assert "going on from step 4 of 8" in output

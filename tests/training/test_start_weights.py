@@ -121,7 +121,7 @@ def test_two_ranks_start_alike(averaged: Path, pack: Path, tmp_path: Path, strat
     weights, rows = run(pack, tmp_path / "one", *more)
     arguments = words(pack, tmp_path / "two", *more, f"runtime.strategy={strategy}")
     process = torchrun(2, arguments)
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert output.count("starting at step 0 from") == 1
     weights_of_two, rows_of_two = outcome(tmp_path / "two")

@@ -27,7 +27,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple:
 def on_two_ranks(out: Path, *words: str) -> tuple:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "tests.training.vectors", str(out), *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return outcome(out)
 

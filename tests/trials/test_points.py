@@ -85,7 +85,7 @@ def alone(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_ranks(weights: Path, alone: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "tests.trials.test_points", str(weights), str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=300, capture_output=True)
+    subprocess.run(command, cwd=ROOT, check=True, timeout=600, capture_output=True)
     one, two = contents(alone), contents(tmp_path)
     assert len(one) == len(GUIDANCES) and one.keys() == two.keys()
     for name, text in one.items():
