@@ -256,8 +256,7 @@ def draw_floors(axis: Axes, rows: Sequence[Score]) -> None:
 
 def frame_nfe(axis: Axes, rows: Sequence[Score]) -> None:
     """Scales, limits, names and legend of `nfe_chart`."""
-    nfe = [row.nfe_mean for row in rows]
-    values = [row.value for row in rows]
+    nfe, values = [row.nfe_mean for row in rows], [row.value for row in rows]
     values += [row.bracket.floor for row in rows if row.bracket]
     # Evaluations below
     axis.set_xscale("log")
@@ -273,7 +272,8 @@ def frame_nfe(axis: Axes, rows: Sequence[Score]) -> None:
     axis.set_ylabel("distance to the real images")
     # Grid and legend
     axis.grid(alpha=0.25)
-    axis.figure.legend(loc="outside lower center", ncols=2)
+    names = axis.get_legend_handles_labels()[1]
+    axis.figure.legend(loc="outside lower center", ncols=1 if max(map(len, names)) > 45 else 2)
 
 
 def apart(values: Sequence[float]) -> list[float]:

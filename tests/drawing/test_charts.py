@@ -1,5 +1,6 @@
 """Charts: the smoothed curve, distances of any sign, and distances over evaluations."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -50,6 +51,18 @@ def test_means_of_a_family_are_joined_in_the_order_of_their_cost(
     assert points["heun"] == [[18, 6.5], [36, 4.5]] and points["euler"] == [[16, 9.5]]
     floor = points["floor: 9 other real images"]
     assert [y for _, y in floor] == [12.25, 12.25]
+
+
+def test_names_of_long_samplers_stay_in_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "heun-sigma-g1.7-by-edm2_smoke_guide_8000-ccc3a3-ema0.075"
+    (row,) = score_rows.frechet_rows(score_rows.table_rows(parsed(of_sampler(0, "heun", 9, 4.0))))
+    figures: list = []
+    monkeypatch.setattr(charts, "png", lambda figure: figures.append(figure) or b"")
+    charts.nfe_chart("data", [replace(row, family=name + c) for c in "abc"], ["Protocol: x"])
+    (figure,) = figures
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
 
 
 def test_one_sampler_or_none_is_drawn_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
