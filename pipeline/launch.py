@@ -2,11 +2,16 @@
 
     python -m pipeline.launch --gpus 4 --log LOG -- -m pipeline.train config=… out=…
     python -m pipeline.launch --gpus 2 [launch.nnodes=2 …] -- -m anybodys.train its own arguments
+    python -m pipeline.launch --python ENV/bin/python --processes 2 -- -m anybodys.train …
 
-With several processes the command that runs is `torchrun --standalone --nproc-per-node=N …`, and
-for another project's module it is torchrun with one process too, its arguments handed on untouched.
-The job's GPUs are leased (launching/leases.py). What it prints goes to the terminal and to the log.
+With several processes the command that runs is `torchrun --standalone --nproc-per-node=N …`. The
+job's GPUs are leased (launching/leases.py). What it prints goes to the terminal and to the log.
 Exit status: the job's own, or 75 if a signal stopped it after it had saved its state.
+
+Another project's module is under torchrun with one process too (launcher=none: without), gets its
+arguments untouched, and reads /dev/null unless --stdin is given. --python names the interpreter of
+its environment, in which torch may be older than here. Told to stop (SIGTERM, 25 s later SIGKILL),
+it may save or not: the exit status is 75 only if it exits so itself, else that of the signal.
 """
 
 import argparse
@@ -27,9 +32,10 @@ from pipeline.compute.gpus import check_torch
 from pipeline.config.load import load_step
 from pipeline.config.machine_keys import Launch
 from pipeline.config.schema import Config
-from pipeline.launching import commands, console, slurm
-from pipeline.launching.launchers import Start, launcher
+from pipeline.launching import commands, console, programs, slurm
+from pipeline.launching.launchers import Launcher, Start, launcher
 from pipeline.launching.leases import lease
+from pipeline.launching.programs import Program
 from pipeline.launching.running import Registered
 from pipeline.launching.supervise import supervise
 from pipeline.steps import BY_MODULE, Step
@@ -40,26 +46,32 @@ class Job:
     """The job that is to be started."""
 
     # The command
-    module: list[str]  # -m MODULE and its arguments
+    program: Program
     settings: list[str]  # words before it, launch.key=value
     # Its share
     wanted: int  # GPUs
     threads: int  # CPU threads, all processes together
+    num_processes: int | None = None  # per machine; None: as the GPUs say
 
     @property
     def name(self) -> str:
         """The module's name."""
-        return self.module[1]
+        return self.program.name
+
+    @property
+    def module(self) -> list[str]:
+        """-m MODULE and its arguments."""
+        return self.program.module
 
     @property
     def ours(self) -> bool:
-        """Whether it is a step of this project, which may also run without a GPU."""
-        return self.name.startswith("pipeline.")
+        """Whether it is a module of this project, which may also run without a GPU."""
+        return self.program.is_step
 
     @property
     def step(self) -> Step | None:
         """The step, if it is one."""
-        return BY_MODULE.get(self.name)
+        return BY_MODULE.get(self.name) if self.ours else None
 
     @property
     def ranked(self) -> bool:
@@ -79,6 +91,7 @@ def run(job: Job, log: Path | None) -> int:
     config, paths = job.parsed()
     launch = launcher(config.launch).settled(config.launch)
     config = config.model_copy(update={"launch": launch})
+    check_program(job, launcher(launch))
     # One start per node
     if launcher(launch).is_started_by_srun(launch):
         with slurm.ending_with_parents():
@@ -91,10 +104,35 @@ def run(job: Job, log: Path | None) -> int:
     ):
         num_ranks, identity = checked_ranks(job, config, paths)
         launch = commands.identified(launch, job.name, identity)
-        start = Start(
-            job.module, job.ours, num_ranks, job.wanted, job.threads, launch, log, registered
-        )
+        start = Start(job.program, num_ranks, job.wanted, job.threads, launch, log, registered)
         return run_here(job, config, start)
+
+
+def check_program(job: Job, chosen: Launcher) -> None:
+    """Raise UserError if a launcher cannot start the job's program, or there is none."""
+    # The number of processes
+    if job.num_processes is not None and job.num_processes < 1:
+        raise UserError(f"--processes={job.num_processes} starts nothing: give 1 or more")
+    if job.ours and job.num_processes is not None:
+        raise UserError(
+            f"--processes is for other projects' programs: {job.name} has a process per GPU, "
+            "--gpus N of them, on the CPU too"
+        )
+    if job.ours:
+        return
+
+    # What the launcher can give
+    if not chosen.starts_ranks and (job.num_processes or 1) != 1:
+        raise UserError(
+            f"launch.launcher=none starts one process, not --processes={job.num_processes}: "
+            "choose launcher=standalone"
+        )
+    if job.program.reads_stdin and not chosen.has_stdin:
+        raise UserError(
+            "--stdin cannot reach a Slurm job that waits in a queue: leave it out, or choose "
+            "launcher=standalone"
+        )
+    programs.check(job.program, needs_torch=job.program.python != sys.executable)
 
 
 def checked_ranks(job: Job, config: Config, paths: dict[str, str]) -> tuple[int, dict[str, Any]]:
@@ -110,7 +148,8 @@ def checked_ranks(job: Job, config: Config, paths: dict[str, str]) -> tuple[int,
     # Modules of others
     if not job.ours:
         check_gpus(job, visible if chosen.leases_gpus else None)
-        return max(1, job.wanted), {}
+        num_ranks = job.num_processes or max(1, job.wanted)
+        return num_ranks if chosen.starts_ranks else 1, {}
     if not job.ranked:
         return 1, {}
 
@@ -125,9 +164,10 @@ def checked_ranks(job: Job, config: Config, paths: dict[str, str]) -> tuple[int,
 def check_gpus(job: Job, visible: list[str] | None) -> None:
     """Raise UserError if another project's module asks for more GPUs than are visible."""
     if visible is not None and job.wanted > len(visible):
+        on_cpu = f" --processes {job.wanted} for as many on the CPU" if not visible else ""
         raise UserError(
             f"{job.wanted} GPUs are asked for but {len(visible)} visible "
-            f"({gpus.said_by()}): pass --gpus {len(visible)} or make more visible"
+            f"({gpus.said_by()}): pass --gpus {len(visible)}{on_cpu} or make more visible"
         )
 
 
@@ -142,7 +182,7 @@ def run_here(job: Job, config: Config, start: Start) -> int:
     # Leased here
     visible = gpus.visible()
     registered.say(processes=start.num_ranks)
-    announce(job, start.num_ranks, visible)
+    announce(job, start.num_ranks, visible, chosen)
     with lease(num_leased(job, config, start.num_ranks, visible)) as leased:
         registered.say(gpus=leased.ids)
         with slurm.warned(config.launch):
@@ -167,20 +207,40 @@ def on_every_node(job: Job, launch: Launch, log: Path | None) -> int:
 
     # The same command again
     shares = ["--gpus", str(job.wanted // launch.nnodes), "--threads", str(job.threads)]
-    again = [sys.executable, "-m", "pipeline.launch", *shares, *job.settings, "--", *job.module]
+    shares += ["--processes", str(job.num_processes)] if job.num_processes else []
+    options = [*shares, *job.program.options(), *job.settings]
+    again = [sys.executable, "-m", "pipeline.launch", *options, "--", *job.module]
     words = [*slurm.srun(launch.nnodes, job.threads), *again]
     print(f"$ {shlex.join(words[:6])} …", flush=True)
     # srun kills its tasks on SIGTERM; SIGUSR1 it hands on, to the launchers of the nodes
-    return supervise(words, os.environ, log, stop_with=signal.SIGUSR1)
+    return supervise(words, os.environ, log, stop_with=signal.SIGUSR1, program=job.program)
 
 
-def announce(job: Job, count: int, visible: list[str]) -> None:
-    """Say in one line if there are no GPUs, or only declared ones."""
+def announce(job: Job, count: int, visible: list[str], chosen: Launcher) -> None:
+    """Say in one line if the job has no GPUs, or only declared ones."""
+    why = "visible" if not visible else "asked for (--gpus N)"
     if gpus.declared():
         print(f"REHEARSAL: {gpus.said_by()} declares GPUs that are not there; all computes on CPU")
-    elif job.wanted and not visible:
+    elif (job.wanted and not visible) or not (job.wanted or job.ours):
         how = f"{count} processes (gloo)" if count > 1 else "one process"
-        print(f"no GPU is visible: {job.name} runs on the CPU in {how}", flush=True)
+        more = how_to_get_several(job) if count == 1 and chosen.starts_ranks else ""
+        print(f"no GPU is {why}: {job.name} runs on the CPU in {how}{more}", flush=True)
+
+
+def how_to_get_several(job: Job) -> str:
+    """The flag or key by which a job of one process has several on the CPU; empty if none does."""
+    if not job.ours:
+        return " (several: --processes N)"
+    if job.step is None or not job.ranked or job.wanted > 1:  # that many are too many for its cores
+        return ""
+    return f" (several: --gpus N, in a workflow runtime.gpus.{job.step.gpus}=N)"
+
+
+def program_of(module: list[str], python: str | None, stdin: bool) -> Program:
+    """The program of -m MODULE …; with --python it is another project's, whatever its name."""
+    is_step = python is None and module[1].startswith("pipeline.")
+    path = sys.executable if python is None else programs.interpreter(python)
+    return Program(module, path, is_step, stdin or is_step)
 
 
 def main(argv: list[str]) -> None:
@@ -190,11 +250,16 @@ def main(argv: list[str]) -> None:
         prog="pipeline.launch",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s [--gpus N] [--threads N] [--log FILE] [launch.key=value …] -- -m MODULE …",
+        usage="%(prog)s [--gpus N] [--threads N] [--log FILE] [--python PATH] [--processes N] "
+        "[--stdin] [launch.key=value …] -- -m MODULE …",
     )
     parser.add_argument("--gpus", type=int, default=0, help="GPUs that the job may take")
     parser.add_argument("--threads", type=int, default=gpus.cpu_cores(), help="CPU threads in all")
     parser.add_argument("--log", type=Path, help="file that gets a copy of the output")
+    others = parser.add_argument_group("another project's module")
+    others.add_argument("--python", help="interpreter of its environment; by default this one")
+    others.add_argument("--processes", type=int, help="per machine; by default one per GPU")
+    others.add_argument("--stdin", action="store_true", help="its processes share this one's stdin")
     parser.add_argument("settings", nargs="*", help="launch.key=value")
 
     # The job's words
@@ -206,7 +271,9 @@ def main(argv: list[str]) -> None:
         parser.error("after -- comes what to start: -m MODULE key=value …")
 
     # The job itself
-    job, start_time = Job(after, options.settings, options.gpus, options.threads), time.monotonic()
+    program = program_of(after, options.python, options.stdin)
+    job = Job(program, options.settings, options.gpus, options.threads, options.processes)
+    start_time = time.monotonic()
     status = run(job, options.log)
     if console.is_brief() and job.step and status == 0:
         print(f"{job.step.name}: done in {clock(time.monotonic() - start_time)}", flush=True)

@@ -25,6 +25,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXP
 # Seconds between a signal to stop and a kill: steps save a checkpoint, however long that takes;
 # what others do is unknown.
 SHUTDOWN, OTHERS_SHUTDOWN = 3600, 25
+IS_STEP = "--is-step"  # for torchrun.py: the ranks are a step's, which go on from a checkpoint
 
 
 def command(module: Sequence[str], count: int, launch: Launch, ours: bool = True) -> list[str]:
@@ -38,7 +39,7 @@ def command(module: Sequence[str], count: int, launch: Launch, ours: bool = True
         return [sys.executable, *module]
 
     # Where ranks meet
-    words = [sys.executable, "-m", "pipeline.launching.torchrun"]
+    words = [sys.executable, "-m", "pipeline.launching.torchrun", *([IS_STEP] if ours else [])]
     words += meeting(launch) if launch.nnodes > 1 else ["--standalone", "--nnodes=1"]
 
     # Stopping and restarting

@@ -17,6 +17,7 @@ from pipeline.compute import gpus
 from pipeline.config.machine_keys import Launch
 from pipeline.launching import commands, console, slurm
 from pipeline.launching.leases import Lease
+from pipeline.launching.programs import Program
 from pipeline.launching.running import Registered
 from pipeline.launching.supervise import supervise
 
@@ -25,9 +26,7 @@ from pipeline.launching.supervise import supervise
 class Start:
     """A job whose checks have passed."""
 
-    # The command
-    module: list[str]  # -m MODULE and its arguments
-    is_step: bool  # of this project
+    program: Program
     # Its share of the machine
     num_ranks: int  # per machine
     num_gpus: int  # per machine
@@ -44,6 +43,7 @@ class Launcher:
     spans_nodes = False  # whether ranks may run on launch.nnodes machines
     leases_gpus = True  # of this machine; else a scheduler finds them
     starts_ranks = True  # else the job is one process, whatever GPUs it may take
+    has_stdin = True  # of this process; else ranks cannot read it
 
     def settled(self, launch: Launch) -> Launch:
         """`launch` with the nodes and the meeting place that this launcher will use."""
@@ -66,17 +66,33 @@ class Launcher:
         """
         ids = lease.ids if lease else None
         variables = commands.environment(ids, job.threads, job.num_ranks, job.launch)
-        words = commands.command(job.module, job.num_ranks, job.launch, job.is_step)
-        line = command_line(words[: -len(job.module)] + job.module[:2], variables)
-        descriptors, alive = lease.descriptors if lease else (), job.registered.touch
-        environment = os.environ | variables
-        return supervise(words, environment, job.log, descriptors, alive, command=line)
+        variables |= job.program.variables()
+        words, module = self.command(job), job.program.module
+        return supervise(
+            words,
+            os.environ | variables,
+            job.log,
+            lease.descriptors if lease else (),
+            job.registered.touch,
+            command=command_line(words[: -len(module)] + module[:2], variables),
+            program=job.program,
+        )
+
+    def command(self, job: Start) -> list[str]:
+        """The words that start the ranks of this machine."""
+        return commands.command(job.program.module, job.num_ranks, job.launch, job.program.is_step)
 
 
 class SingleProcess(Launcher):
     """One process, on at most one GPU."""
 
     starts_ranks = False
+
+    def command(self, job: Start) -> list[str]:
+        """Another project's program alone as well, without the variables of a rank."""
+        if job.launch.max_restarts == 0:
+            return [job.program.python, *job.program.module]
+        return super().command(job)
 
 
 class Torchrun(Launcher):
@@ -127,6 +143,7 @@ class SubmititSlurm(Launcher):
 
     spans_nodes = True
     leases_gpus = False
+    has_stdin = False
 
     def start(self, job: Start, lease: Lease | None) -> int:
         """As every launcher does; the nodes, and so their network, are not known here."""
@@ -166,7 +183,7 @@ def submit_job(
     from pipeline.launching import submit  # submitit is needed by its launchers only
 
     # A folder per job
-    name = f"{job.module[1]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    name = f"{job.program.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     folder = Path(job.launch.folder).absolute() / name
     try:
         folder.mkdir(parents=True)
@@ -175,7 +192,7 @@ def submit_job(
             f"launch.folder={job.launch.folder} cannot be written to ({error.strerror}): "
             "name another folder"
         ) from error
-    line = command_line(["submitit", job.launch.launcher, *job.module[:2]], variables)
+    line = command_line(["submitit", job.launch.launcher, *job.program.module[:2]], variables)
     console.opened().show_command(line.encode())
 
     # Shares of each rank
@@ -184,12 +201,16 @@ def submit_job(
 
     # Tasks end with us
     parent = os.getpid() if cluster == "local" else None
-    task = submit.Task(job.module, variables, parent, rank_locks)
-    return submit.submit(task, executor, folder, job.registered)
+    program = job.program
+    task = submit.Task(
+        program.module, variables, parent, rank_locks, program.python, program.reads_stdin
+    )
+    return submit.submit(task, executor, folder, job.registered, program)
 
 
 def command_line(words: Sequence[str], variables: dict[str, str]) -> str:
     """A line that tells what is started, and the environment variables that decide how."""
-    names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    names = ["CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"]
+    names.append("PYTHON_EXEC")
     settings = " ".join(f"{name}={variables[name]}" for name in names if name in variables)
     return f"$ {shlex.join(words)} …  ({settings})\n"

@@ -116,7 +116,7 @@ class Registered:
         """Nothing is written without a results folder here: nobody would look."""
         out = (w.partition("=")[2] for w in module if w.startswith("out="))
         host, place = socket.gethostname(), str(log) if log else None
-        output = next(out, " ".join(module[2:]))
+        output = os.fsencode(next(out, " ".join(module[2:]))).decode(errors="replace")
         start = time.time()
         self.entry = Entry(host, os.getpid(), module[1], output, [], processes, place, start)
         self.sign: Sign | None = None

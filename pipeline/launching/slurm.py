@@ -130,7 +130,7 @@ def warned(launch: Launch) -> Iterator[None]:
     # Half at the latest
     wait = max(seconds - launch.slurm.signal_seconds, seconds / 2)
     print(
-        f"Slurm gives this job {seconds:.0f} s: it saves and leaves after {wait:.0f} s", flush=True
+        f"Slurm gives this job {seconds:.0f} s: it is told to stop after {wait:.0f} s", flush=True
     )
     # Warned in time
     timer = threading.Timer(wait, os.kill, (os.getpid(), signal.SIGUSR1))
@@ -173,7 +173,7 @@ def wait_for_end(parents: Sequence[psutil.Process], ended: threading.Event) -> N
         if ended.wait(1):
             return
     os.kill(os.getpid(), signal.SIGTERM)
-    write(b"what started this in its Slurm job is gone: it saves and leaves\n")
+    write(b"what started this in its Slurm job is gone: it is told to stop\n")
 
 
 def is_alive(process: psutil.Process) -> bool:

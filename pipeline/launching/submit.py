@@ -25,7 +25,6 @@ import submitit
 from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
-from pipeline.base.errors import EXIT_RESUMABLE
 from pipeline.base.processes import (
     become_subreaper,
     descendants,
@@ -37,6 +36,7 @@ from pipeline.base.processes import (
 from pipeline.config.machine_keys import Launch
 from pipeline.launching import console, slurm
 from pipeline.launching.leases import held_by_rank
+from pipeline.launching.programs import Program, worst
 from pipeline.launching.running import Registered
 
 # How jobs are watched
@@ -80,10 +80,16 @@ class Task:
         environment: Mapping[str, str],
         launcher: int | None = None,
         rank_locks: Sequence[str] = (),
+        python: str = sys.executable,
+        reads_stdin: bool = True,
     ) -> None:
-        """`launcher`: the process whose end ends this one; `rank_locks`: of its lease of GPUs."""
+        """`launcher`: the process whose end ends this one; `rank_locks`: of its lease of GPUs.
+
+        `python`: the interpreter of the module; `reads_stdin`: else it gets /dev/null.
+        """
         self.module, self.environment = list(module), dict(environment)
         self.launcher, self.rank_locks = launcher, list(rank_locks)
+        self.python, self.reads_stdin = python, reads_stdin
 
     def __call__(self) -> int:
         """Run the step as the rank that submitit says; returns its exit status."""
@@ -95,8 +101,9 @@ class Task:
 
         # The rank as a child
         self.child = subprocess.Popen(
-            [sys.executable, *self.module],
+            [self.python, *self.module],
             env=os.environ | self.environment,
+            stdin=None if self.reads_stdin else subprocess.DEVNULL,
             preexec_fn=functools.partial(die_with_parent, signal.SIGTERM, os.getpid()),
             pass_fds=held_by_rank(self.rank_locks),
         )
@@ -137,8 +144,8 @@ class Task:
         self.child.send_signal(signal.SIGTERM)
         with suppress(psutil.NoSuchProcess):
             psutil.Process(self.child.pid).wait()
-        again = Task(self.module, self.environment, self.launcher, self.rank_locks)
-        return DelayedSubmission(again)
+        keeps = (self.launcher, self.rank_locks, self.python, self.reads_stdin)
+        return DelayedSubmission(Task(self.module, self.environment, *keeps))
 
 
 def executor(
@@ -183,11 +190,15 @@ def slurm_parameters(launch: Launch) -> dict[str, Any]:
 
 
 def submit(
-    task: Task, submitter: submitit.AutoExecutor, folder: Path, registered: Registered
+    task: Task,
+    submitter: submitit.AutoExecutor,
+    folder: Path,
+    registered: Registered,
+    program: Program,
 ) -> int:
     """Submit, show rank 0's output until the job ends; returns the worst exit status of its ranks.
 
-    75 if a signal stopped it.
+    If a signal stopped it, `program`'s status after that.
     """
     # Signals may come early
     local = submitter.cluster == "local"
@@ -220,14 +231,13 @@ def submit(
 
     # The worst of all
     try:
-        status = max(exit_status(int(result)) for result in job.results())
+        statuses = [exit_status(int(result)) for result in job.results()]
+        status = worst(statuses) if signals else max(statuses)
     except (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError) as error:
         reason = " ".join(str(error).splitlines()[:2])  # the second line holds the job's state
         print(f"error: job {job.job_id} ended without a result: {reason}")
         status = 1
-    if signals and status != 0:
-        return EXIT_RESUMABLE
-    return status
+    return program.status_after_stop(status, signals[0]) if signals else status
 
 
 def end(job: Any, local: bool, at_once: bool) -> None:

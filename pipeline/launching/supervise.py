@@ -17,7 +17,6 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from pipeline.base.errors import EXIT_RESUMABLE
 from pipeline.base.processes import (
     become_subreaper,
     die_with_parent,
@@ -26,6 +25,7 @@ from pipeline.base.processes import (
     handle_stop_signals,
 )
 from pipeline.launching import console
+from pipeline.launching.programs import Program
 
 
 def supervise(
@@ -36,14 +36,17 @@ def supervise(
     alive: Callable[[], None] = lambda: None,
     stop_with: signal.Signals | None = None,
     command: str = "",
+    program: Program | None = None,
 ) -> int:
-    """Run a command; returns its exit status, or 75 if a signal stopped it.
+    """Run a command; returns its exit status, or `program`'s after a signal (by default 75).
 
     The first of STOP_SIGNALS is passed on as SIGTERM, so that the ranks save and leave; a second
     one kills. The command inherits `descriptors`, which stay open as long as it lives. `alive` is
     called whenever it prints. `stop_with`: the signal that the command wants instead of SIGTERM.
-    `command`: the first line of the log, which tells what runs.
+    `command`: the first line of the log, which tells what runs. `program`: what the command starts;
+    by default a step.
     """
+    program = program or Program(["-m", "pipeline"])
     # In a separate session
     become_subreaper()
     screen, stream = console.opened(), opened(log) if log else None
@@ -53,6 +56,7 @@ def supervise(
     child = subprocess.Popen(
         words,
         env=environment,
+        stdin=program.stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -82,11 +86,11 @@ def supervise(
     screen.close()
 
     # Its status in our terms
-    if signals and status != 0:
-        return EXIT_RESUMABLE
+    if signals:
+        return program.status_after_stop(exit_status(status), signals[0])
     if status < 0:
-        name = signal.Signals(-status).name
-        print(f"error: the job was killed by {name}: the same command goes on", file=sys.stderr)
+        then = ": the same command goes on" if program.is_step else ""
+        print(f"error: the job was killed by {signal.Signals(-status).name}{then}", file=sys.stderr)
     return exit_status(status)
 
 

@@ -1,9 +1,12 @@
 """torchrun with this project's messages: what ended a rank, and no traceback of the agent.
 
-python -m pipeline.launching.torchrun --standalone --nproc-per-node=4 -m pipeline.train …
+python -m pipeline.launching.torchrun --is-step --standalone --nproc-per-node=4 -m pipeline.train …
 
-A rank that was killed or failed ends all of them, and with --max-restarts they start again; a
-rank that left with a message, or after it saved on a signal, is not started again. torch has no
+With --is-step, first of all, messages promise that ranks go on from a checkpoint, and a signal ends
+with 75; else it ends as the ranks do. The words behind the module reach it as they are.
+
+A rank that was killed or failed ends all of them, and with --max-restarts they start again; a rank
+that left with a message, or after it saved on a signal, is not started again. torch has no
 public hook for that, so Agent overrides three methods of its agent: `_monitor_workers` (the only
 place that sees a failure before the restart), `_shutdown` and `_stop_workers` (which wait for the
 ranks, under handlers that a second signal would end). After a signal it calls `_exit_barrier`, so
@@ -29,10 +32,11 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousError
 from torch.distributed.launcher import api
-from torch.distributed.run import main
+from torch.distributed.run import parse_args, run
 
 from pipeline.base.errors import EXIT_RESUMABLE, EXIT_USER_ERROR
 from pipeline.base.processes import STOP_SIGNALS, exit_status, keep_exit_status
+from pipeline.launching.commands import IS_STEP
 
 FINAL = (EXIT_USER_ERROR, EXIT_RESUMABLE)
 
@@ -50,13 +54,30 @@ def cause(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
     return min(failures.items(), key=order)
 
 
+def status_after(error: SignalException) -> int:
+    """The exit status of ranks that a signal stopped; that of the signal if there were none."""
+    failures = error.failures if isinstance(error, RanksStopped) else {}
+    return exit_status(cause(failures)[1].exitcode if failures else -error.sigval)
+
+
 def stop(number: int, frame: FrameType | None = None) -> None:
     """End the agent, which then waits for its ranks."""
     raise SignalException(f"got signal {number}", sigval=signal.Signals(number))
 
 
+class RanksStopped(SignalException):
+    """A signal to the agent, after which ranks did not end with success."""
+
+    def __init__(self, cause: SignalException, failures: Mapping[int, ProcessFailure]) -> None:
+        """`failures`: how each of those ranks ended."""
+        super().__init__(str(cause), cause.sigval)
+        self.failures = failures
+
+
 class Agent(LocalElasticAgent):
     """torchrun's agent, which also says what ended a rank and knows when to give up."""
+
+    goes_on = False  # whether the ranks go on from a checkpoint
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Takes the arguments of torch's agent."""
@@ -73,13 +94,13 @@ class Agent(LocalElasticAgent):
             result = super().run(role)
             keep_exit_status()
             return result
-        except SignalException:
+        except SignalException as error:
             group = self.get_worker_group(role)
             if group.state not in (WorkerState.HEALTHY, WorkerState.SUCCEEDED):  # none were started
                 raise
             result = super()._monitor_workers(group)
             if result.state != WorkerState.SUCCEEDED:
-                raise
+                raise RanksStopped(error, result.failures) from error
             if group.state == WorkerState.HEALTHY:  # another node may be waiting for this one
                 self._exit_barrier()
             return result
@@ -103,12 +124,11 @@ class Agent(LocalElasticAgent):
         number = f"{self.num_failures + 1} of {max_restarts}"
         # How it goes on
         then = f"all start again ({number})" if restarts else "all have ended"
-        print(
-            f"error: rank {rank} (process {failure.pid}) {how}: {then}; "
-            f"{'they go' if restarts else 'the same command goes'} on from the last checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
+        if self.goes_on:
+            goes = "they go" if restarts else "the same command goes"
+            then += f"; {goes} on from the last checkpoint"
+        line = f"error: rank {rank} (process {failure.pid}) {how}: {then}"
+        print(line, file=sys.stderr, flush=True)
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
         """Wait for the ranks; a signal that comes twice, as a scheduler sends it to every process
@@ -147,8 +167,20 @@ def not_met(error: RendezvousError, words: Sequence[str]) -> str:
     )
 
 
+def run_ranks(words: Sequence[str]) -> None:
+    """torchrun, except that what stands behind -m MODULE reaches the module as it is.
+
+    torchrun's parser drops the first -- of them and stumbles over what could be short for several
+    options of its own; its agent puts numbers for ${local_rank} and one dollar sign for two.
+    """
+    end = words.index("-m") + 2 if "-m" in words else len(words)
+    args = parse_args(words[:end])
+    args.training_script_args += [word.replace("$", "$$") for word in words[end:]]
+    run(args)
+
+
 def quiet_main() -> int:
-    """Run torchrun; the exit status of the rank that failed, or 75 after a signal.
+    """Run torchrun; the exit status of the rank that failed, 75 after a signal to a step.
 
     2 if the nodes did not meet.
     """
@@ -157,16 +189,18 @@ def quiet_main() -> int:
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     # Our agent in its place
+    Agent.goes_on = sys.argv[1:2] == [IS_STEP]
+    words = sys.argv[2 if Agent.goes_on else 1 :]
     api.LocalElasticAgent = Agent  # type: ignore[misc]
     try:
         with TemporaryDirectory(prefix="torchrun-") as folder:  # torch would leave one behind
-            main(["--log-dir", folder, *sys.argv[1:]])
+            run_ranks(["--log-dir", folder, *words])
     except ChildFailedError as error:
         return exit_status(int(cause(error.failures)[1].exitcode))
-    except SignalException:
-        return EXIT_RESUMABLE
+    except SignalException as error:
+        return EXIT_RESUMABLE if Agent.goes_on else status_after(error)
     except RendezvousError as error:
-        print(f"error: {not_met(error, sys.argv[1:])}", file=sys.stderr, flush=True)
+        print(f"error: {not_met(error, words)}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
     return 0
 

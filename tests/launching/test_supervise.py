@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.base.errors import EXIT_RESUMABLE
+from pipeline.base.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE
 from pipeline.base.processes import die_with_parent
 from tests.conftest import ROOT
 
@@ -219,7 +219,7 @@ def test_a_second_ctrl_c_ends_at_once(tree: dict[str, psutil.Process]) -> None:
     time.sleep(1)
     assert tree["rank"].is_running() and tree["launcher"].is_running()  # as long as it takes
     tree["launcher"].send_signal(signal.SIGINT)
-    assert tree["launcher"].wait(60) == EXIT_RESUMABLE
+    assert tree["launcher"].wait(60) == EXIT_INTERRUPTED
     assert all(gone(process.pid) for process in tree.values())
 
 
