@@ -91,9 +91,10 @@ def run(job: Job, log: Path | None) -> int:
     config, paths = job.parsed()
     launch = launcher(config.launch).settled(config.launch)
     config = config.model_copy(update={"launch": launch})
-    check_program(job, launcher(launch))
+    check_options(job, launcher(launch))
     # One start per node
     if launcher(launch).is_started_by_srun(launch):
+        check_program(job)
         with slurm.ending_with_parents():
             return on_every_node(job, launch, log)
 
@@ -108,8 +109,8 @@ def run(job: Job, log: Path | None) -> int:
         return run_here(job, config, start)
 
 
-def check_program(job: Job, chosen: Launcher) -> None:
-    """Raise UserError if a launcher cannot start the job's program, or there is none."""
+def check_options(job: Job, chosen: Launcher) -> None:
+    """Raise UserError if a launcher cannot do what the options ask for."""
     # The number of processes
     if job.num_processes is not None and job.num_processes < 1:
         raise UserError(f"--processes={job.num_processes} starts nothing: give 1 or more")
@@ -132,7 +133,12 @@ def check_program(job: Job, chosen: Launcher) -> None:
             "--stdin cannot reach a Slurm job that waits in a queue: leave it out, or choose "
             "launcher=standalone"
         )
-    programs.check(job.program, needs_torch=job.program.python != sys.executable)
+
+
+def check_program(job: Job) -> None:
+    """Raise UserError if another project's interpreter or module is not there."""
+    if not job.ours:
+        programs.check(job.program, needs_torch=job.program.python != sys.executable)
 
 
 def checked_ranks(job: Job, config: Config, paths: dict[str, str]) -> tuple[int, dict[str, Any]]:
@@ -148,6 +154,7 @@ def checked_ranks(job: Job, config: Config, paths: dict[str, str]) -> tuple[int,
     # Modules of others
     if not job.ours:
         check_gpus(job, visible if chosen.leases_gpus else None)
+        check_program(job)
         num_ranks = job.num_processes or max(1, job.wanted)
         return num_ranks if chosen.starts_ranks else 1, {}
     if not job.ranked:

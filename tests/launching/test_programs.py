@@ -1,4 +1,4 @@
-"""Another project's program in its own environment: found, given its words, stopped without lies."""
+"""Another project's program in its own environment: its words, its stops, what is refused."""
 
 import json
 import os
