@@ -11,7 +11,7 @@ compute     ranks, devices, random numbers by position        drawing     image 
 data        a pack -> batches                                 networks    families of networks
 launching   launchers, GPUs and their leases, Slurm           interop     other projects' files
 images      an image set -> a pack                            reporting   records, tables, pages
-flow        the path, its times and noise: the workload of images
+flow        paths, their times, noise and masks: the workloads on images
 training    any workload -> files of weights: steps, ranks, checkpoints, averages
 scoring     features, distances, references                   sampling    weights -> images
 workflow    what the Snakefile asks                           trials      cheap scores of choices

@@ -27,10 +27,11 @@ import torch
 
 from pipeline.base.errors import UserError, run_main
 from pipeline.base.files import sha256_file
-from pipeline.config.load import DEFAULT_FILE, lay, load_yaml, nearest, validate
-from pipeline.config.model_keys import EDM2Keys, Model, UNetKeys
+from pipeline.config.load import DEFAULT_FILE, lay, load_yaml, nearest, parsed
+from pipeline.config.model_keys import DiscreteUNetKeys, EDM2Keys, Model, UNetKeys
 from pipeline.config.older_form import older_section
 from pipeline.config.words import lookup, parse_overrides
+from pipeline.config.workloads import TOKENS
 from pipeline.data.pack import DataAbout, Record
 from pipeline.interop import edm2, edm2_network, flow_matching, torchcfm
 from pipeline.interop.checkpoint import Peer, State, load
@@ -114,7 +115,7 @@ def named(peer: Peer, model: Model, needed: list[str]) -> tuple[dict[str, str], 
 
     A tensor that this network does not have gets a name that is not among them.
     """
-    if isinstance(model, UNetKeys):
+    if not isinstance(model, EDM2Keys):
         return {name: our_name(name) for name in peer.state}, our_state(peer.state)
     known = edm2_network.our_names(needed, model, edm2_network.resolution_of(peer))
     names = {name: known.get(name, f"{name} of theirs") for name in peer.state}
@@ -224,7 +225,8 @@ def imported(path: Path, options: Mapping[str, Any]) -> tuple[State, WeightsAbou
     # Its keys as our configuration checks them
     section = {"model": shape, "data": {"source": "train", "resolution": data.resolution}}
     base = {key: value for key, value in load_yaml(DEFAULT_FILE).items() if key != "experiments"}
-    model = validate(lay(base, section), {}).model
+    model = parsed(lay(base, section), {}).model
+    model.check(data.resolution)
     state = check_fits(peer, model, num_classes)
     if peer.trainer == torchcfm.TRAINER:
         assert isinstance(model, UNetKeys)  # the family of this project
@@ -240,8 +242,11 @@ def weights_about(peer: Peer, model: Model, data: DataAbout) -> WeightsAbout:
     origin |= {"stored": peer.stored} if peer.stored != "float32" else {}
 
     # As a training of ours
-    keys = {"model": older_section("model", model.model_dump(mode="json")), "imported": origin}
+    keys: dict[str, Any] = {"imported": origin}
+    keys["model"] = older_section("model", model.model_dump(mode="json"))
     keys["data"] = {key: getattr(data, key) for key in ("source", "resolution", "recipe")}
+    if isinstance(model, DiscreteUNetKeys):
+        keys["workload"] = TOKENS
     if peer.label_dropout is not None:
         keys["train"] = {"label_dropout": peer.label_dropout}
     return WeightsAbout(config=keys, record=data.to_json(), images=None, gpu_hours=None, torch=None)

@@ -45,8 +45,18 @@ def flow_matching(config: Config, pack: Pack) -> "Workload":
     return FlowMatching(config, pack)
 
 
+def discrete_flow_matching(config: Config, pack: Pack) -> "Workload":
+    """The values of the images of a pack, out of masks."""
+    from pipeline.flow.discrete_workload import DiscreteFlow
+
+    return DiscreteFlow(config, pack)
+
+
 # The workloads by the key `workload`: each gets the configuration and the pack.
-WORKLOADS: dict[str, Callable[[Config, Pack], "Workload"]] = {"flow": flow_matching}
+WORKLOADS: dict[str, Callable[[Config, Pack], "Workload"]] = {
+    "flow": flow_matching,
+    "discrete_flow": discrete_flow_matching,
+}
 
 
 def prepare(argv: list[str], world: int) -> "Job":

@@ -16,7 +16,13 @@ from tests.conftest import resolved
 COUNTS = [24, 1, 50, 0, 24, 24, 3, 100, 24, 24]  # images of each class
 
 
-SPREAD = {"stem.": 0.5, "time_mlp.": 0.3, "label_embedding.": 1.5, "out_conv.": 0.3}
+SPREAD = {
+    "stem.": 0.5,
+    "token_embedding.": 1.0,
+    "time_mlp.": 0.3,
+    "label_embedding.": 1.5,
+    "out_conv.": 0.3,
+}
 
 
 def random_net(model: Model, seed: int, classes: int = 10) -> nn.Module:
@@ -42,7 +48,10 @@ def save_network(
 ) -> Path:
     """A random_net of that many classes; `model` are keys of that section."""
     keys = {"time_scale": 10.0} | model if model.get("kind", "unet") == "unet" else model
-    config = resolved("experiment=tiny", *(f"model.{key}={value}" for key, value in keys.items()))
+    words = [f"model.{key}={value}" for key, value in keys.items()]
+    if model.get("kind") == "discrete_unet":
+        words += ["workload=discrete_flow", "sample.solver=jump"]
+    config = resolved("experiment=tiny", *words)
     net = random_net(config.model, seed, classes)
     names = [f"class{k}" for k in range(classes)]
     record = DataAbout(

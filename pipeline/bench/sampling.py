@@ -196,7 +196,7 @@ def two_calls(bench: Bench, job: Job, repeats: int = 3) -> float:
 
     def once() -> None:
         draws.normal(job.seed, draws.SAMPLE_NOISE, index, tuple(x.shape[1:]))
-        network.pixels(solvers.solve(keys.solver, twice, x, times, keys.rtol, keys.atol).x)
+        twice.pixels(solvers.solve(keys.solver, twice, x, times, keys.rtol, keys.atol).x)
 
     # One round unseen
     once()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 # Streams: the uses of random numbers.
 ORDER, FLIP, TIME, TRAIN_NOISE, LABEL_DROPOUT, SAMPLE_NOISE, SAMPLE_CLASS, DROPOUT = range(8)
+SAMPLE_TOKENS = 8
 
 # Constants of Philox
 _MASK = 0xFFFFFFFF
@@ -57,9 +58,16 @@ def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, .
     return c0, c1, c2, c3
 
 
-def words(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
-    """(B, 4, ceil(count/4)) int64: 32-bit words for each of the B int64 indices."""
-    blocks = torch.arange((count + 3) // 4, device=index.device)
+def words(seed: int, stream: int, index: Tensor, count: int, turn: int = 0) -> Tensor:
+    """(B, 4, ceil(count/4)) int64: 32-bit words for each of the B int64 indices.
+
+    Further ones of the same indices are those of another `turn`, with the same count. Raises
+    ValueError if there are none left: (turn + 1) ceil(count/4) must not be above 2^32.
+    """
+    num_blocks = (count + 3) // 4
+    if (turn + 1) * num_blocks > _MASK + 1:
+        raise ValueError(f"turn {turn} of {count} words lies beyond the 2^32 blocks of an index")
+    blocks = torch.arange(turn * num_blocks, (turn + 1) * num_blocks, device=index.device)
     rows = index.unsqueeze(1)
     counter = torch.broadcast_tensors(
         blocks, rows & _MASK, (rows >> 32) & _MASK, torch.full_like(blocks, stream)
@@ -75,6 +83,27 @@ def _unit(word: Tensor) -> Tensor:
 def uniform(seed: int, stream: int, index: Tensor) -> Tensor:
     """(B,) float32 uniforms in (0, 1), one per index (int64, not negative)."""
     return _unit(words(seed, stream, index, 1)[:, 0, 0])
+
+
+def uniforms(seed: int, stream: int, index: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(B, *shape) float32 uniforms in (0, 1) for each index (int64, not negative)."""
+    count = math.prod(shape)
+    unit = _unit(words(seed, stream, index, count))
+    return unit.flatten(1)[:, :count].reshape(len(index), *shape)
+
+
+def double_uniforms(
+    seed: int, stream: int, index: Tensor, shape: tuple[int, ...], turn: int
+) -> tuple[Tensor, Tensor]:
+    """Two (B, *shape) float64 uniforms in (0, 1) for each index and turn: of 2^52 equal cells.
+
+    A place has a block of four words to itself, two for each uniform.
+    """
+    word = words(seed, stream, index, 4 * math.prod(shape), turn)
+    high, low = word[:, 0::2], word[:, 1::2] >> 12
+    unit = (((high << 20) | low).to(torch.float64) + 0.5) * 2.0**-52
+    first, second = unit.reshape(len(index), 2, *shape).unbind(1)
+    return first, second
 
 
 def pairs(seed: int, stream: int, index: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from pipeline.config.samplers import check_names
 from pipeline.config.schema import Config, Sample
 from pipeline.config.selection import check_select
 from pipeline.config.words import merge, nested, parse_overrides
+from pipeline.config.workloads import check_training
 
 DEFAULT_FILE = Path(__file__).parents[2] / "config.yaml"
 
@@ -172,7 +173,7 @@ def validate(tree: Mapping[str, Any], environment: Mapping[str, str] = os.enviro
     config = parsed(tree, environment)
     check_runs(config.sample)
     check_select(config)
-    config.model.check(config.data.resolution)
+    check_training(config)
     return config
 
 
@@ -262,7 +263,7 @@ def of_stage(
     tree = merge({k: v for k, v in base.items() if k != "experiments"}, named)
     config = parsed(lay(tree, lay(with_later(keys, every), words)), environment)
     if "model" in keys:
-        config.model.check(config.data.resolution)
+        check_training(config)
     return config
 
 

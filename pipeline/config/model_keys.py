@@ -6,20 +6,19 @@ A further family is a class with its own `kind` and `check`, and a member of the
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Discriminator, Field, Tag, TypeAdapter
+from pydantic import Discriminator, Field, Tag, TypeAdapter, field_validator
 
 from pipeline.base.errors import UserError
 from pipeline.config.types import Positive, PositiveInt, Section
 
 SIGMA_DATA = 0.5  # standard deviation of the images' values in [-1,1] (Karras et al. 2022)
+LEVELS = 256  # of a colour in a pack
 
 
-class UNetKeys(Section):
-    """The UNet of ADM (Dhariwal & Nichol 2021)."""
+class UNetBlocks(Section):
+    """The blocks of ADM's UNet (Dhariwal & Nichol 2021), whatever its first layer and outputs."""
 
-    sigma_data: ClassVar[float] = SIGMA_DATA
     # Width and depth
-    kind: Literal["unet"] = "unet"
     channels: Annotated[int, Field(ge=32, multiple_of=32)]  # width at full resolution
     channel_mult: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]  # one per resolution
     blocks: PositiveInt  # residual blocks per resolution
@@ -27,9 +26,8 @@ class UNetKeys(Section):
     attention_at: tuple[PositiveInt, ...]  # downsampling factors that have attention
     head_channels: PositiveInt | None  # channels per attention head; None: use `heads`
     heads: PositiveInt
-    # Regularisation and time
+    # Regularisation
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    time_scale: Positive  # the time in [0,1] enters the embedding times this
     # Details of the blocks
     scale_shift_norm: bool
     residual_updown: bool
@@ -44,6 +42,40 @@ class UNetKeys(Section):
             divisor, name = self.head_channels, "model.head_channels"
         check_heads(self, name, divisor)
         check_halvings(self.channel_mult, resolution)
+
+
+class UNetKeys(UNetBlocks):
+    """The UNet of ADM (Dhariwal & Nichol 2021)."""
+
+    sigma_data: ClassVar[float] = SIGMA_DATA
+    kind: Literal["unet"] = "unet"
+    time_scale: Positive  # the time in [0,1] enters the embedding times this
+
+
+class DiscreteUNetKeys(UNetBlocks):
+    """ADM's UNet on tokens, without a time: from values and masks to logits of values."""
+
+    kind: Literal["discrete_unet"]
+    # Three tables side by side are as wide as the first block, whose norms have 32 groups
+    channels: Annotated[int, Field(ge=96, multiple_of=96)]
+    values: Annotated[int, Field(ge=2, le=LEVELS)] = LEVELS  # grey levels that tokens tell apart
+
+    @field_validator("values")
+    @classmethod
+    def _levels_are_shared_out(cls, value: int) -> int:
+        if LEVELS % value:
+            raise ValueError(f"expected a divisor of {LEVELS}")
+        return value
+
+    @property
+    def mask(self) -> int:
+        """The token that hides a value: the one after the values."""
+        return self.values
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens: the values and the mask."""
+        return self.values + 1
 
 
 class EDM2Keys(Section):
@@ -81,7 +113,7 @@ def check_halvings(channel_mult: tuple[int, ...], resolution: int) -> None:
         )
 
 
-def check_heads(keys: "UNetKeys | EDM2Keys", name: str, divisor: int) -> None:
+def check_heads(keys: UNetBlocks | EDM2Keys, name: str, divisor: int) -> None:
     """Raise UserError unless `divisor`, the value of the key `name`, divides the width of every
     level with attention.
     """
@@ -103,7 +135,10 @@ def kind_of(section: Any) -> str:
 
 
 Model = Annotated[
-    Annotated[UNetKeys, Tag("unet")] | Annotated[EDM2Keys, Tag("edm2")], Discriminator(kind_of)
+    Annotated[UNetKeys, Tag("unet")]
+    | Annotated[EDM2Keys, Tag("edm2")]
+    | Annotated[DiscreteUNetKeys, Tag("discrete_unet")],
+    Discriminator(kind_of),
 ]
 
 

@@ -25,13 +25,23 @@ LATER: dict[str, dict[str, Any]] = {
     "train": {
         "start": None,
         "weighting": "velocity",
+        "mask_exponent": 3.0,
+        "token_loss": "cross_entropy",
         "ema": "halflife",
         "ema_widths": [0.05, 0.10],
         "ema_snapshot_images": 8388608,
         "ema_snapshot_precision": "fp32",
     },
-    "sample": {"ema_width": None, "ema_images": None, "selected": False},
+    "sample": {
+        "divergence_free": "none",
+        "temperature": 1.0,
+        "categorical": "float32",
+        "ema_width": None,
+        "ema_images": None,
+        "selected": False,
+    },
 }
+WORKLOAD = "flow"  # once the only one: left out, too
 OF_SOME = {"num", "seeds", "runs"}  # keys of `sample` that some stages do not read
 FAST = "-fast"  # end of the recipes that decode JPEGs at a fraction of their size
 
@@ -72,7 +82,8 @@ def write_older(tree: Mapping[str, Any]) -> dict[str, Any]:
     recipe = _recipe(tree)
     tree = merge(tree, nested("data.recipe", recipe.removesuffix(FAST)))
     tree = merge(tree, nested("downsample.fast", recipe.endswith(FAST)))
-    return {**tree, **{name: older_section(name, tree[name]) for name in LATER}}
+    tree = {**tree, **{name: older_section(name, tree[name]) for name in LATER}}
+    return {k: v for k, v in tree.items() if (k, v) != ("workload", WORKLOAD)}
 
 
 def older_section(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,6 +102,9 @@ def with_later(tree: Mapping[str, Any], every: Mapping[str, Any]) -> dict[str, A
         section = tree.get(name)
         if isinstance(section, Mapping) and {*every[name]} - {*section} - OF_SOME <= {*later}:
             result[name] = {**later, **section}
+    # A whole section `model` is that of a training
+    if isinstance(result.get("model"), Mapping) and "kind" in result["model"]:
+        result.setdefault("workload", WORKLOAD)
     return result
 
 

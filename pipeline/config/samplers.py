@@ -14,7 +14,13 @@ from pipeline.config.messages import nearest
 from pipeline.config.older_form import LATER
 from pipeline.config.schema import Config, Guide, Sample
 
-EVALUATIONS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}  # of a step of fixed grids
+EVALUATIONS = {
+    "euler": 1,
+    "midpoint": 2,
+    "heun": 2,
+    "rk4": 4,
+    "jump": 1,
+}  # of a step of fixed grids
 SHORT = 24  # characters of class numbers that a sampler's name shows
 BF16_TOLERANCE = 1e-4  # the least at which dopri5 in bf16 needs about what it needs in fp32 at 1e-5
 
@@ -46,7 +52,7 @@ def rounding_note(sample: Sample) -> str:
 
 def edges_note(sample: Sample) -> str:
     """A sentence about a fixed grid's steps across the edges of guidance; empty without any."""
-    if sample.adaptive or not sample.guidance_edges:
+    if sample.adaptive or sample.jumps or not sample.guidance_edges:
         return ""
     low, high = sample.guidance_interval
     return (
@@ -119,6 +125,7 @@ def _kind(sample: Sample) -> list[str]:
     """A part for each other key that differs from the plainest sampler."""
     # The grid
     parts = [] if sample.adaptive else _grid(sample)
+    parts += _jumps(sample)
     # What is chosen after the training has no values yet
     chosen = sample.selected
     # Guidance
@@ -159,6 +166,14 @@ def _grid(sample: Sample) -> list[str]:
     if isinstance(sample.grid, tuple):
         return [f"grid{sha256_json(sample.grid)[:6]}"]
     return [] if sample.grid == "uniform" else [sample.grid]
+
+
+def _jumps(sample: Sample) -> list[str]:
+    """A part of the name for each key of jumps that differs from the plainest sampler."""
+    free = sample.divergence_free
+    parts = [] if free == "none" else [free if isinstance(free, str) else f"c{free:g}"]
+    parts += [] if sample.temperature == 1 else [f"T{sample.temperature:g}"]
+    return parts + ([] if sample.categorical == "float32" else [sample.categorical])
 
 
 def _classes(sample: Sample) -> str:

@@ -17,6 +17,7 @@ from pipeline.config.types import (
     Beta,
     Fraction,
     NotNegative,
+    NotNegativeNumber,
     Positive,
     PositiveInt,
     Precision,
@@ -61,6 +62,9 @@ class Train(Section):
     time_mean: float | None  # of logit t or ln sigma; None: the published one
     time_std: Positive | None
     weighting: Literal["velocity", "denoising"]  # what the mean of squared errors is of
+    # Tokens: workload discrete_flow
+    mask_exponent: Positive  # a value is open at time t with probability t to this power
+    token_loss: Literal["cross_entropy", "generalised_kl"]
     # Noise and images
     coupling: Literal["independent", "optimal_transport"]
     coupling_images: PositiveInt  # consecutive images among which noise is reassigned
@@ -145,18 +149,23 @@ class Train(Section):
 
 FixedGridSolver = Literal["euler", "midpoint", "heun", "rk4"]  # rows of sampling/solvers.py
 AdaptiveSolver = Literal["dopri5"]
+JumpSolver = Literal["jump"]  # of tokens: sampling/jumps.py
 
 
 class Sample(Section):
     # Number of samples
     num: PositiveInt
     # The solver
-    solver: Literal[FixedGridSolver, AdaptiveSolver]
+    solver: Literal[FixedGridSolver, AdaptiveSolver, JumpSolver]
     steps: PositiveInt  # of the named grids
     # Times, or a name for them; not of adaptive solvers
     grid: Literal["uniform", "edm", "sigma"] | tuple[Fraction, ...]
     rtol: Positive  # of adaptive solvers
     atol: Positive
+    # Jumps of tokens
+    divergence_free: Literal["none", "symmetric"] | NotNegativeNumber  # c(t) of jumps both ways
+    temperature: Positive  # logits are divided by it
+    categorical: Literal["float32", "float64"]  # in which values are drawn
     # Guidance
     guidance: Annotated[float, Field(ge=0)]  # 1: the conditional velocity alone
     guidance_interval: tuple[Fraction, Fraction]  # times between which it is guided
@@ -216,6 +225,11 @@ class Sample(Section):
     def adaptive(self) -> bool:
         """Whether the solver chooses its own steps by tolerances, instead of following a grid."""
         return self.solver in get_args(AdaptiveSolver)
+
+    @property
+    def jumps(self) -> bool:
+        """Whether it is a sampler of tokens, which jump, instead of a solver of an ODE."""
+        return self.solver in get_args(JumpSolver)
 
     @property
     def may_guide(self) -> bool:
@@ -282,7 +296,7 @@ class Report(Section):
 class Config(Section):
     # What is trained
     experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    workload: Literal["flow"]  # what is trained: see pipeline/train.py
+    workload: Literal["flow", "discrete_flow"]  # what is trained: see pipeline/train.py
     # Stages of the pipeline
     data: Data
     downsample: Downsample

@@ -23,7 +23,7 @@ def stage_keys(config: Config, stage: str) -> dict[str, Any]:
     assert config.data.source != "auto" or "data.source" not in STAGE_KEYS[stage]
     for key in STAGE_KEYS[stage]:
         section, _, name = key.partition(".")
-        if not name or name in tree[section]:  # else left out: see older_form
+        if name in tree[section] if name else section in tree:  # else left out: see older_form
             result = merge(result, nested(key, lookup(tree, key)))
     return result
 
@@ -63,7 +63,7 @@ SAMPLED = tuple(key for key in Sample.model_fields if key not in ("seeds", "runs
 SCORED = tuple(key for key in Evaluate.model_fields if key not in ("weights", *MILESTONES))
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "downsample": (*DATA_KEYS, "data.expected_images", "data.expected_classes", "downsample"),
-    "train": (*DATA_KEYS, "model", "train"),
+    "train": ("workload", *DATA_KEYS, "model", "train"),
     # the keys of one set of samples: not the list of seeds, nor the other samplers
     "sample": (
         *DATA_KEYS,

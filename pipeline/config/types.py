@@ -10,6 +10,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[int, Field(ge=0)]
+NotNegativeNumber = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 WIDEST = 0.28  # of averages; one of all steps alike has 12^-0.5 = 0.289
 Width = Annotated[float, Field(gt=0, le=WIDEST)]  # of an average, as a share of the images seen

@@ -132,12 +132,18 @@ def load_batch(reader: Reader, positions: np.ndarray, flip: bool) -> tuple[Tenso
 
     With `flip`, the half of the positions that the flip stream names is mirrored.
     """
+    pixels, labels = load_pixels(reader, positions, flip)
+    return to_float(pixels), labels
+
+
+def load_pixels(reader: Reader, positions: np.ndarray, flip: bool) -> tuple[Tensor, Tensor]:
+    """The same images as uint8 (B,3,H,W), channels last, and labels (B,) int64 on the device."""
     pixels, labels = reader.read(positions)
     if flip:
         index = moved(positions, reader.device)
         mirrored = draws.uniform(reader.seed, draws.FLIP, index) < 0.5
         pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(2), pixels)
-    return to_float(pixels.permute(0, 3, 1, 2)), labels
+    return pixels.permute(0, 3, 1, 2), labels
 
 
 def to_float(pixels: Tensor) -> Tensor:

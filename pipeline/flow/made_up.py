@@ -3,7 +3,9 @@
 import numpy as np
 
 from pipeline.config.schema import Config
+from pipeline.config.workloads import TOKENS
 from pipeline.data.pack import Hashes, Pack, Record
+from pipeline.flow.discrete_workload import DiscreteFlow
 from pipeline.flow.workload import FlowMatching
 
 IMAGES = 2048  # of 64 px they take 25 MB
@@ -20,6 +22,7 @@ def made_up_pack(resolution: int, num_classes: int, num: int = IMAGES) -> Pack:
     return Pack(images, np.arange(num, dtype=np.int64) % num_classes, record)
 
 
-def made_up(config: Config, num_classes: int) -> FlowMatching:
+def made_up(config: Config, num_classes: int) -> FlowMatching | DiscreteFlow:
     """The workload of `config` on made-up images."""
-    return FlowMatching(config, made_up_pack(config.data.resolution, num_classes))
+    pack = made_up_pack(config.data.resolution, num_classes)
+    return DiscreteFlow(config, pack) if config.workload == TOKENS else FlowMatching(config, pack)

@@ -26,6 +26,19 @@ ARCHITECTURES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     ),
 }
 
+# The same with --discrete_flow_matching.
+DISCRETE: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
+    "imagenet": (
+        {"channels": 192, "channel_mult": (2, 3, 4, 4), "blocks": 4, "attention_at": (2, 4, 8)},
+        {"head_channels": 64},
+    ),
+    "cifar10": (
+        {"channels": 96, "channel_mult": (3, 4, 4), "blocks": 5, "attention_at": (2,)},
+        {"head_channels": 64},
+    ),
+}
+TABLE = "pixel_embedding.embedding_table.weight"  # of tokens: values, then the mask
+
 # The same of torchcfm's network, which its files do not name; `num_channel` is a flag there.
 TORCHCFM: tuple[dict[str, Any], dict[str, int]] = (
     {"channel_mult": (1, 2, 2, 2), "blocks": 2, "attention_at": (2,), "scale_shift_norm": False}
@@ -33,9 +46,12 @@ TORCHCFM: tuple[dict[str, Any], dict[str, int]] = (
     {"head_channels": 64},
 )
 TORCHCFM_PX = 32  # of the images, both axes
+COLOURS = 3
 
 # The trainers' names of the layers, and ours.
 RENAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (r"^unet\.", ""),  # of a discrete flow
+    (r"^pixel_embedding\.embedding_table\.", "token_embedding."),
     (r"^time_embed\.", "time_mlp."),
     (r"^label_emb\.", "label_embedding."),
     (r"^input_blocks\.0\.0\.", "stem."),
@@ -59,11 +75,11 @@ RENAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
 
 
 class Shapes:
-    """Shapes of a state dict by the other trainer's names."""
+    """Shapes of a state dict by the other trainer's names, which begin with the UNet's layers."""
 
     def __init__(self, peer: Peer) -> None:
         self.path, self.trainer = peer.path, peer.trainer
-        self.shapes = {name: tuple(value.shape) for name, value in peer.state.items()}
+        self.shapes = {n.removeprefix("unet."): tuple(v.shape) for n, v in peer.state.items()}
 
     def __contains__(self, name: str) -> bool:
         return name in self.shapes
@@ -108,7 +124,10 @@ def architecture(peer: Peer) -> dict[str, Any]:
     """
     # Widths of the levels
     shapes = Shapes(peer)
-    channels = shapes.side("time_embed.0.weight", 1)
+    if TABLE in shapes:
+        channels = COLOURS * shapes.side(TABLE, 1)
+    else:
+        channels = shapes.side("time_embed.0.weight", 1)
     period, residual, conv = resampling(shapes)
     firsts = [f"input_blocks.{n + 1}" for n in range(0, shapes.stages(), max(period, 1))]
     widths = [shapes.side(f"{first}.0.in_layers.2.weight", 0) for first in firsts]
@@ -128,7 +147,7 @@ def architecture(peer: Peer) -> dict[str, Any]:
         "blocks": period - 1,
         "attention_at": tuple(2**n for n, f in enumerate(firsts) if f"{f}.1.qkv.weight" in shapes),
         "dropout": 0.0,
-        "time_scale": 1.0,
+        **tokens_or_times(shapes),
         "scale_shift_norm": doubled,
         "residual_updown": residual,
         "conv_resample": conv,
@@ -136,11 +155,19 @@ def architecture(peer: Peer) -> dict[str, Any]:
     }
 
 
+def tokens_or_times(shapes: Shapes) -> dict[str, Any]:
+    """The keys of the `model` section that only networks of tokens, or only the others, have."""
+    if TABLE in shapes:
+        return {"kind": "discrete_unet", "values": shapes.side(TABLE, 0) - 1}
+    return {"time_scale": 1.0}
+
+
 def known_network(peer: Peer) -> tuple[dict[str, Any], dict[str, int]]:
     """Architecture and heads of the network that the trainer makes by default; empty: unknown."""
     if peer.trainer == torchcfm.TRAINER:
         return TORCHCFM
-    return ARCHITECTURES.get(str(peer.args.get("dataset")), ({}, {}))
+    known = DISCRETE if TABLE in peer.state else ARCHITECTURES
+    return known.get(str(peer.args.get("dataset")), ({}, {}))
 
 
 def unknown_network(peer: Peer) -> str:

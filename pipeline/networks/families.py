@@ -2,7 +2,8 @@
 
 An image network is called as net(x, t, labels) and returns the velocity (B,3,H,W): x (B,3,H,W)
 float32, t (B,) in [0,1], labels (B,) int64 of which num_classes means "no class". In training it
-also gets the images' random words for dropout, keys (B,2) int32 (networks/dropout.py).
+also gets the images' random words for dropout, keys (B,2) int32 (networks/dropout.py). That of a
+discrete flow gets tokens (B,3,H,W) int64 as x, and returns logits (B,3,H,W,V) of V tokens.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from pipeline.config.model_keys import Model
+from pipeline.networks.discrete_unet import DiscreteUNet
 from pipeline.networks.edm2 import EDM2, Block
 from pipeline.networks.magnitude import normalise_weights
 from pipeline.networks.unet import Attention, Resample, ResBlock, UNet
@@ -33,6 +35,7 @@ class Family:
 FAMILIES = {
     "unet": Family(UNet, (ResBlock, Attention, Resample)),
     "edm2": Family(EDM2, (Block,), normalise_weights, learns_uncertainty=True),
+    "discrete_unet": Family(DiscreteUNet, (ResBlock, Attention, Resample)),
 }
 
 

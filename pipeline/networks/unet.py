@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config.model_keys import UNetKeys
+from pipeline.config.model_keys import UNetBlocks, UNetKeys
 from pipeline.networks.dropout import Dropout, numbered
 
 GROUPS = 32  # of every GroupNorm
@@ -54,7 +54,7 @@ class ResBlock(nn.Module):
     """norm-SiLU-conv twice with the embedding between them, plus a skip; may change resolution."""
 
     def __init__(
-        self, cin: int, cout: int, width: int, model: UNetKeys, resample: str | None = None
+        self, cin: int, cout: int, width: int, model: UNetBlocks, resample: str | None = None
     ) -> None:
         super().__init__()
         # First half
@@ -113,66 +113,66 @@ class Attention(nn.Module):
         return x + self.proj(mixed.transpose(2, 3).reshape(b, c, h, w))
 
 
-class UNet(nn.Module):
-    """Velocity v(x, t, class): (B,3,H,W), (B,), (B,) -> (B,3,H,W).
+class Body(nn.Module):
+    """Encoder, middle and decoder of an image network, between its first layer and its outputs.
 
     `num_classes` classes have labels 0 … num_classes-1; label num_classes means "no class".
     A model that is not class-conditional ignores the labels.
     """
 
-    def __init__(self, model: UNetKeys, num_classes: int) -> None:
-        # Times and classes
+    def __init__(self, model: UNetBlocks, num_classes: int) -> None:
         super().__init__()
         self.model = model
         self.num_classes = num_classes
         self.width = 4 * model.channels
-        self.time_mlp = nn.Sequential(
-            nn.Linear(model.channels, self.width), nn.SiLU(), nn.Linear(self.width, self.width)
-        )
-        conditional = model.class_conditional
-        self.label_embedding = nn.Embedding(num_classes + 1, self.width) if conditional else None
+        self.widths = [model.channels * m for m in model.channel_mult]
 
+    def _build_label_embedding(self) -> None:
+        conditional = self.model.class_conditional
+        self.label_embedding = (
+            nn.Embedding(self.num_classes + 1, self.width) if conditional else None
+        )
+
+    def _build_body(self, cin: int, cout: int) -> None:
+        """Fill encoder, middle and decoder, from `cin` channels, and the layers to `cout`."""
         # Encoder, middle and decoder
-        widths = [model.channels * m for m in model.channel_mult]
-        self.stem = nn.Conv2d(3, widths[0], 3, padding=1)
-        skips = self._build_encoder(widths)
-        middle = widths[-1]
+        skips = self._build_encoder(cin)
+        middle = self.widths[-1]
         self.middle = nn.ModuleList(
             [self._block(middle, middle), self._attention(middle), self._block(middle, middle)]
         )
-        self._build_decoder(widths, skips)
+        self._build_decoder(skips)
 
-        # Back to colours
-        self.out_norm = nn.GroupNorm(GROUPS, widths[0])
-        self.out_conv = zeroed(nn.Conv2d(widths[0], 3, 3, padding=1))
+        # The outputs
+        self.out_norm = nn.GroupNorm(GROUPS, self.widths[0])
+        self.out_conv = zeroed(nn.Conv2d(self.widths[0], cout, 3, padding=1))
         numbered(self)
 
-    def _build_encoder(self, widths: list[int]) -> list[int]:
-        """Fill `encoder`; returns the channels of every skip connection, the stem's first."""
+    def _build_encoder(self, channels: int) -> list[int]:
+        """Fill `encoder`; returns the channels of every skip, the first layer's first."""
         # One skip per layer
         self.encoder = nn.ModuleList()
-        channels = widths[0]
         skips = [channels]
 
         # Level by level
-        for level, width in enumerate(widths):
+        for level, width in enumerate(self.widths):
             for _ in range(self.model.blocks):
                 self.encoder.append(self._stage(channels, width, 2**level))
                 channels = width
                 skips.append(channels)
-            if level < len(widths) - 1:
+            if level < len(self.widths) - 1:
                 self.encoder.append(nn.ModuleList([self._resample(channels, "down")]))
                 skips.append(channels)
         return skips
 
-    def _build_decoder(self, widths: list[int], skips: list[int]) -> None:
+    def _build_decoder(self, skips: list[int]) -> None:
         """Fill `decoder`; consumes `skips` from its end."""
         # From the deepest level
         self.decoder = nn.ModuleList()
-        channels = widths[-1]
+        channels = self.widths[-1]
 
         # Skips in reverse order
-        for level, width in reversed(list(enumerate(widths))):
+        for level, width in reversed(list(enumerate(self.widths))):
             for block in range(self.model.blocks + 1):
                 stage = self._stage(channels + skips.pop(), width, 2**level)
                 channels = width
@@ -200,18 +200,9 @@ class UNet(nn.Module):
             heads = channels // self.model.head_channels
         return Attention(channels, heads)
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Velocity (B,3,H,W) of images x (B,3,H,W) at times t (B,) in [0,1]; labels (B,) int64.
-
-        `keys` (B,2) int32: the images' random words for dropout in training.
-        """
-        # Times and classes
-        embedding = self.time_mlp(time_embedding(t * self.model.time_scale, self.model.channels))
-        if self.label_embedding is not None:
-            embedding = embedding + self.label_embedding(labels)
-
+    def through(self, h: Tensor, embedding: Tensor, keys: Tensor | None) -> Tensor:
+        """First layer (B,cin,H,W), embedding (B,E), dropout's keys -> outputs (B,cout,H,W)."""
         # Down, with skips
-        h = self.stem(x)
         skips = [h]
         for stage in self.encoder:
             for layer in stage.children():
@@ -226,4 +217,31 @@ class UNet(nn.Module):
             h = torch.cat([h, skips.pop()], dim=1)
             for layer in stage.children():
                 h = layer(h, embedding, keys)
-        return self.out_conv(F.silu(self.out_norm(h)))
+        outputs: Tensor = self.out_conv(F.silu(self.out_norm(h)))
+        return outputs
+
+
+class UNet(Body):
+    """Velocity v(x, t, class): (B,3,H,W), (B,), (B,) -> (B,3,H,W)."""
+
+    def __init__(self, model: UNetKeys, num_classes: int) -> None:
+        super().__init__(model, num_classes)
+        # Times and classes
+        self.time_scale = model.time_scale
+        self.time_mlp = nn.Sequential(
+            nn.Linear(model.channels, self.width), nn.SiLU(), nn.Linear(self.width, self.width)
+        )
+        self._build_label_embedding()
+        # From colours and back
+        self.stem = nn.Conv2d(3, self.widths[0], 3, padding=1)
+        self._build_body(self.widths[0], 3)
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Velocity (B,3,H,W) of images x (B,3,H,W) at times t (B,) in [0,1]; labels (B,) int64.
+
+        `keys` (B,2) int32: the images' random words for dropout in training.
+        """
+        embedding = self.time_mlp(time_embedding(t * self.time_scale, self.model.channels))
+        if self.label_embedding is not None:
+            embedding = embedding + self.label_embedding(labels)
+        return self.through(self.stem(x), embedding, keys)

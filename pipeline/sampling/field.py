@@ -8,11 +8,13 @@ an interval (Kynkäänniemi et al. 2024) or at all.
 from copy import copy
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline.compute import execution
 from pipeline.config.schema import Sample
+from pipeline.data.reader import to_uint8
 from pipeline.flow import probability_path
 from pipeline.sampling import along_sigma, solvers
 
@@ -42,7 +44,8 @@ class Field:
 
     def __call__(self, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
         """Velocity (B',C,H,W) of the images `rows` (B',) of the batch, at x and times t (B',)."""
-        t, labels = t.to(x.dtype), self.labels[rows]
+        labels = self.labels[rows]
+        t = t.to(x.dtype) if x.is_floating_point() else t
         chosen = self.guided_rows(t)
         self.evaluations[rows] += 1
 
@@ -75,6 +78,10 @@ class Field:
             part = self.within(*ends)
             x = solvers.solve(keys.solver, part, x, section, keys.rtol, keys.atol).x
         return x
+
+    def pixels(self, x: Tensor) -> np.ndarray:
+        """States (B,3,H,W) in [-1,1] as images uint8 (B,H,W,3) in host memory."""
+        return to_uint8(x).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
     def within(self, start: float, stop: float) -> "Field":
         """This field at times that no edge of the interval parts: guided at all, or at none.

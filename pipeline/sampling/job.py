@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 from pipeline.base.errors import UserError
 from pipeline.config.load import load_step
+from pipeline.config.model_keys import kind_of
 from pipeline.config.paths import choice_file, out_folder, samples_folder, weights_file
 from pipeline.config.samplers import check_guidance, class_numbers, one_sampler
 from pipeline.config.schema import Config, Guide, Sample
 from pipeline.config.stages import rank_keys
+from pipeline.config.workloads import check_solver
 from pipeline.data.pack import DataAbout
 from pipeline.images.sources.find import resolve_image_set
 from pipeline.reporting.trials import Choice
@@ -30,6 +32,11 @@ class Weights(NamedTuple):
     def classes(self) -> list[str] | None:
         """Class names in label order; None if the network knows no classes."""
         return self.data.classes if self.about.config["model"]["class_conditional"] else None
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether the network is one of a discrete flow."""
+        return kind_of(self.about.config["model"]) == "discrete_unet"
 
     def trained_on(self) -> str:
         """The images of the training, in words."""
@@ -81,6 +88,7 @@ def job_of(config: Config, words: dict[str, str]) -> Job:
     # Weights that match
     weights = read_weights(Path(words["weights"]) if "weights" in words else weights_file(config))
     check_average(config.sample, weights)
+    check_solver(config.sample, weights.of_tokens)
     class_numbers(config.sample, weights.classes)
     check_counts(config.sample, weights)
     dropout = weights.about.config.get("train", {}).get("label_dropout")
@@ -131,7 +139,20 @@ def read_guide(sample: Sample, weights: Weights, file: str | None) -> Weights | 
             f"that it should guide on {weights.trained_on()}: give weights of the same size and "
             "classes"
         )
+    check_same_tokens(guide, weights)
     return guide
+
+
+def check_same_tokens(guide: Weights, weights: Weights) -> None:
+    """Raise UserError if the guide is not a network of velocities, or of tokens, as the other."""
+    named = [f"{kind_of(w.about.config['model'])} network" for w in (guide, weights)]
+    values = [w.about.config["model"].get("values") for w in (guide, weights)]
+    if guide.of_tokens != weights.of_tokens or values[0] != values[1]:
+        kinds = [f"{n} of {v} values" if v else n for n, v in zip(named, values, strict=True)]
+        raise UserError(
+            f"the guide {guide.path} is a {kinds[0]}, but the weights that it should guide are a "
+            f"{kinds[1]}: give weights of one kind"
+        )
 
 
 def check_counts(sample: Sample, weights: Weights) -> None:

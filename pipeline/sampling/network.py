@@ -7,15 +7,15 @@ from torch import Tensor, nn
 from pipeline.base.errors import OneRankError
 from pipeline.compute import draws, execution
 from pipeline.compute.distributed import Ranks
-from pipeline.config.model_keys import read_model
+from pipeline.config.model_keys import DiscreteUNetKeys, read_model
 from pipeline.config.samplers import class_numbers
-from pipeline.data.reader import to_uint8
 from pipeline.drawing import pictures
 from pipeline.drawing.tiles import row_names
 from pipeline.networks import families
 from pipeline.sampling import strip, time_grids
 from pipeline.sampling.field import Field
 from pipeline.sampling.job import Job, Weights
+from pipeline.sampling.jumps import Jumps
 from pipeline.training.weights_file import load_weights
 
 Networks = tuple[nn.Module, nn.Module | None]  # the network that is sampled, and its guide
@@ -64,25 +64,28 @@ def class_labels(job: Job, index: np.ndarray) -> np.ndarray:
 def start_batch(
     job: Job, networks: Networks, index: np.ndarray, device: torch.device
 ) -> tuple[Field, Tensor]:
-    """The velocity field of the images with the given indices, and their first state (B,3,H,W)."""
+    """The field or jumps of the images with the given indices, and their first state (B,3,H,W)."""
+    # Classes
     sample, data = job.config.sample, job.weights.data
-    shape, no_class = (3, data.resolution, data.resolution), len(data.classes)
-
-    # Noise
-    x0 = draws.normal(job.seed, draws.SAMPLE_NOISE, torch.from_numpy(index).to(device), shape)
-    x0 = x0.contiguous(memory_format=execution.memory_format(device))
-
-    # Classes, and the field that they guide
     classes = torch.from_numpy(class_labels(job, index)).to(device)
-    labels = torch.where(classes < 0, no_class, classes)
+    labels = torch.where(classes < 0, len(data.classes), classes)
+    no_class = None if job.weights.classes is None else len(data.classes)
+    indices = torch.from_numpy(index).to(device)
+
+    # Tokens that jump
+    model = read_model(job.weights.about.config["model"])
+    if isinstance(model, DiscreteUNetKeys):
+        exponent = job.weights.about.mask_exponent
+        jumps = Jumps(sample, networks, labels, no_class, model, exponent, job.seed, indices)
+        return jumps, jumps.start(data.resolution)
+
+    # Noise, and the field that carries it
+    shape = (3, data.resolution, data.resolution)
+    x0 = draws.normal(job.seed, draws.SAMPLE_NOISE, indices, shape)
+    x0 = x0.contiguous(memory_format=execution.memory_format(device))
     net, guide = networks
-    field = Field(sample, net, labels, None if job.weights.classes is None else no_class, guide)
+    field = Field(sample, net, labels, no_class, guide)
     return field, time_grids.start_state(x0, time_grids.times(sample))
-
-
-def pixels(x: Tensor) -> np.ndarray:
-    """States (B,3,H,W) in [-1,1] as images uint8 (B,H,W,3) in host memory."""
-    return to_uint8(x).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 @torch.inference_mode()
@@ -107,7 +110,7 @@ def sample_images(
             f"{label} are not finite: take weights from before the training failed, or another "
             "sample.precision"
         )
-    return pixels(x), field.evaluations.cpu().numpy()
+    return field.pixels(x), field.evaluations.cpu().numpy()
 
 
 @torch.inference_mode()
@@ -117,7 +120,7 @@ def states(
     """Times (T,) on the way to the images with the given indices, and states uint8 (T,B,H,W,3)."""
     field, x = start_batch(job, networks, index, device)
     times, columns = zip(*strip.states(job.config.sample, field.solve, x), strict=True)
-    return list(times), np.stack([pixels(column) for column in columns])
+    return list(times), np.stack([field.pixels(column) for column in columns])
 
 
 def save_strip(job: Job, networks: Networks, device: torch.device) -> None:

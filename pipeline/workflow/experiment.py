@@ -14,6 +14,7 @@ from pipeline.config.load import layered, resolve_resolution, validate
 from pipeline.config.samplers import by_sampler, check_guidance, class_numbers
 from pipeline.config.schema import Config, Guide
 from pipeline.config.stages import settings_words, stage_keys
+from pipeline.config.workloads import TOKENS, check_solver
 from pipeline.images.sources.find import resolve_image_set
 from pipeline.training.milestones import check_planned
 from pipeline.workflow.selection import Selection, all_recipes
@@ -108,9 +109,10 @@ class Experiment:
     def guide(self, sampler: str) -> list[str]:
         """The file of the guiding weights, if this sampler has one.
 
-        Raises UserError if the network is to guide itself and cannot.
+        Raises UserError if the solver is not for the network, or it is to guide itself and cannot.
         """
         sample, config = self.samplers[sampler].sample, self.config
+        check_solver(sample, config.workload == TOKENS)
         if not sample.selected:  # else by Selection
             check_guidance(sample, config.model.class_conditional, config.train.label_dropout)
         if sample.guide is None or not sample.may_guide:

@@ -31,7 +31,7 @@ def choices(section: Any, key: str) -> set[str]:
         ),
         (schema.Data, "layout", {"auto", *(p.layout for p in PACKAGINGS)}),
         (schema.Data, "recipe", {*RECIPES}),
-        (schema.Sample, "solver", {*FIXED_GRID, *ADAPTIVE}),
+        (schema.Sample, "solver", {*FIXED_GRID, *ADAPTIVE, *get_args(schema.JumpSolver)}),
         (schema.Evaluate, "extractor", {*KINDS}),
     ],
 )

@@ -12,11 +12,16 @@ from pipeline.config import load
 from pipeline.config.messages import known_keys
 from pipeline.config.reading import text_keys
 from pipeline.config.schema import Config
-from pipeline.config.words import lookup
+from pipeline.config.words import lookup, parse_overrides
 from pipeline.workflow.doors import check_repeats, check_targets, read_values
 
 BASE = load.load_yaml(load.DEFAULT_FILE)
-OTHERS = ["model.sigma_data", "model.uncertainty_channels"]  # of edm2 alone
+TOKENS = "model.kind=discrete_unet workload=discrete_flow sample.solver=jump"
+OTHERS = {  # of one family alone, with the words that choose it
+    "model.sigma_data": "model.kind=edm2",
+    "model.uncertainty_channels": "model.kind=edm2",
+    "model.values": TOKENS,
+}
 KEYS = [k for k in known_keys() if k not in ("experiment", *OTHERS)]
 KEYS = [
     k
@@ -81,13 +86,20 @@ def test_every_key_reads_alike_through_every_door(key: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("key", OTHERS)
-@pytest.mark.parametrize("text", VALUES)
+@pytest.mark.parametrize("text", [*VALUES, "16"])
 def test_keys_of_another_family_read_alike(key: str, text: str) -> None:
-    section, _, name = key.partition(".")
-    by_word = outcome(of_words, f"{section}.kind=edm2", f"{key}={text}")
-    assert outcome(of_config, section, f"{{kind: edm2, {name}: {text}}}") == by_word
-    assert outcome(of_set, f"{section}.kind", f"edm2 {key}={text}") == by_word
-    assert isinstance(by_word, Config) == (text == "7" or (text, name) == ("0.5", "sigma_data"))
+    words = ["model.channels=96", *OTHERS[key].split(), f"{key}={text}"]
+    by_word = outcome(of_words, *words)
+    assert outcome(of_set, "model.channels", " ".join(words).partition("=")[2]) == by_word
+    sections = [
+        f"{name}={yaml.safe_dump(part, default_flow_style=True).removesuffix('...' + chr(10))}"
+        for name, part in parse_overrides(words).items()
+    ]
+    values = read_values([load.DEFAULT_FILE], ["experiment=tiny", *sections])
+    assert outcome(load.resolve, *values, {}) == by_word
+    valid = {("7", "model.uncertainty_channels"), ("7", "model.sigma_data")}
+    valid |= {("0.5", "model.sigma_data")} | {("16", key)}
+    assert isinstance(by_word, Config) == ((text, key) in valid)
 
 
 @pytest.mark.parametrize("key", TEXT)

@@ -162,12 +162,15 @@ def test_hardware_and_places_are_in_no_stage() -> None:
 def test_every_other_key_is_read_by_some_stage() -> None:
     # keys that are left out if they have the value which used to go without saying
     train = ["weighting=denoising", "ema=power", "ema_widths=[0.04,0.2]", "ema_snapshot_images=64"]
-    train = [f"train.{word}" for word in (*train, "ema_snapshot_precision=fp16")]
+    train += ["ema_snapshot_precision=fp16", "mask_exponent=2", "token_loss=generalised_kl"]
+    train = [f"train.{word}" for word in train]
     sample = ["sample.ema_width=0.07", "sample.ema_images=128"]
+    sample += ["sample.temperature=0.9", "sample.categorical=float64", "sample.divergence_free=2"]
     sample += ["sample.selected=true", "select.guidance=[1,2]"]
     config = resolved("downsample.allow_ignored=1", *train, *sample)
     stages = [stage_keys(config, stage) for stage in STAGE_KEYS]
-    stages.append(stage_keys(resolved("experiment=edm2_s"), "train"))  # another family
+    for other in ("edm2_s", "cifar10_discrete"):  # other families
+        stages.append(stage_keys(resolved(f"experiment={other}"), "train"))
     for key in load.known_keys():
         section = key.partition(".")[0]
         named = key in (*PLACES, "sample.seeds", "sample.runs") or "." not in key
