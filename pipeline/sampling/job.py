@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from pipeline.base.errors import UserError
 from pipeline.config.load import load_step
 from pipeline.config.model_keys import kind_of
+from pipeline.config.older_form import LATER
 from pipeline.config.paths import choice_file, out_folder, samples_folder, weights_file
 from pipeline.config.samplers import check_guidance, class_numbers, one_sampler
 from pipeline.config.schema import Config, Guide, Sample
@@ -37,6 +38,12 @@ class Weights(NamedTuple):
     def of_tokens(self) -> bool:
         """Whether the network is one of a discrete flow."""
         return kind_of(self.about.config["model"]) == "discrete_unet"
+
+    @property
+    def mask_exponent(self) -> float:
+        """n of a discrete flow's training, whose masks open as t^n."""
+        default = LATER["train"]["mask_exponent"]  # left out of the keys
+        return float(self.about.config.get("train", {}).get("mask_exponent", default))
 
     def trained_on(self) -> str:
         """The images of the training, in words."""

@@ -75,7 +75,7 @@ def start_batch(
     # Tokens that jump
     model = read_model(job.weights.about.config["model"])
     if isinstance(model, DiscreteUNetKeys):
-        exponent = job.weights.about.mask_exponent
+        exponent = job.weights.mask_exponent
         jumps = Jumps(sample, networks, labels, no_class, model, exponent, job.seed, indices)
         return jumps, jumps.start(data.resolution)
 

@@ -57,11 +57,6 @@ class WeightsAbout(JsonObject):
     # What train.start named: file, sha256 and weights (which they were)
     start: dict[str, str] | None = None  # None: drawn by the seed, or not known
 
-    @property
-    def mask_exponent(self) -> float:
-        """n of a discrete flow's training, whose masks open as t^n."""
-        return float(self.config.get("train", {}).get("mask_exponent", 3.0))
-
 
 def save_weights(path: Path, state: Mapping[str, "Tensor"], about: WeightsAbout) -> None:
     """Write a state dict and what is known of it as safetensors, atomically.

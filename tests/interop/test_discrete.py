@@ -12,6 +12,7 @@ from pipeline import import_weights, sample
 from pipeline.base.errors import UserError
 from pipeline.config.model_keys import read_model
 from pipeline.networks import families
+from pipeline.sampling.job import read_weights
 from pipeline.training import weights_file
 from tests import discrete
 from tests.test_import_weights import in_ema, write
@@ -41,7 +42,7 @@ def test_logits_equal_the_reference(network: dict, wrapped: bool, tmp_path: Path
     model = read_model(about.config["model"])
     unseen = {"conv_resample": model.conv_resample}  # nothing resamples in a single level
     assert model == discrete.model_keys(json.loads(network["config"])).model_copy(update=unseen)
-    assert (about.config["workload"], about.mask_exponent) == ("discrete_flow", 3)
+    assert (about.config["workload"], read_weights(out).mask_exponent) == ("discrete_flow", 3)
     net = families.build(model, 5).eval()
     net.load_state_dict(weights_file.load_weights(out))
     with torch.no_grad():
