@@ -12,10 +12,11 @@ checkpoints or not exist yet.
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.base import locks
-from pipeline.base.errors import run_main
+from pipeline.base.errors import UserError, run_main
+from pipeline.concept.pack import Documents, open_documents
 from pipeline.config.image_sets import check_classless
 from pipeline.config.load import load_step, validate
 from pipeline.config.paths import out_folder, pack_folder, run_folder, weights_files
@@ -38,6 +39,14 @@ if TYPE_CHECKING:  # torch is loaded by the ranks alone, not by the launcher, wh
 STEP = STEPS["train"]
 
 
+class Data(NamedTuple):
+    """The data of a training, checked, and their identity."""
+
+    pack: Any
+    sha256: Any  # JSON
+    num_classes: int | None  # None: they have none
+
+
 def flow_matching(config: Config, pack: Pack) -> "Workload":
     """The velocity of a flow from noise to the images of a pack."""
     from pipeline.flow.workload import FlowMatching
@@ -52,10 +61,18 @@ def discrete_flow_matching(config: Config, pack: Pack) -> "Workload":
     return DiscreteFlow(config, pack)
 
 
+def next_sentence(config: Config, documents: Documents) -> "Workload":
+    """The next sentence of the documents of a pack."""
+    from pipeline.concept.workload import NextSentence
+
+    return NextSentence(config, documents)
+
+
 # The workloads by the key `workload`: each gets the configuration and the pack.
-WORKLOADS: dict[str, Callable[[Config, Pack], "Workload"]] = {
+WORKLOADS: dict[str, Callable[[Config, Any], "Workload"]] = {
     "flow": flow_matching,
     "discrete_flow": discrete_flow_matching,
+    "concept": next_sentence,
 }
 
 
@@ -64,24 +81,39 @@ def prepare(argv: list[str], world: int) -> "Job":
     from pipeline.training.job import Job
 
     config, paths = load_step(argv, STEP.words)
-    config, pack, start = read(config, paths, world)
-    out, scratch = folders(config, paths, pack)
-    return Job(config, WORKLOADS[config.workload](config, pack), out, scratch, start)
+    config, data, start = read(config, paths, world)
+    out, scratch = folders(config, paths, data)
+    return Job(config, WORKLOADS[config.workload](config, data.pack), out, scratch, start)
 
 
 def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, Any]:
     """Check what needs no GPU, and wait for another trainer of this run to end."""
-    config, pack, _ = read(config, paths, world)
-    locks.wait_until_free(folders(config, paths, pack)[1])
-    return rank_identity(config, pack.record.sha256.to_json())
+    config, data, _ = read(config, paths, world)
+    locks.wait_until_free(folders(config, paths, data)[1])
+    return rank_identity(config, data.sha256)
 
 
-def read(config: Config, paths: dict[str, str], world: int) -> tuple[Config, Pack, Start | None]:
-    """The configuration with the names that its pack has and the hash of its first weights, the
-    pack, and the file of these weights, checked without a GPU.
+def read(config: Config, paths: dict[str, str], world: int) -> tuple[Config, Data, Start | None]:
+    """The configuration with the names that its data have and the hash of its first weights, the
+    data, and the file of these weights, checked without a GPU.
 
     Raises UserError with one sentence about the first problem.
     """
+    # Images or documents
+    config, data = (open_concept if config.workload == "concept" else open_images)(config, paths)
+    # Equal shares
+    images_of_a_rank(config, world)
+    # First weights
+    if config.train.start is not None:
+        names = weights_files(config.train).values()
+        check_kept(config.train.start, [results_folder(config, paths) / name for name in names])
+    config, start = identified(config)
+    check_origin(None if start is None else start.path, config, data.num_classes)
+    return config, data, start
+
+
+def open_images(config: Config, paths: dict[str, str]) -> tuple[Config, Data]:
+    """A pack of images, and the configuration with the names that it has."""
     # The image set
     config = resolve_image_set(config)
     if config.data.path and "record" not in paths:
@@ -92,25 +124,25 @@ def read(config: Config, paths: dict[str, str], world: int) -> tuple[Config, Pac
     record = Record.read(Path(paths["record"])) if "record" in paths else read_record(folder)
     pack = open_pack(folder, record)
     check_classless(f"the pack in {folder}", record.classes, config.model.class_conditional)
-    # Equal shares
-    images_of_a_rank(config, world)
-    # First weights
-    if config.train.start is not None:
-        names = weights_files(config.train).values()
-        check_kept(config.train.start, [results_folder(config, paths) / name for name in names])
-    config, start = identified(config)
-    check_origin(None if start is None else start.path, config, len(pack.record.classes))
-    return config, pack, start
+    return config, Data(pack, pack.record.sha256.to_json(), len(record.classes))
 
 
-def folders(config: Config, paths: dict[str, str], pack: Pack) -> tuple[Path, Path]:
+def open_concept(config: Config, paths: dict[str, str]) -> tuple[Config, Data]:
+    """A pack of documents; raises UserError if `record` names one of images."""
+    if "record" in paths:
+        raise UserError("record= is of images: leave it out, and give data.path=PACK if need be")
+    documents = open_documents(config)
+    return config, Data(documents, documents.about["sha256"], None)
+
+
+def folders(config: Config, paths: dict[str, str], data: Data) -> tuple[Path, Path]:
     """The folder of the results and that of the checkpoints.
 
     Raises UserError if files cannot be written there, or a given folder holds no checkpoint.
     """
     out = out_folder(results_folder(config, paths))
     if "checkpoints" not in paths:
-        return out, scratch_folder(out, config, pack.record.sha256.to_json())
+        return out, scratch_folder(out, config, data.sha256)
     folder = Path(paths["checkpoints"])
     if os.environ.get("RANK", "0") == "0":  # the others may see it while rank 0 makes it
         check_given(folder)

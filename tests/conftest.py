@@ -52,6 +52,8 @@ def resolved(*overrides: str, environment: dict[str, str] | None = None) -> Conf
     """config.yaml with `key=value` overrides; no environment unless given."""
     base = load.load_yaml(load.DEFAULT_FILE)
     config = load.resolve(base, parse_overrides(overrides), environment or {})
+    if config.workload == "concept":  # no images
+        return config
     return resolve_image_set(config, environment or {})
 
 

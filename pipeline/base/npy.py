@@ -36,9 +36,12 @@ def read_header(stream: IO[bytes]) -> Header:
     return Header(*_READERS[version](stream))
 
 
-def write_header(stream: IO[bytes], shape: tuple[int, ...]) -> None:
-    """Write the header of a .npy of uint8 in C order, whose bytes the caller then streams."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+def write_header(stream: IO[bytes], shape: tuple[int, ...], descr: str = "|u1") -> None:
+    """Write the header of a .npy in C order, by default of uint8, whose bytes the caller streams.
+
+    `descr`: the type of its numbers, as numpy's `dtype.str` has it.
+    """
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(stream, header)
 
 

@@ -102,6 +102,36 @@ class EDM2Keys(Section):
         check_halvings(self.channel_mult, resolution)
 
 
+class LCMKeys(Section):
+    """The decoder of the Large Concept Model (LCM team 2024), on sentence vectors."""
+
+    class_conditional: ClassVar[bool] = False
+    # Width and depth
+    kind: Literal["lcm"]
+    channels: PositiveInt  # width of the stream
+    layers: PositiveInt
+    heads: PositiveInt
+    inner_channels: PositiveInt  # of the MLPs, as they are
+    # Kinds of layers
+    positions: Literal["rope", "learned"]
+    norm: Literal["rms", "layer"]
+    mlp: Literal["swiglu", "relu"]
+    output_bias: bool  # of the attention's last map
+    # Regularisation
+    dropout: Annotated[float, Field(ge=0, lt=1)]  # after attention and MLP
+    final_dropout: Annotated[float, Field(ge=0, lt=1)]  # after the last norm
+
+    def check(self, resolution: int) -> None:
+        """Raise UserError if the network cannot be built; images are nothing to it."""
+        planes = 2 if self.positions == "rope" else 1  # rotations take channels in pairs
+        if self.channels % (self.heads * planes):
+            pairs = " pairs of" if planes == 2 else ""
+            raise UserError(
+                f"model.heads={self.heads} does not divide the {self.channels // planes}{pairs} "
+                "channels of model.channels: use a divisor"
+            )
+
+
 def check_halvings(channel_mult: tuple[int, ...], resolution: int) -> None:
     """Raise UserError unless images of `resolution` px can be halved down to the last level."""
     halvings = len(channel_mult) - 1
@@ -137,7 +167,8 @@ def kind_of(section: Any) -> str:
 Model = Annotated[
     Annotated[UNetKeys, Tag("unet")]
     | Annotated[EDM2Keys, Tag("edm2")]
-    | Annotated[DiscreteUNetKeys, Tag("discrete_unet")],
+    | Annotated[DiscreteUNetKeys, Tag("discrete_unet")]
+    | Annotated[LCMKeys, Tag("lcm")],
     Discriminator(kind_of),
 ]
 

@@ -27,6 +27,8 @@ LATER: dict[str, dict[str, Any]] = {
         "weighting": "velocity",
         "mask_exponent": 3.0,
         "token_loss": "cross_entropy",
+        "lr_cycle_images": None,
+        "warmup_from": None,
         "ema": "halflife",
         "ema_widths": [0.05, 0.10],
         "ema_snapshot_images": 8388608,

@@ -14,7 +14,12 @@ RESULTS = Path("results")
 
 
 def data_name(config: Config) -> str:
-    """`<source>_<res>-<recipe>`, for example train_64-box; data.source is not `auto`."""
+    """`<source>_<res>-<recipe>`, for example train_64-box; data.source is not `auto`.
+
+    Of documents: concept.name.
+    """
+    if config.workload == "concept" and config.concept is not None:
+        return config.concept.name
     data = config.data
     assert data.source != "auto"
     return f"{data.source}_{data.resolution}-{data.recipe}"

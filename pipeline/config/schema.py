@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from pipeline.config.concept_keys import Concept
 from pipeline.config.guide_key import Guide
 from pipeline.config.image_sets import Layout, Source
 from pipeline.config.machine_keys import Launch, Runtime
@@ -70,10 +71,12 @@ class Train(Section):
     coupling_images: PositiveInt  # consecutive images among which noise is reassigned
     # Learning rate
     lr: Positive
-    lr_schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"]
-    lr_final: Fraction  # share of lr left at `images`: linear, cosine
+    lr_schedule: Literal["constant", "linear", "cosine", "cosine_restarts", "inverse_sqrt"]
+    lr_final: Fraction  # share of lr left at `images`, or at the end of a cycle
+    lr_cycle_images: PositiveInt | None  # length of a cycle of cosine_restarts
     lr_decay_images: PositiveInt  # images after which inverse_sqrt falls
     warmup_images: NotNegative
+    warmup_from: Fraction | None  # share of lr in the first step; None: as much as in each after it
     # The optimiser
     betas: tuple[Beta, Beta]
     weight_decay: Annotated[float, Field(ge=0)]
@@ -136,6 +139,13 @@ class Train(Section):
     def _no_average_twice(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if len(set(value)) < len(value):
             raise ValueError("expected no number twice")
+        return value
+
+    @field_validator("lr_cycle_images")
+    @classmethod
+    def _restarts_need_a_cycle(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is None and info.data.get("lr_schedule") == "cosine_restarts":
+            raise ValueError("cosine_restarts needs the length of a cycle, in images")
         return value
 
     @field_validator("coupling_images")
@@ -296,10 +306,11 @@ class Report(Section):
 class Config(Section):
     # What is trained
     experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    workload: Literal["flow", "discrete_flow"]  # what is trained: see pipeline/train.py
+    workload: Literal["flow", "discrete_flow", "concept"]  # what is trained: see pipeline/train.py
     # Stages of the pipeline
     data: Data
     downsample: Downsample
+    concept: Concept | None  # documents; None: images are trained on
     model: Model
     train: Train
     sample: Sample

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from pipeline.base.files import write_json
+from pipeline.config.concept_keys import OF_TRAINING, Concept
 from pipeline.config.load import DEFAULT_FILE, load_yaml
 from pipeline.config.messages import known_keys
 from pipeline.config.older_form import write_older
@@ -20,8 +21,9 @@ def stage_keys(config: Config, stage: str) -> dict[str, Any]:
     """The resolved keys that `stage` reads, nothing else: the content of its config.json."""
     tree = write_older(config.model_dump(mode="json"))
     result: dict[str, Any] = {}
-    assert config.data.source != "auto" or "data.source" not in STAGE_KEYS[stage]
-    for key in STAGE_KEYS[stage]:
+    keys = (CONCEPT_KEYS if config.workload == "concept" else STAGE_KEYS)[stage]
+    assert config.data.source != "auto" or "data.source" not in keys
+    for key in keys:
         section, _, name = key.partition(".")
         if name in tree[section] if name else section in tree:  # else left out: see older_form
             result = merge(result, nested(key, lookup(tree, key)))
@@ -86,6 +88,16 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
         *(f"evaluate.{k}" for k in ("extractor", *MILESTONES)),
     ),
     "report": (*DATA_KEYS, "report"),
+}
+# Those of documents; the file of a suffix is a place, and the pack says what it held.
+PREPARED = tuple(key for key in Concept.model_fields if key not in ("suffix", *OF_TRAINING))
+CONCEPT_KEYS: dict[str, tuple[str, ...]] = {
+    "prepare": tuple(f"concept.{key}" for key in PREPARED),
+    "train": (
+        "workload",
+        *(f"concept.{key}" for key in (*PREPARED, *OF_TRAINING)),
+        *("model", "train"),
+    ),
 }
 # Keys of runtime in which machines of one job may differ.
 OF_A_MACHINE = ("gpus", "workers", "start_method", "data_on_device", "progress_seconds")

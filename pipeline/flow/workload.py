@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.compute import draws, execution
-from pipeline.config.model_keys import DiscreteUNetKeys
+from pipeline.config.model_keys import EDM2Keys, UNetKeys
 from pipeline.config.schema import Config
 from pipeline.data.reader import Reader, moved
 from pipeline.flow import coupling, probability_path
@@ -51,7 +51,7 @@ class FlowMatching(OnImages):
 
         # As errors of a denoiser
         keys, uncertainty = self.config.model, None
-        assert not isinstance(keys, DiscreteUNetKeys)  # config/workloads.py has checked it
+        assert isinstance(keys, UNetKeys | EDM2Keys)  # config/workloads.py has checked it
         if families.family(keys).learns_uncertainty:
             velocity, uncertainty = model(*inputs, True)
         else:

@@ -10,6 +10,7 @@ import yaml
 from pipeline.base.errors import UserError
 from pipeline.config import load
 from pipeline.config.messages import known_keys
+from pipeline.config.model_keys import family_keys
 from pipeline.config.reading import text_keys
 from pipeline.config.schema import Config
 from pipeline.config.words import lookup, parse_overrides
@@ -22,11 +23,13 @@ OTHERS = {  # of one family alone, with the words that choose it
     "model.uncertainty_channels": "model.kind=edm2",
     "model.values": TOKENS,
 }
-KEYS = [k for k in known_keys() if k not in ("experiment", *OTHERS)]
+OF_LCM = [f"model.{key}" for key in family_keys("lcm") if key not in family_keys("unet")]
+KEYS = [k for k in known_keys() if k not in ("experiment", *OTHERS, *OF_LCM)]
 KEYS = [
     k
     for k in KEYS
-    if not k.startswith(("sample.guide.", "select.")) and not isinstance(lookup(BASE, k), dict)
+    if not k.startswith(("sample.guide.", "select.", "concept."))
+    and not isinstance(lookup(BASE, k), dict)
 ]
 TEXT = list(text_keys())
 # Values of other types than their text: each is tried for the keys that can have it
@@ -106,7 +109,7 @@ def test_keys_of_another_family_read_alike(key: str, text: str) -> None:
 @pytest.mark.parametrize("text", ODD_TEXT)
 def test_text_is_taken_as_it_is_typed(key: str, text: str, tmp_path: Path) -> None:
     tree = {"experiments": {text: {"like": "tiny"}}} if key == "experiment" else {}
-    if key == "experiment" and set(text) & set(" '$#"):
+    if key in ("experiment", "concept.name") and set(text) & set(" '$#"):
         return  # names of folders: refused
     quoted = yaml.safe_dump(text, default_style='"').strip() if set(text) & set(" '#") else text
     (tmp_path / "names.yaml").write_text(yaml.safe_dump(tree))

@@ -42,7 +42,7 @@ def test_a_file_of_its_own_names_another_family(tmp_path: Path) -> None:
         (["model.head_channels=null"], "model.head_channels=None is not valid: expected a valid"),
         (["model.head_channels=100"], "model.head_channels=100 does not divide the 576 channels"),
         (["data.resolution=20"], "data.resolution=20 cannot be halved 3 times"),
-        (["model.kind=edm3"], "model.kind='edm3' is not valid: use one of unet, edm2"),
+        (["model.kind=edm3"], "model.kind='edm3' is not valid: use one of unet, edm2, discrete_"),
         (["model.kind=unet", "model.sigma_data=1"], "model.sigma_data of model.kind=unet"),
         (["train.weighting=velocty"], "is not valid: use one of velocity, denoising"),
     ],

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from pipeline.base.errors import UserError
 from pipeline.config import load
-from pipeline.config.stages import PLACES, STAGE_KEYS, settings_words, stage_keys, write_config
+from pipeline.config.stages import (
+    CONCEPT_KEYS,
+    PLACES,
+    STAGE_KEYS,
+    settings_words,
+    stage_keys,
+    write_config,
+)
 from pipeline.config.words import lookup, merge
 from tests.conftest import ROOT, resolved
 
@@ -171,9 +178,11 @@ def test_every_other_key_is_read_by_some_stage() -> None:
     stages = [stage_keys(config, stage) for stage in STAGE_KEYS]
     for other in ("edm2_s", "cifar10_discrete"):  # other families
         stages.append(stage_keys(resolved(f"experiment={other}"), "train"))
+    of_documents = resolved("experiment=lcm_mse_smoke")
+    stages += [stage_keys(of_documents, stage) for stage in CONCEPT_KEYS]
     for key in load.known_keys():
         section = key.partition(".")[0]
-        named = key in (*PLACES, "sample.seeds", "sample.runs") or "." not in key
+        named = key in (*PLACES, "concept.suffix", "sample.seeds", "sample.runs") or "." not in key
         named = named or key in ("model.kind", "downsample.allow_ignored")  # see test_older_form.py
         named = named or key.startswith("sample.guide.")  # parts of sample.guide
         if named or section in ("runtime", "launch"):

@@ -3,15 +3,22 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    LinearLR,
+    LRScheduler,
+)
 
+from pipeline.base.errors import UserError
 from pipeline.config.schema import Train
 from pipeline.training.learning_rate import learning_rate
-from tests.conftest import resolved
+from tests.conftest import ROOT, resolved
 
 STEPS, BATCH, LR = 50, 4, 0.3
 BASE = resolved("experiment=tiny", f"train.lr={LR}", f"train.batch={BATCH}").train
@@ -51,6 +58,34 @@ def test_inverse_square_root() -> None:
     assert learning_rate(keys, 0) == learning_rate(keys, 40) == LR
     assert learning_rate(keys, 160) == pytest.approx(LR / 2)
     assert learning_rate(keys, 4000) == pytest.approx(LR / 10)
+
+
+def test_cosine_with_restarts_is_torchs() -> None:
+    with_restarts = torchs(CosineAnnealingWarmRestarts, T_0=20, eta_min=0.2 * LR)
+    keys = train("cosine_restarts", lr_final=0.2, lr_cycle_images=20 * BATCH)
+    assert ours(keys) == pytest.approx(with_restarts, abs=1e-12)
+
+
+def test_restarts_after_a_warm_up_are_those_of_the_large_concept_model() -> None:
+    """Also where it warms up from: 1e-7 in the first step, 4e-4 after ten."""
+    with np.load(ROOT / "tests" / "fixtures" / "lcm_mse_tiny.npz") as oracle:
+        rates = oracle["schedule/cosine_lr"]
+    keys = train(
+        "cosine_restarts",
+        lr=4e-4,
+        lr_final=1e-5 / 4e-4,
+        lr_cycle_images=91 * BATCH,
+        warmup_images=10 * BATCH,
+        warmup_from=1e-7 / 4e-4,
+    )
+    assert [learning_rate(keys, i * BATCH) for i in range(105)] == pytest.approx(rates, rel=1e-12)
+
+
+def test_restarts_need_the_length_of_a_cycle() -> None:
+    with pytest.raises(
+        UserError, match=r"train.lr_cycle_images=None is not valid: cosine_restarts"
+    ):
+        resolved("train.lr_schedule=cosine_restarts")
 
 
 SCHEDULES = st.sampled_from(["constant", "linear", "cosine", "inverse_sqrt"])

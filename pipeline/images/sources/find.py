@@ -108,6 +108,13 @@ def resolve_image_set(config: Config, environment: Mapping[str, str] = os.enviro
     pack's. Every step calls this once, after its words are parsed. Raises UserError if several
     image sets lie in the folder.
     """
+    # Images at all
+    if config.workload == "concept":
+        raise UserError(
+            "workload=concept trains on documents, not on images, by two steps alone: run "
+            "`python -m pipeline.prepare` and `python -m pipeline.train` (docs/lcm.md)"
+        )
+
     # Named by the user
     data = config.data
     if data.source != "auto":

