@@ -17,7 +17,7 @@ from pipeline.compute import gpus
 from pipeline.config.machine_keys import Launch
 from pipeline.launching import commands, console, slurm
 from pipeline.launching.leases import Lease
-from pipeline.launching.programs import Program
+from pipeline.launching.programs import Program, environment_for
 from pipeline.launching.running import Registered
 from pipeline.launching.supervise import supervise
 
@@ -70,7 +70,7 @@ class Launcher:
         words, module = self.command(job), job.program.module
         return supervise(
             words,
-            os.environ | variables,
+            environment_for(words[0], os.environ | variables),
             job.log,
             lease.descriptors if lease else (),
             job.registered.touch,

@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +20,7 @@ from pipeline.base.errors import EXIT_RESUMABLE, UserError
 from pipeline.base.processes import exit_status
 from pipeline.launching import probe
 
+ROOT = Path(__file__).resolve().parents[2]  # of this project
 PROBE_S = 300.0  # torch may come from a slow disk
 TERMINATED = exit_status(-signal.SIGTERM)
 
@@ -76,6 +77,20 @@ class Program:
         return status
 
 
+def environment_for(python: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment` for an interpreter.
+
+    Another one than this does not get this project's folder, which is in PYTHONPATH if the launcher
+    is started elsewhere and would hide modules of the same names that are installed there.
+    """
+    result = dict(environment)
+    if python != sys.executable and "PYTHONPATH" in result:
+        folders = result["PYTHONPATH"].split(os.pathsep)
+        kept = [folder for folder in folders if Path(folder).resolve() != ROOT]
+        result["PYTHONPATH"] = os.pathsep.join(kept)
+    return result
+
+
 def worst(statuses: Iterable[int]) -> int:
     """The exit status of ranks that were stopped, by the status of each.
 
@@ -128,7 +143,12 @@ def looked_at(program: Program, needs_torch: bool) -> tuple[dict[str, Any], str]
     words += ["torch"] if needs_torch else []
     try:
         done = subprocess.run(
-            words, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_S, check=False
+            words,
+            env=environment_for(program.python, os.environ),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PROBE_S,
+            check=False,
         )
     except OSError as error:
         return {}, str(error.strerror)

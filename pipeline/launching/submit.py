@@ -36,7 +36,7 @@ from pipeline.base.processes import (
 from pipeline.config.machine_keys import Launch
 from pipeline.launching import console, slurm
 from pipeline.launching.leases import held_by_rank
-from pipeline.launching.programs import Program, worst
+from pipeline.launching.programs import Program, environment_for, worst
 from pipeline.launching.running import Registered
 
 # How jobs are watched
@@ -102,7 +102,7 @@ class Task:
         # The rank as a child
         self.child = subprocess.Popen(
             [self.python, *self.module],
-            env=os.environ | self.environment,
+            env=environment_for(self.python, os.environ | self.environment),
             stdin=None if self.reads_stdin else subprocess.DEVNULL,
             preexec_fn=functools.partial(die_with_parent, signal.SIGTERM, os.getpid()),
             pass_fds=held_by_rank(self.rank_locks),

@@ -14,6 +14,7 @@ that no node waits for one that has left. `launcher.api` is told to use Agent.
 """
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,7 @@ from torch.distributed.run import parse_args, run
 from pipeline.base.errors import EXIT_RESUMABLE, EXIT_USER_ERROR
 from pipeline.base.processes import STOP_SIGNALS, exit_status, keep_exit_status
 from pipeline.launching.commands import IS_STEP
+from pipeline.launching.programs import environment_for
 
 FINAL = (EXIT_USER_ERROR, EXIT_RESUMABLE)
 
@@ -176,6 +178,8 @@ def run_ranks(words: Sequence[str]) -> None:
     end = words.index("-m") + 2 if "-m" in words else len(words)
     args = parse_args(words[:end])
     args.training_script_args += [word.replace("$", "$$") for word in words[end:]]
+    python = os.environ.get("PYTHON_EXEC", sys.executable)
+    os.environ.update(environment_for(python, os.environ))
     run(args)
 
 

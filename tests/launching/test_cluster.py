@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 from pipeline.bench.photos import PHOTOS, write_photos
 from tests import nodes, pages, slurm
 from tests.conftest import ROOT, Machine, alone
+from tests.launching import test_programs as theirs
 from tests.test_train import outcome
 from tests.workflow.test_workflow import copy_code
 
@@ -411,3 +413,32 @@ def test_a_stopped_launcher_lets_its_job_save(
     printed = run.communicate(timeout=600)[0]
     assert run.returncode == 75 and "stopped: saved at step" in printed, printed
     assert list((project / "out").glob("checkpoints/*/step-*.pt"))
+
+
+def test_another_environments_program_is_a_slurm_job(
+    one_node: dict[str, str], tmp_path: Path
+) -> None:
+    python = theirs.environment_in(tmp_path / "env")
+    words = ["--python", python, "--processes", "2", "launcher=submitit_slurm"]
+    words += ["launch.slurm.memory_gb=1", "launch.slurm.minutes=5"]
+    environment = one_node | {"PYTHONPATH": str(ROOT), "THEIR_FOLDER": str(tmp_path)}
+    printed_by(theirs.command(*words, after=theirs.WORDS), tmp_path, environment)
+    ranks = theirs.facts(tmp_path)
+    assert len(ranks) == 2
+    theirs.check_words(ranks, python, "2")
+
+
+@pytest.mark.skipif(bool(nodes.missing()), reason=f"NOT TESTED: nodes need {nodes.missing()}")
+def test_another_environments_program_starts_on_each_node(
+    two_nodes: dict[str, str], tmp_path: Path
+) -> None:
+    """One command in an allocation of two nodes: srun, a launcher on each, two ranks of each."""
+    python = theirs.environment_in(tmp_path / "env")
+    words = ["--python", python, "--processes", "2", "launcher=torchrun", "launch.nnodes=2"]
+    command = shlex.join(theirs.command(*words, "--threads", "2", after=theirs.WORDS))
+    environment = two_nodes | {"PYTHONPATH": str(ROOT), "THEIR_FOLDER": str(tmp_path)}
+    job = ["sbatch", "--wait", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2", "--mem=1G"]
+    printed_by([*job, f"--output={tmp_path}/log", f"--wrap={command}"], tmp_path, environment)
+    ranks = theirs.facts(tmp_path)
+    assert len(ranks) == 4
+    theirs.check_words(ranks, python, "4")

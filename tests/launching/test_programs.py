@@ -32,6 +32,7 @@ if ends:
 facts = {
     "words": [os.fsencode(word).hex() for word in sys.argv[1:]],
     "prefix": sys.prefix,
+    "path": sys.path,
     "size": os.environ.get("WORLD_SIZE"),
     "stdin": sys.stdin.readline(),
     "null": os.path.samestat(os.fstat(0), os.stat(os.devnull)),
@@ -59,8 +60,12 @@ WORDS += [
 
 @pytest.fixture(scope="module")
 def their_python(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An environment with this one's torch and a package that only it has."""
-    folder = tmp_path_factory.mktemp("theirs") / "an env"
+    """The interpreter of their environment."""
+    return environment_in(tmp_path_factory.mktemp("theirs") / "an env")
+
+
+def environment_in(folder: Path) -> str:
+    """An environment with this one's torch and a package that only it has; its interpreter."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     [site] = folder.glob("lib/python*/site-packages")
     (site / "torch.pth").write_text(str(Path(torch.__file__).parents[1]))
@@ -116,10 +121,17 @@ def test_a_program_of_another_environment_gets_its_words(
     assert done.returncode == 0, done
     ranks = facts(folder)
     assert list(ranks) == (["alone"] if name == "none" else ["0", "1"])
+    check_words(ranks, their_python, None if name == "none" else "2")
+    assert all(rank["null"] for rank in ranks.values())
+
+
+def check_words(ranks: dict[str, dict[str, Any]], python: str, size: str | None) -> None:
+    """Each of `size` ranks has got WORDS, in the environment of `python`."""
     for rank in ranks.values():
         assert [os.fsdecode(bytes.fromhex(word)) for word in rank["words"]] == WORDS
-        assert rank["prefix"] == str(Path(their_python).parents[1]) != sys.prefix
-        assert rank["size"] == (None if name == "none" else "2") and rank["null"]
+        assert rank["prefix"] == str(Path(python).parents[1]) != sys.prefix
+        assert rank["size"] == size
+        assert str(ROOT) not in rank["path"]  # though it is in PYTHONPATH
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\0"))))
