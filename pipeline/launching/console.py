@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pipeline.base.progress import is_progress
 
 VARIABLE, BRIEF = "PIPELINE_OUTPUT", "brief"
-EVERY_S = 60.0  # between two lines of progress where lines cannot be written over
+EVERY_S = 60.0  # between two lines of progress if lines cannot be written over
 CLEAR = b"\r\033[K"  # of a terminal's line
 
 

@@ -63,19 +63,8 @@ def supervise(
         preexec_fn=functools.partial(die_with_parent, signal.SIGTERM, os.getpid()),
         pass_fds=descriptors,
     )
+    signals = passed_on(child.pid, stop_with)
 
-    # Ask first, then kill
-    signals: list[int] = []
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        signals.append(number)
-        with suppress(ProcessLookupError):
-            if len(signals) == 1 and stop_with is not None:
-                os.kill(child.pid, stop_with)
-            else:
-                os.killpg(child.pid, signal.SIGTERM if len(signals) == 1 else signal.SIGKILL)
-
-    handle_stop_signals(forward)
     assert child.stdout is not None
     # Output until the end
     copying = threading.Thread(target=relay, args=(child.stdout, stream, alive, screen))
@@ -92,6 +81,25 @@ def supervise(
         then = ": the same command goes on" if program.is_step else ""
         print(f"error: the job was killed by {signal.Signals(-status).name}{then}", file=sys.stderr)
     return exit_status(status)
+
+
+def passed_on(child: int, stop_with: signal.Signals | None) -> list[int]:
+    """Pass signals on to the session of a process; returns the list of those that come.
+
+    The first asks it to stop, by SIGTERM or by `stop_with` to that process alone; the next kill.
+    """
+    signals: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        with suppress(ProcessLookupError):
+            if len(signals) == 1 and stop_with is not None:
+                os.kill(child, stop_with)
+            else:
+                os.killpg(child, signal.SIGTERM if len(signals) == 1 else signal.SIGKILL)
+
+    handle_stop_signals(forward)
+    return signals
 
 
 def opened(log: Path) -> IO[bytes]:
