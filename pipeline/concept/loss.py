@@ -1,4 +1,4 @@
-"""The loss of next-sentence regression, and two measures of its predictions."""
+"""The loss of next-sentence regression."""
 
 import torch
 from torch import Tensor
@@ -19,27 +19,3 @@ def targets(lengths: Tensor, longest: int) -> Tensor:
     """(B,longest) bool: the sentences of documents of these lengths (B,), except each first."""
     places = torch.arange(longest, device=lengths.device)
     return (places < lengths[:, None]) & (places > 0)
-
-
-def l2_distance(predicted: Tensor, target: Tensor) -> Tensor:
-    """Euclidean distance (...) of vectors (...,D)."""
-    return torch.linalg.vector_norm(predicted - target, dim=-1)
-
-
-def contrastive_accuracy(predicted: Tensor, target: Tensor) -> Tensor:
-    """(B,T) float32: the share of the other documents' targets that are farther from a prediction
-    than its own.
-
-    `predicted`, `target` (B,T,D) of B >= 2 documents; 0.5 is what chance gives.
-    """
-    num, length, _ = target.shape
-    distances = torch.cdist(
-        predicted.flatten(0, 1).double(),
-        target.flatten(0, 1).double(),
-        compute_mode="donot_use_mm_for_euclid_dist",  # a difference of squares loses digits
-    )
-    own = distances.diagonal()
-    document = torch.arange(num, device=target.device).repeat_interleave(length)
-    others = document[:, None] != document
-    farther = (distances > own[:, None]) & others
-    return (farther.sum(1) / others.sum(1)).to(torch.float32).view(num, length)
