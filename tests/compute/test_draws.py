@@ -1,5 +1,6 @@
 """The counter-based generator: published vectors, independence of batching, distribution."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,6 +36,33 @@ def test_an_index_has_its_numbers_in_any_batch(indices: list[int], seed: int) ->
     for row, index in zip(together, indices, strict=True):
         alone = draws_module.normal(seed, TRAIN_NOISE, torch.tensor([index]), (3, 3, 3))
         assert torch.equal(row, alone[0])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(0, 5), st.integers(0, 2**62))
+def test_turns_follow_each_other(count: int, turn: int, index: int) -> None:
+    at, blocks = torch.tensor([index]), (count + 3) // 4
+    part = draws_module.words(7, FLIP, at, count, turn)
+    whole = draws_module.words(7, FLIP, at, 4 * blocks * (turn + 1))
+    assert torch.equal(part, whole[:, :, turn * blocks :])
+    with pytest.raises(ValueError, match="beyond the 2\\^32 blocks"):
+        draws_module.words(7, FLIP, at, count, 2**32 // blocks)
+
+
+def test_uniforms_in_double_and_single_are_uniform() -> None:
+    index = torch.arange(300)
+    first, second = draws_module.double_uniforms(3, TIME, index, (3, 5), turn=2)
+    single = draws_module.uniforms(3, TIME, index, (3, 5))
+    assert first.dtype == torch.float64 and single.dtype == torch.float32
+    for values in (first, second, single):
+        assert values.shape == (300, 3, 5) and values.min() > 0 and values.max() < 1
+        assert stats.kstest(values.flatten().numpy(), "uniform").pvalue > 1e-3
+        assert len(values.unique()) > 4490
+    assert abs(np.corrcoef(first.flatten(), second.flatten())[0, 1]) < 0.06
+    row, _ = draws_module.double_uniforms(3, TIME, index[7:8], (3, 5), turn=2)
+    assert torch.equal(row[0], first[7])
+    fine = first.flatten() * 2.0**30
+    assert (fine != fine.floor()).all()  # bits beyond those of float32
 
 
 def test_torch_draws_from_all_bits_of_a_seed() -> None:

@@ -69,6 +69,19 @@ def test_a_network_that_cannot_guide_itself_is_refused_before_it_is_trained(
     resolved_experiment(**given, sample={"guidance": 1})
 
 
+def test_a_solver_of_other_networks_is_refused_before_the_training() -> None:
+    with pytest.raises(
+        UserError, match="solver=jump is not possible, since the network"
+    ):
+        resolved_experiment(sample={"solver": "jump"})
+    tokens: dict[str, Any] = {"workload": "discrete_flow"}
+    tokens["model"] = {"kind": "discrete_unet", "channels": 96}
+    with pytest.raises(UserError, match="give sample.solver=jump"):
+        resolved_experiment(**tokens)
+    found = resolved_experiment(**tokens, sample={"solver": "jump"})
+    assert '"workload": "discrete_flow"' in found.keys("train")
+
+
 def test_chosen_classes_that_are_not_there_stop_before_the_training(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
