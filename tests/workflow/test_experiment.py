@@ -70,9 +70,7 @@ def test_a_network_that_cannot_guide_itself_is_refused_before_it_is_trained(
 
 
 def test_a_solver_of_other_networks_is_refused_before_the_training() -> None:
-    with pytest.raises(
-        UserError, match="solver=jump is not possible, since the network"
-    ):
+    with pytest.raises(UserError, match="solver=jump is not possible, since the network"):
         resolved_experiment(sample={"solver": "jump"})
     tokens: dict[str, Any] = {"workload": "discrete_flow"}
     tokens["model"] = {"kind": "discrete_unet", "channels": 96}
