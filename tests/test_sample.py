@@ -19,6 +19,7 @@ from pipeline.compute.distributed import Ranks
 from pipeline.config import samplers
 from pipeline.config.load import load_step
 from pipeline.sampling import loop, network, shards
+from pipeline.sampling.field import Field
 from pipeline.sampling.job import prepare
 from pipeline.sampling.network import class_labels
 from pipeline.training import weights_file
@@ -119,7 +120,7 @@ def test_finished_batches_are_kept(
 def test_the_last_batch_rounds_as_a_full_one(
     of_each_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    monkeypatch.setattr(network, "pixels", lambda x: x.numpy())  # finer than grey levels
+    monkeypatch.setattr(Field, "pixels", lambda _, x: x.numpy())  # finer than grey levels
     words = [*TINY, "runtime.sample_batch=4", "runtime.device=cpu", f"weights={of_each_family}"]
     words += ["sample.solver=euler", "sample.guidance=1", "sample.steps=2"]
     words += [f"out={tmp_path}", f"sample.precision={precision}"]
