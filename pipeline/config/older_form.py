@@ -29,6 +29,7 @@ LATER: dict[str, dict[str, Any]] = {
         "token_loss": "cross_entropy",
         "lr_cycle_images": None,
         "warmup_from": None,
+        "eps": 1e-8,
         "ema": "halflife",
         "ema_widths": [0.05, 0.10],
         "ema_snapshot_images": 8388608,

@@ -79,6 +79,7 @@ class Train(Section):
     warmup_from: Fraction | None  # share of lr in the first step; None: as much as in each after it
     # The optimiser
     betas: tuple[Beta, Beta]
+    eps: Positive
     weight_decay: Annotated[float, Field(ge=0)]
     clip_grad_norm: Positive | None
     # Regularisation

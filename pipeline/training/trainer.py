@@ -57,6 +57,7 @@ class Trainer:
             self.net.parameters(),
             lr=train.lr,
             betas=train.betas,
+            eps=train.eps,
             weight_decay=train.weight_decay,
             fused=True,
         )

@@ -29,7 +29,8 @@ def test_the_recipe_key_for_key() -> None:
     assert concept.scale == "lcm_tails"
     assert {
         "batch": PIECES, "images": STEPS * PIECES, "betas": (0.9, 0.95), "weight_decay": 0.1,
-        "clip_grad_norm": 25.0, "precision": "fp16", "seed": 1, "ema_halflife_images": (0,),
+        "eps": 1e-5, "clip_grad_norm": 25.0, "precision": "fp16", "seed": 1,
+        "ema_halflife_images": (0,),
     }.items() <= train.model_dump().items()  # fmt: skip
     rates = [learning_rate(train, step * PIECES) for step in (0, 10_000, STEPS, STEPS + 1)]
     assert rates == pytest.approx([1e-7, 4e-4, 1e-5, 4e-4], rel=1e-4)

@@ -155,10 +155,10 @@ def test_it_starts_from_its_weights_and_from_no_others(
 
 
 def test_without_decay_the_optimiser_is_adam(pack: Path, tmp_path: Path) -> None:
-    more = ["train.weight_decay=0", "train.betas=[0.9,0.99]"]
+    more = ["train.weight_decay=0", "train.betas=[0.9,0.99]", "train.eps=1e-3"]
     trainer = Trainer(train.prepare(words(pack, tmp_path, *more), 1), CPU)
     copy = [p.detach().clone().requires_grad_() for p in trainer.net.parameters()]
-    adam = torch.optim.Adam(copy, lr=1e-3, betas=(0.9, 0.99))
+    adam = torch.optim.Adam(copy, lr=1e-3, betas=(0.9, 0.99), eps=1e-3)
     for _ in range(3):
         trainer.train_step()
         for ours, theirs in zip(trainer.net.parameters(), copy, strict=True):
