@@ -18,7 +18,8 @@ from pipeline.config import paths
 from pipeline.config.image_sets import MADE_SOURCES
 from pipeline.config.load import DEFAULT_FILE
 from pipeline.config.samplers import by_sampler, class_numbers, most_evaluations, sampler_name
-from pipeline.config.schema import Config, Sample, Train
+from pipeline.config.schema import Config, Sample
+from pipeline.config.train_keys import Train
 from pipeline.data.pack import Record, balance_note, chosen_note
 from pipeline.flow.made_up import made_up
 from pipeline.images.shapes import CLASSES

@@ -8,7 +8,8 @@ from pathlib import Path
 from pipeline.base.errors import UserError
 from pipeline.config.image_sets import MADE_SOURCES
 from pipeline.config.samplers import sampler_name
-from pipeline.config.schema import Config, Train
+from pipeline.config.schema import Config
+from pipeline.config.train_keys import Train
 
 RESULTS = Path("results")
 

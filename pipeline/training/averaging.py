@@ -8,7 +8,8 @@ from torch import Tensor
 from pipeline.base.errors import UserError
 from pipeline.config.older_form import LATER
 from pipeline.config.paths import run_folder, weights_files
-from pipeline.config.schema import Config, Train
+from pipeline.config.schema import Config
+from pipeline.config.train_keys import Train
 from pipeline.training import snapshots
 from pipeline.training.power_profile import Profile, coefficients, mismatch
 from pipeline.training.weights_file import WeightsAbout, load_weights, read_about

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from pipeline.config.schema import Train
+from pipeline.config.train_keys import Train
 from pipeline.training import power_profile
 
 TOGETHER = 16  # tensors updated at a time, so that few of them have a temporary copy

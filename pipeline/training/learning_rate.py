@@ -2,7 +2,7 @@
 
 import math
 
-from pipeline.config.schema import Train
+from pipeline.config.train_keys import Train
 
 # Schedules that end at train.images: the weights depend on the length of the run.
 ENDING = ("linear", "cosine")

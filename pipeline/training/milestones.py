@@ -14,8 +14,9 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import read_json, sha256_json
 from pipeline.config.load import of_training
 from pipeline.config.paths import check_profile, weights_file
-from pipeline.config.schema import Config, Train
+from pipeline.config.schema import Config
 from pipeline.config.stages import stage_keys
+from pipeline.config.train_keys import Train
 from pipeline.training.identity import identity, scratch_folder
 from pipeline.training.weights_file import WeightsAbout, load_weights, read_about
 

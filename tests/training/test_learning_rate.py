@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from pipeline.base.errors import UserError
-from pipeline.config.schema import Train
+from pipeline.config.train_keys import Train
 from pipeline.training.learning_rate import learning_rate
 from tests.conftest import ROOT, resolved
 
