@@ -239,11 +239,9 @@ def expectation(config: Config, measured: Calibration, world: int) -> str:
 def describe(experiment: Experiment, jobs: list[Job]) -> str:
     """The whole plan as text."""
     # The machine
-    config = experiment.config
-    devices = gpus.visible()
-    machine = (
-        f"GPUs {','.join(devices)}" if devices else f"no GPU: {gpus.cpu_cores()} CPU cores, gloo"
-    )
+    config, devices = experiment.config, gpus.visible()
+    without = f"no GPU: {gpus.cpu_cores()} CPU cores, gloo"
+    machine = f"GPUs {','.join(devices)}" if devices else without
 
     # The folders
     try:
@@ -283,8 +281,7 @@ def main(argv: list[str]) -> None:
     experiment = described(options.configfile, options.config)
     config = experiment.config
     jobs = dry_run([word for word in argv if word != "--calibrate"])
-    rules = [job.rule for job in jobs]
-    check_starts(experiment.trainings, rules)
+    check_starts(experiment.trainings, rules := [job.rule for job in jobs])
     if "downsample" not in rules and (problem := pack_problem(config)):
         raise UserError(problem)
     print(describe(experiment, jobs), flush=True)
