@@ -10,8 +10,9 @@ Exit status: the job's own, or 75 if a signal stopped it after it had saved its 
 
 Another project's module is under torchrun with one process too (launcher=none: without), gets its
 arguments untouched, and reads /dev/null unless --stdin is given. --python names the interpreter of
-its environment, in which torch may be older than here. Told to stop (SIGTERM, 25 s later SIGKILL),
-it may save or not: the exit status is 75 only if it exits so itself, else that of the signal.
+its environment, in which torch may be older than here. Told to stop (SIGTERM, and SIGKILL 25 s
+later except under submitit or launcher=none), it may save or not: the exit status is 75 only if it
+exits so itself, else that of the signal.
 """
 
 import argparse

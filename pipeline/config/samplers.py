@@ -14,13 +14,8 @@ from pipeline.config.messages import nearest
 from pipeline.config.older_form import LATER
 from pipeline.config.schema import Config, Guide, Sample
 
-EVALUATIONS = {
-    "euler": 1,
-    "midpoint": 2,
-    "heun": 2,
-    "rk4": 4,
-    "jump": 1,
-}  # of a step of fixed grids
+# Network evaluations of a step, by the solvers that follow a grid
+EVALUATIONS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "jump": 1}
 SHORT = 24  # characters of class numbers that a sampler's name shows
 BF16_TOLERANCE = 1e-4  # the least at which dopri5 in bf16 needs about what it needs in fp32 at 1e-5
 
