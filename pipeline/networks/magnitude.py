@@ -8,8 +8,9 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
+
+from pipeline.compute import parts
 
 EPSILON = 1e-4  # added to a magnitude before the division by it
 SILU_MAGNITUDE = 0.596  # of silu(x) for standard normal x
@@ -121,6 +122,5 @@ def normalise_weights(net: nn.Module) -> None:
     """
     for layer in net.modules():
         if isinstance(layer, Scaled):
-            weight = layer.weight
-            rows = weight.to_local() if isinstance(weight, DTensor) else weight
+            rows = parts.local(layer.weight)
             rows.copy_(normalised(rows, tuple(range(1, rows.dim()))))

@@ -12,8 +12,8 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from pipeline.compute import parts
 from pipeline.config.train_keys import Train
 from pipeline.training import power_profile
 
@@ -113,4 +113,4 @@ def move(
 
 def local_parameters(net: nn.Module) -> list[Tensor]:
     """The parameters of a network, or this rank's parts of them if they are sharded."""
-    return [p.to_local() if isinstance(p, DTensor) else p for p in net.parameters()]
+    return [parts.local(p) for p in net.parameters()]

@@ -13,11 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.compute import execution
+from pipeline.compute import execution, parts
 from pipeline.compute.distributed import Ranks
 from pipeline.config.schema import Config
 
@@ -51,6 +49,8 @@ def spread(nets: Iterable[nn.Module], group: Ranks, sharded: bool, blocks: Block
 
 def _shard(net: nn.Module, mesh: DeviceMesh, blocks: Blocks) -> None:
     """Parameters stay float32 and in the plain memory format, which is all that fsdp2 takes."""
+    from torch.distributed.fsdp import fully_shard  # slow to import, and seldom needed
+
     for block in _blocks(net, blocks):
         fully_shard(block, mesh=mesh)
     fully_shard(net, mesh=mesh)
@@ -85,7 +85,7 @@ def keep_group() -> None:
 
 def parallel(model: nn.Module, group: Ranks) -> nn.Module:
     """`model` whose backward pass averages the gradients over the ranks; it needs REHEARSALS."""
-    if group.world == 1 or isinstance(model, FSDPModule):
+    if group.world == 1 or parts.is_sharded_module(model):
         return model
     keep_group()
     # Every parameter has a gradient in every step: labels are dropped per sample.
@@ -94,8 +94,8 @@ def parallel(model: nn.Module, group: Ranks) -> nn.Module:
 
 def accumulating(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
     """Around a micro-batch: the ranks exchange gradients after the `last` of a step alone."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
+    if parts.is_sharded_module(model):
+        model.set_requires_gradient_sync(last)  # type: ignore[operator]
     elif isinstance(model, DistributedDataParallel) and not last:
         return model.no_sync()
     return nullcontext()
@@ -103,8 +103,7 @@ def accumulating(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
     """Length of all tensors together, a scalar; the same on every rank, which all must ask."""
-    norm = nn.utils.get_total_norm([tensor.detach() for tensor in tensors])
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return parts.full(nn.utils.get_total_norm([tensor.detach() for tensor in tensors]))
 
 
 def whole(value: Any, keep: bool) -> Any:
@@ -112,8 +111,8 @@ def whole(value: Any, keep: bool) -> Any:
 
     These come to host memory one by one if `keep`, else they are None. All ranks must call it.
     """
-    if isinstance(value, DTensor):
-        full: Tensor = value.full_tensor()
+    if parts.is_part(value):
+        full = parts.full(value)
         return full.detach().cpu() if keep else None
     if isinstance(value, dict):
         return {key: whole(item, keep) for key, item in value.items()}
@@ -138,8 +137,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> N
     optimizer.load_state_dict({**saved, "state": state})
 
 
-def _part(value: Tensor, local: Tensor | None) -> Tensor:
+def _part(value: Tensor, local: Any) -> Tensor:
     """This rank's part of `value` if `local`, a tensor of the same shape, is sharded."""
-    if not isinstance(local, DTensor) or value.shape != local.shape:
+    if not parts.is_part(local) or value.shape != local.shape:
         return value
+    from torch.distributed.tensor import distribute_tensor  # slow to import, and seldom needed
+
     return distribute_tensor(value, local.device_mesh, local.placements, src_data_rank=None)
