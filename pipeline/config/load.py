@@ -15,7 +15,6 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.base.errors import UserError
-from pipeline.config.concept_rules import check_concept
 from pipeline.config.messages import explain, known_keys, nearest
 from pipeline.config.model_keys import without_other_families
 from pipeline.config.older_form import note_older, read_older, with_later
@@ -175,7 +174,6 @@ def validate(tree: Mapping[str, Any], environment: Mapping[str, str] = os.enviro
     check_runs(config.sample)
     check_select(config)
     check_training(config)
-    check_concept(config)
     return config
 
 
@@ -266,7 +264,6 @@ def of_stage(
     config = parsed(lay(tree, lay(with_later(keys, every), words)), environment)
     if "model" in keys:
         check_training(config)
-        check_concept(config)
     return config
 
 

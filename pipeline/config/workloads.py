@@ -1,38 +1,82 @@
-"""Which keys go with which workload: velocities of images, or values of tokens."""
+"""Which networks and keys go with which workload."""
+
+from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.base.errors import UserError
-from pipeline.config.model_keys import DiscreteUNetKeys
 from pipeline.config.schema import Config, Sample
 
 TOKENS = "discrete_flow"  # the workload on tokens
+SENTENCES = "concept"  # the workload on sentence vectors
 
-# Keys of `train` with the values that a discrete flow can have, and why it cannot have others
-ON_TOKENS = {
-    "times": (("uniform", "logit_normal"), "the others are of a ratio of noise to data"),
-    "weighting": (("velocity",), "its loss is that of train.token_loss"),
-    "coupling": (("independent",), "masks are not near any image"),
+
+@dataclass(frozen=True)
+class Rules:
+    """What a workload needs: values of model.kind, and of keys of `train` with the reason."""
+
+    networks: tuple[str, ...]
+    example: str  # an experiment in config.yaml
+    train: dict[str, tuple[tuple[Any, ...], str]] = field(default_factory=dict)
+
+
+OF_IMAGES = "it is about images"
+RULES = {
+    "flow": Rules(networks=("unet", "edm2"), example="imagenet"),
+    TOKENS: Rules(
+        networks=("discrete_unet",),
+        example="cifar10_discrete",
+        train={
+            "times": (("uniform", "logit_normal"), "the others are of a ratio of noise to data"),
+            "weighting": (("velocity",), "its loss is that of train.token_loss"),
+            "coupling": (("independent",), "masks are not near any image"),
+        },
+    ),
+    SENTENCES: Rules(
+        networks=("lcm",),
+        example="lcm_mse_smoke",
+        train={
+            "times": (("uniform",), OF_IMAGES),
+            "weighting": (("velocity",), OF_IMAGES),
+            "coupling": (("independent",), OF_IMAGES),
+            "label_dropout": ((0.0,), OF_IMAGES),
+            "flip": ((False,), OF_IMAGES),
+        },
+    ),
 }
 
 
 def check_training(config: Config) -> None:
     """Raise UserError if the network does not fit the images, or the workload and its keys."""
     config.model.check(config.data.resolution)
-    # Network and workload
-    of_tokens, network = config.workload == TOKENS, isinstance(config.model, DiscreteUNetKeys)
-    if of_tokens != network:
-        remedy = "model.kind=discrete_unet" if of_tokens else f"workload={TOKENS}"
+    _check_network(config.workload, config.model.kind)
+    if config.workload == SENTENCES and config.concept is None:
         raise UserError(
-            f"workload={config.workload} does not train a network of model.kind="
-            f"{config.model.kind}: give {remedy}, as the experiment cifar10_discrete does"
+            f"workload={SENTENCES} needs the section concept, which names its documents: give "
+            "concept.name and concept.source"
         )
-
-    # Keys of other workloads
-    for key, (values, why) in ON_TOKENS.items() if of_tokens else ():
-        if getattr(config.train, key) not in values:
+    for key, (values, why) in RULES[config.workload].train.items():
+        if (value := getattr(config.train, key)) not in values:
+            remedy = " or ".join(str(v).lower() for v in values)
             raise UserError(
-                f"train.{key}={getattr(config.train, key)} is not possible with workload={TOKENS}, "
-                f"since {why}: give train.{key}={' or '.join(values)}"
+                f"train.{key}={str(value).lower()} is not possible with workload="
+                f"{config.workload}, since {why}: give train.{key}={remedy}"
             )
+
+
+def _check_network(workload: str, kind: str) -> None:
+    """Raise UserError unless the workload trains such networks."""
+    if kind in RULES[workload].networks:
+        return
+    trains_it = next(name for name, rules in RULES.items() if kind in rules.networks)
+    own = RULES[workload].networks
+    if workload == "flow":  # the default: the network says what is meant
+        remedy, example = f"workload={trains_it}", RULES[trains_it].example
+    else:
+        remedy, example = f"model.kind={' or '.join(own)}", RULES[workload].example
+    raise UserError(
+        f"workload={workload} does not train a network of model.kind={kind}: give {remedy}, as "
+        f"the experiment {example} does"
+    )
 
 
 def check_solver(sample: Sample, of_tokens: bool) -> None:

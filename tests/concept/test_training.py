@@ -187,7 +187,10 @@ def test_documents_without_a_target_are_refused() -> None:
         (["concept.dimension=7"], "has vectors of 6 numbers, concept.dimension=7"),
         (["concept.scale=lcm_tails"], "normaliser-lcm_tails.npz is missing"),
         (["record=x.json"], "record= is of images"),
-        (["train.flip=true"], "train.flip=True is about images"),
+        (
+            ["train.flip=true"],
+            "workload=concept, since it is about images: give train.flip=false",
+        ),
         (
             ["experiment=tiny", "workload=concept"],
             "workload=concept does not train a network of model.kind=unet: give model.kind=lcm",

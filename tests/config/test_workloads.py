@@ -1,13 +1,23 @@
 """Discrete flows: the keys that go with them, published recipes, the keys of their stages."""
 
 import json
+from typing import get_args
 
 import pytest
 
 from pipeline.base.errors import UserError
 from pipeline.config import load
+from pipeline.config.schema import Config
 from pipeline.config.stages import STAGE_KEYS, stage_keys
+from pipeline.config.workloads import RULES
+from pipeline.train import WORKLOADS
 from tests.conftest import resolved
+
+
+def test_every_workload_has_its_rules_and_its_trainer() -> None:
+    assert set(RULES) == set(WORKLOADS) == set(get_args(Config.model_fields["workload"].annotation))
+    for workload, rules in RULES.items():
+        assert resolved(f"experiment={rules.example}").workload == workload
 
 
 @pytest.mark.parametrize(
