@@ -53,7 +53,7 @@ def read_values(
 
 def check_repeats(words: Iterable[str]) -> None:
     """Raise UserError if --config or --configfile is there twice."""
-    flags = [word.partition("=")[0] for word in words if word.startswith("-")]
+    flags = [flag_of(word) for word in words if word.startswith("-")]
     counts = Counter(FLAGS[flag] for flag in flags if flag in FLAGS)
     for flag, num in counts.items():
         if num > 1:
@@ -61,6 +61,11 @@ def check_repeats(words: Iterable[str]) -> None:
                 f"{flag} is given {num} times, of which Snakemake would keep the last: write all "
                 f"its words after one {flag}"
             )
+
+
+def flag_of(word: str) -> str:
+    """The flag of a word that begins with one, which a value may follow: `--flag=a`, `-Ca`."""
+    return word.partition("=")[0] if word.startswith("--") else word[:2]
 
 
 def check_config(words: Iterable[str]) -> None:

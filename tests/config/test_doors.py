@@ -175,6 +175,8 @@ def test_places_of_a_step_are_text_as_typed() -> None:
 def test_words_that_snakemake_would_drop_are_refused() -> None:
     with pytest.raises(UserError, match="--config is given 2 times"):
         check_repeats(["--config", "experiment=tiny", "-C", "train={lr: 2e-4}"])
+    with pytest.raises(UserError, match="--config is given 2 times"):
+        check_repeats(["-Cexperiment=tiny", "-Ctrain={lr: 2e-4}"])
     with pytest.raises(UserError, match="--configfile is given 2 times"):
         check_repeats(["--configfile=a.yaml", "--configfiles", "b.yaml"])
     check_repeats(["--config", "a=1", "b=2", "--configfile", "a", "--resources", "gpu=1"])
