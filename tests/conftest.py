@@ -36,8 +36,8 @@ LONGEST = tuple(
         "launching/test_cluster",
         "training/test_same_model",
         "images/test_photos",
-        "workflow/test_workflow",
         "launching/test_submit",
+        "workflow/test_more_stages",
         "sampling/test_sample_ranks",
     )
 )

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pipeline.bench.photos import write_photos
-from tests.workflow.test_workflow import Project, copy_code
+from tests.workflow.project import Project, copy_code
 
 pytestmark = pytest.mark.slow
 

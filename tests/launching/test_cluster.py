@@ -21,7 +21,7 @@ from tests import nodes, pages, slurm
 from tests.conftest import ROOT, Machine, alone
 from tests.launching import test_programs as theirs
 from tests.test_train import outcome
-from tests.workflow.test_workflow import copy_code
+from tests.workflow.project import copy_code
 
 pytestmark = [
     pytest.mark.slow,

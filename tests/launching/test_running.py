@@ -224,7 +224,7 @@ class Workflow:
     """Snakemake that trains, in its own session, and all processes of its job."""
 
     def __init__(self, folder: Path) -> None:
-        from tests.workflow.test_workflow import copy_code
+        from tests.workflow.project import copy_code
 
         self.project = copy_code(folder)
         words = [sys.executable, "-m", "snakemake", "--cores", "2", "--resources", "gpu=1"]

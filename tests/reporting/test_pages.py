@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.pages import commands, for_here
-from tests.workflow.test_workflow import copy_code
+from tests.workflow.project import copy_code
 
 pytestmark = pytest.mark.slow
 BY_HAND = commands("one-machine", "## By hand")
