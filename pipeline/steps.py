@@ -36,7 +36,7 @@ class Step:
 ALL = (
     Step("downsample", ("out",)),
     Step("fetch", ("out",)),
-    Step("prepare", ()),
+    Step("prepare", ("out",)),
     Step("reference", ("record", "out", "reference", "export"), ranked=True),
     Step("train", ("record", "out", "checkpoints"), ranked=True),
     Step("average", ("weights", "snapshots", "out")),

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.base import locks
-from pipeline.base.errors import UserError, run_main
-from pipeline.concept.pack import Documents, open_documents
+from pipeline.base.errors import run_main
+from pipeline.concept import pack as documents_pack
+from pipeline.concept.pack import Documents, check_record, open_documents
 from pipeline.config.image_sets import check_classless
 from pipeline.config.load import load_step, validate
 from pipeline.config.paths import out_folder, pack_folder, run_folder, weights_files
@@ -128,10 +129,10 @@ def open_images(config: Config, paths: dict[str, str]) -> tuple[Config, Data]:
 
 
 def open_concept(config: Config, paths: dict[str, str]) -> tuple[Config, Data]:
-    """A pack of documents; raises UserError if `record` names one of images."""
-    if "record" in paths:
-        raise UserError("record= is of images: leave it out, and give data.path=PACK if need be")
+    """A pack of documents; raises UserError if `record` is not its record."""
     documents = open_documents(config)
+    if "record" in paths:
+        check_record(documents, documents_pack.pack_folder(config), Path(paths["record"]))
     return config, Data(documents, documents.about["sha256"], None)
 
 

@@ -139,6 +139,15 @@ def open_documents(config: Config) -> Documents:
     return Documents(vectors, offsets, record, normaliser)
 
 
+def check_record(documents: Documents, folder: Path, file: Path) -> None:
+    """Raise UserError unless the record in `file` is of the documents that `folder` holds."""
+    if Record.read(file).sha256 != documents.record.sha256:
+        raise UserError(
+            f"pack {folder} holds other documents than its record {file} says: {REMEDY} with "
+            "out=FILE, or give the pack's record"
+        )
+
+
 def check_arrays(folder: Path, record: Record) -> None:
     """Raise UserError if the arrays in `folder` are not those of the record.
 

@@ -14,12 +14,13 @@ class Pieces(NamedTuple):
     lengths: np.ndarray
 
 
-def pieces(offsets: np.ndarray, most: int) -> Pieces:
+def pieces(offsets: np.ndarray, most: int, chosen: np.ndarray | None = None) -> Pieces:
     """The pieces of at most `most` sentences of documents at offsets (K+1,), in their order.
 
-    Only the last piece of a document may be shorter. Those without a target are left out.
+    Only the last piece of a document may be shorter. Those without a target are left out, and
+    documents that are not `chosen`, bool (K,); None: all are.
     """
-    lengths = np.diff(offsets)
+    lengths = np.diff(offsets) if chosen is None else np.where(chosen, np.diff(offsets), 0)
     counts = -(-lengths // most)
     document = np.repeat(np.arange(len(lengths)), counts)
     within = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.base.errors import UserError
 from pipeline.compute import draws
+from pipeline.concept.held_out import held_out
 from pipeline.concept.loss import squared_error
 from pipeline.concept.network import LCM, Layer
 from pipeline.concept.pack import Documents, check_arrays, pack_folder
@@ -53,18 +54,19 @@ class NextSentence:
         assert isinstance(config.model, LCMKeys) and config.concept is not None
         self.config, self.documents, self.keys = config, documents, config.model
         self.most = config.concept.max_sentences
-        self.pieces = pieces(documents.offsets, self.most)
+        scored = held_out(documents.record.num_documents, config.concept.held_out)
+        self.pieces = pieces(documents.offsets, self.most, ~scored)
         if not len(self.pieces.starts):
             raise UserError(
-                f"pack {pack_folder(config)} has no document of two sentences: nothing can be "
-                "predicted"
+                f"pack {pack_folder(config)} has no document of two sentences to train on: nothing "
+                "can be predicted"
             )
         self.device = torch.device("cpu")
         self.num_targets = lru_cache(maxsize=4)(self._num_targets)
 
     @property
     def num_items(self) -> int:
-        """Pieces of the pack."""
+        """Pieces of the documents that are not held out."""
         return len(self.pieces.starts)
 
     @property

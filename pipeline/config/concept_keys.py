@@ -6,7 +6,9 @@ from pydantic import Field
 
 from pipeline.config.types import PositiveInt, Section
 
-OF_TRAINING = ("scale", "max_sentences")  # keys that the vectors of a pack do not depend on
+# Keys that the vectors of a pack do not depend on
+OF_TRAINING = ("scale", "max_sentences", "held_out")
+OF_SCORES = ("num_scored",)
 
 
 class Concept(Section):
@@ -23,3 +25,6 @@ class Concept(Section):
     # As the network sees them
     scale: Literal["quartiles", "lcm_tails"] = "quartiles"
     max_sentences: Annotated[int, Field(ge=2)] = 128  # of a piece of a document
+    # What is kept for scores
+    held_out: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of the documents
+    num_scored: PositiveInt = 10000  # most targets; whole documents until the number is reached

@@ -21,6 +21,7 @@ from pipeline.config.words import merge, nested
 # Keys of a section that came later, and the value, as JSON has it, that is left out
 LATER: dict[str, dict[str, Any]] = {
     "downsample": {"allow_ignored": 0},
+    "concept": {"held_out": 0.0},
     "model": {"kind": "unet"},
     "train": {
         "start": None,
@@ -85,7 +86,8 @@ def write_older(tree: Mapping[str, Any]) -> dict[str, Any]:
     recipe = _recipe(tree)
     tree = merge(tree, nested("data.recipe", recipe.removesuffix(FAST)))
     tree = merge(tree, nested("downsample.fast", recipe.endswith(FAST)))
-    tree = {**tree, **{name: older_section(name, tree[name]) for name in LATER}}
+    sections = [name for name in LATER if tree[name] is not None]
+    tree = {**tree, **{name: older_section(name, tree[name]) for name in sections}}
     return {k: v for k, v in tree.items() if (k, v) != ("workload", WORKLOAD)}
 
 
@@ -103,7 +105,8 @@ def with_later(tree: Mapping[str, Any], every: Mapping[str, Any]) -> dict[str, A
     result = dict(tree)
     for name, later in LATER.items():
         section = tree.get(name)
-        if isinstance(section, Mapping) and {*every[name]} - {*section} - OF_SOME <= {*later}:
+        keys = {*(every[name] or ())}  # of a section that is null as a rule: any will do
+        if isinstance(section, Mapping) and keys - {*section} - OF_SOME <= {*later}:
             result[name] = {**later, **section}
     # A whole section `model` is that of a training
     if isinstance(result.get("model"), Mapping) and "kind" in result["model"]:

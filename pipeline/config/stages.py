@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from pipeline.base.files import write_json
-from pipeline.config.concept_keys import OF_TRAINING, Concept
+from pipeline.config.concept_keys import OF_SCORES, OF_TRAINING, Concept
 from pipeline.config.load import DEFAULT_FILE, load_yaml
 from pipeline.config.messages import known_keys
 from pipeline.config.older_form import write_older
@@ -90,14 +90,23 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "report": (*DATA_KEYS, "report"),
 }
 # Those of documents; the file of a suffix is a place, and the pack says what it held.
-PREPARED = tuple(key for key in Concept.model_fields if key not in ("suffix", *OF_TRAINING))
+OTHERS = ("suffix", *OF_TRAINING, *OF_SCORES)
+PREPARED = tuple(key for key in Concept.model_fields if key not in OTHERS)
+PACK = ("workload", "concept.name", "concept.dimension")  # of a pack that is there
 CONCEPT_KEYS: dict[str, tuple[str, ...]] = {
-    "prepare": tuple(f"concept.{key}" for key in PREPARED),
+    "prepare": ("workload", *(f"concept.{key}" for key in PREPARED)),
     "train": (
         "workload",
         *(f"concept.{key}" for key in (*PREPARED, *OF_TRAINING)),
         *("model", "train"),
     ),
+    "predict": (
+        *PACK,
+        *(f"concept.{key}" for key in (*OF_TRAINING, *OF_SCORES)),
+        "sample.precision",
+    ),
+    "score": (*PACK, "concept.scale"),
+    "report": PACK,
 }
 # Keys of runtime in which machines of one job may differ.
 OF_A_MACHINE = ("gpus", "workers", "start_method", "data_on_device", "progress_seconds")

@@ -19,6 +19,7 @@ WORDS = (
     "experiment=lcm_mse_smoke",
     f"concept.dimension={DIMENSION}",
     "concept.max_sentences=8",
+    "concept.held_out=0",
     "model.channels=16",
     "model.heads=2",
     "model.inner_channels=16",

@@ -14,7 +14,7 @@ from pipeline.concept import make as making
 from pipeline.concept import parquet
 from pipeline.concept.make import make
 from pipeline.concept.normaliser import fit
-from pipeline.concept.pack import Fit, Manifest
+from pipeline.concept.pack import Fit, Manifest, Record
 from tests.concept.documents import (
     DIMENSION,
     WORDS,
@@ -156,11 +156,15 @@ def test_what_cannot_be_made_is_one_sentence(
         make(config_of(*words, *more))
 
 
-def test_the_step_says_what_it_made(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    prepare.prepare([*WORDS, *words])
+def test_the_step_says_what_it_made(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare.prepare([*WORDS, *words, f"out={tmp_path}/data/set.json", "concept.held_out=0.5"])
     out = capsys.readouterr().out
-    assert "prepare: 22 sentences of 6 documents, 5 pieces of 2 to 8" in out
+    assert "prepare: 22 sentences of 6 documents, 5 pieces of 2 to 8, 5 documents held" in out
     assert "prepare: 7,168 sentences, padding included, are 5.0 pieces" in out
+    record = Record.read(tmp_path / "data" / "set.json")
+    assert record == Record.of(Manifest.read(tmp_path / "pack" / "manifest.json"))
     with pytest.raises(UserError, match="workload=flow has no documents to prepare"):
         prepare.prepare(["experiment=tiny"])
 

@@ -186,7 +186,7 @@ def test_documents_without_a_target_are_refused() -> None:
         (["data.path=nowhere"], "pack nowhere is missing: run `python -m pipeline.prepare`"),
         (["concept.dimension=7"], "has vectors of 6 numbers, concept.dimension=7"),
         (["concept.scale=lcm_tails"], "normaliser-lcm_tails.npz is missing"),
-        (["record=x.json"], "record= is of images"),
+        (["record=x.json"], "x.json is missing"),
         (
             ["train.flip=true"],
             "workload=concept, since it is about images: give train.flip=false",
