@@ -1,9 +1,9 @@
 """A pipeline that trains, samples and scores image flow-matching models.
 
 The steps, one per rule of the Snakefile: downsample -> train -> sample -> evaluate -> report, with
-fetch, reference, average, select and milestones beside them; and prepare -> train for documents,
-without rules. Commands for people: launch, plan, status, stop, export, import_weights. Each is a
-module here; what they are made of lies below, each package knowing only those above it:
+fetch, reference, average, select and milestones beside them; of documents prepare -> train ->
+predict -> score. Commands for people: launch, plan, status, stop, export, import_weights. Each is
+a module here; what they are made of lies below, each package knowing only those above it:
 
 base        files, locks, processes, messages: knows nothing of learning
 config      keys and their ranges, how they are laid over each other, names on disk
@@ -12,7 +12,7 @@ data        a pack -> batches                                 networks    famili
 launching   launchers, GPUs and their leases, Slurm           interop     other projects' files
 images      an image set -> a pack                            reporting   records, tables, pages
 flow        paths, their times, noise and masks: the workloads on images
-concept     documents as sentence vectors, their network and loss: the workload on sentences
+concept     documents as sentence vectors: their network and loss, its predictions and scores
 training    any workload -> files of weights: steps, ranks, checkpoints, averages
 scoring     features, distances, references                   sampling    weights -> images
 workflow    what the Snakefile asks                           trials      cheap scores of choices

@@ -49,6 +49,8 @@ ALL = (
         ranked=True,
         like="sample",
     ),
+    Step("predict", ("weights", "record", "out"), ranked=True, like="sample"),
+    Step("score", ("predictions", "record", "out")),
     Step("report", ("curve", "record", "samples", "metrics", "choice", "milestones", "out")),
 )
 STEPS = {step.name: step for step in ALL}

@@ -27,4 +27,4 @@ class Concept(Section):
     max_sentences: Annotated[int, Field(ge=2)] = 128  # of a piece of a document
     # What is kept for scores
     held_out: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of the documents
-    num_scored: PositiveInt = 10000  # most targets; whole documents until the number is reached
+    num_scored: PositiveInt = 10000  # targets; whole documents until it is reached

@@ -18,7 +18,7 @@ from pipeline.config.load import load_step
 from pipeline.config.stages import stage_keys
 from pipeline.training.identity import identity
 from tests.concept.documents import config_of
-from tests.concept.test_training import documents_of, pack, words  # noqa: F401
+from tests.concept.test_training import documents_of, words
 
 WRITTEN = [4, 8, 18, 20, 53]  # of 60 with a share of 0.1: they must never change
 SHARE = st.floats(0, 0.5)
@@ -81,7 +81,7 @@ def test_other_shares_are_refused(share: str) -> None:
         config_of(f"concept.held_out={share}")
 
 
-def test_a_record_of_other_documents_is_refused(pack: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_record_of_other_documents_is_refused(pack: Path, tmp_path: Path) -> None:
     record = Record.read(pack / "manifest.json")
     record.write(tmp_path / "same.json")
     train.main(words(pack, tmp_path, f"record={tmp_path}/same.json", "train.images=12"))

@@ -21,18 +21,9 @@ from pipeline.concept.normaliser import Normaliser
 from pipeline.concept.pack import Documents, Hashes, Record, open_documents
 from pipeline.concept.workload import NextSentence
 from pipeline.training.weights_file import read_about
-from tests.concept.documents import DIMENSION, WORDS, config_of, made_pack, vectors_of
+from tests.concept.documents import DIMENSION, WORDS, config_of, vectors_of
 from tests.conftest import ROOT
 from tests.test_train import difference, losses, outcome
-
-
-@pytest.fixture(scope="module")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small pack of made documents."""
-    folder = tmp_path_factory.mktemp("documents") / "pack"
-    with pytest.MonkeyPatch.context() as patch:
-        made_pack(folder, patch)
-    return folder
 
 
 def words(pack: Path, out: Path, *more: str) -> list[str]:
