@@ -86,11 +86,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in `path`; raises UserError if it is missing or damaged."""
+    """The JSON in `path`; raises UserError if it is missing, damaged or a folder."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: run the step that makes it") from error
+    except OSError as error:
+        reason = "is a folder" if path.is_dir() else f"cannot be read ({error.strerror})"
+        raise UserError(f"{path} {reason}: give a file of JSON") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it and run again") from error
 

@@ -33,12 +33,15 @@ DEFAULT_FILE = Path(__file__).parents[2] / "config.yaml"
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; raises UserError if it is missing or not a mapping."""
+    """The mapping in a YAML file; raises UserError if it cannot be read or is not a mapping."""
     # Read as YAML
     try:
         loaded = read_values(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"config file {path} does not exist") from error
+    except OSError as error:
+        reason = "is a folder" if path.is_dir() else f"cannot be read ({error.strerror})"
+        raise UserError(f"config file {path} {reason}: give a file of YAML or JSON") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(
             f"config file {path} is not YAML: {' '.join(str(error).split())}"

@@ -88,6 +88,11 @@ def job_of(config: Config, words: dict[str, str]) -> Job:
         raise UserError(f"seed={words['seed']} is not a whole number") from error
 
     # What was chosen after the training
+    if "choice" in words and not config.sample.selected:
+        raise UserError(
+            f"choice={words['choice']} is read with sample.selected=true alone: give that, too, or "
+            "leave choice= out"
+        )
     if config.sample.selected:
         file = Path(words["choice"]) if "choice" in words else choice_file(config)
         config = with_choice(config, Choice.read(file))
@@ -126,6 +131,7 @@ def read_guide(sample: Sample, weights: Weights, file: str | None) -> Weights | 
     None, or the guide is of images of another size or of other classes than `weights`.
     """
     # No guide needed
+    check_guide_word(sample, file)
     if sample.guide is None or sample.guidance == 1:
         return None
 
@@ -148,6 +154,17 @@ def read_guide(sample: Sample, weights: Weights, file: str | None) -> Weights | 
         )
     check_same_tokens(guide, weights)
     return guide
+
+
+def check_guide_word(sample: Sample, file: str | None) -> None:
+    """Raise UserError if guide=`file` is given, but sample.guide names none or another."""
+    if file is None or isinstance(sample.guide, Guide):
+        return
+    if sample.guide is None or Path(sample.guide).resolve() != Path(file).resolve():
+        raise UserError(
+            f"guide={file} is the file of an experiment that sample.guide names, but sample.guide "
+            f"is {sample.guide or 'null'}: give sample.guide={file} instead"
+        )
 
 
 def check_same_tokens(guide: Weights, weights: Weights) -> None:

@@ -132,6 +132,9 @@ def _opened(path: Path, framework: str) -> Iterator[safe_open]:
     # Told in one sentence
     except FileNotFoundError as error:
         raise UserError(f"weights {path} are missing: run `make train`") from error
+    except OSError as error:  # safetensors tries to map a folder, too
+        reason = "are a folder" if path.is_dir() else f"cannot be read ({error})"
+        raise UserError(f"weights {path} {reason}: give a weights.safetensors") from error
     except (SafetensorError, json.JSONDecodeError) as error:
         raise UserError(f"weights {path} {unreadable(path, error)}") from error
 
