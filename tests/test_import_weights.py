@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pipeline import import_weights
 from pipeline.base.errors import UserError
@@ -256,6 +257,13 @@ def test_other_files_get_one_sentence(state: State, damage: str, tmp_path: Path)
         path.unlink()
     words = {"none": "does not exist", "list": "has no `model`", "no model": "has no `model`"}
     assert words.get(damage, "is damaged or not a checkpoint") in refused(path, HEADS[IMAGENET])
+
+
+def test_other_kinds_of_files_are_not_called_damaged(state: State, tmp_path: Path) -> None:
+    assert f"{tmp_path} is a folder: give the checkpoint" in refused(tmp_path, HEADS[IMAGENET])
+    save_file(state, path := tmp_path / "a.pth")
+    said = refused(path, HEADS[IMAGENET])
+    assert f"is a safetensors file of {len(state)} tensors (" in said and "damaged" not in said
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,7 @@ def refused(step: object, *words: str) -> str:
         (sample, "config", "is a folder: give a file of YAML or JSON"),
     ],
 )
-def test_a_folder_instead_of_a_file(
-    step: object, word: str, sentence: str, tmp_path: Path
-) -> None:
+def test_a_folder_instead_of_a_file(step: object, word: str, sentence: str, tmp_path: Path) -> None:
     others = ["select.guidance=[1,2]", f"out={tmp_path / 'out'}"]
     assert refused(step, *others, f"{word}={tmp_path}").endswith(f"{tmp_path} {sentence}")
 

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.base.errors import UserError
 
 State = dict[str, Tensor]
+NAMED = 3  # tensors that a message names
 
 
 class Peer(NamedTuple):
@@ -54,6 +56,10 @@ def load(path: Path) -> Any:
 
 def refusal(path: Path, error: Exception) -> str:
     """One sentence for what torch raised; a class or function that it refused is named."""
+    # Another kind of file
+    if other := another_kind(path):
+        return f"{path} {other}: give the checkpoint that its trainer wrote"
+
     # What was refused
     refused = re.search(r"GLOBAL (\S+)", str(error))
     if refused is None:
@@ -67,6 +73,19 @@ def refusal(path: Path, error: Exception) -> str:
     if refused[1].startswith("pathlib."):
         remedy = "on its own machine, turn the paths of its `args` into str and save it again"
     return f"{path} holds {refused[1]}, and only argparse.Namespace is admitted: {remedy}"
+
+
+def another_kind(path: Path) -> str:
+    """What `path` is instead of a checkpoint, in words; empty if it may be a damaged one."""
+    if path.is_dir():
+        return "is a folder"
+    try:
+        with safe_open(path, framework="np") as file:
+            names = list(file.keys())
+    except (SafetensorError, OSError):
+        return ""
+    first = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
+    return f"is a safetensors file of {len(names)} tensors ({first}) without its training's facts"
 
 
 def read_state(path: Path, section: str, tensors: Mapping[Any, Any]) -> State:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # torch is loaded for checkpoints alone, and by the ranks
 
 ZIP = b"PK\3\4"  # first bytes of what torch.save writes, and of no safetensors file
 SHA256 = re.compile(r"[0-9a-f]{64}")
+NAMED = 3  # keys of a file that a message names
 OTHERS = "or import another program's checkpoint with `python -m pipeline.import_weights`"
 
 
@@ -117,16 +118,26 @@ def read_checkpoint(path: Path, checked: bool = False) -> dict[str, Any]:
     """
     from pipeline.training import checkpoint
 
+    state: dict[str, Any] | None = None
     try:
         state = checkpoint.load_checked(path) if checked else checkpoint.load(path)
         assert images_of(state) > 0 and dict(state["net"])
     except Exception as error:  # any damage shows as some exception of the unpickler or zip
+        kind = "is damaged or not" if state is None else "is not"
+        content = type(error).__name__ if state is None else f"it holds {names_in(state)}"
         raise UserError(
-            f"train.start={path} is damaged or not a checkpoint of this pipeline "
-            f"({type(error).__name__}): give a step-….pt or a weights.safetensors of a training, "
-            f"{OTHERS}"
+            f"train.start={path} {kind} a checkpoint of this pipeline ({content}): give a "
+            f"step-….pt or a weights.safetensors of a training, {OTHERS}"
         ) from error
     return state
+
+
+def names_in(content: Any) -> str:
+    """The first keys of what another program saved, or its type if it has none."""
+    keys = [str(key) for key in content] if isinstance(content, dict) else []
+    if not keys:
+        return f"a {type(content).__name__}"
+    return ", ".join(keys[:NAMED]) + (", …" if len(keys) > NAMED else "")
 
 
 def images_of(state: Mapping[str, Any]) -> int:

@@ -266,10 +266,12 @@ def test_files_that_hold_no_weights_are_refused(
     refused(pack, out, "are damaged or not safetensors", f"train.start={text}")
     (cut := tmp_path / "cut.pt").write_bytes(saved.read_bytes()[:-1000])
     refused(pack, out, "cut.pt is damaged or not a checkpoint", f"train.start={cut}")
-    says = "is damaged or not a checkpoint of this pipeline .* `python -m pipeline.import_weights`"
-    for content in ({"model": {"x": torch.zeros(1)}}, {"step": 1, "config": {}, "net": {}}, [1]):
+    says = r"is not a checkpoint of this pipeline \(it holds {}\): .*`python -m pipeline.import_w"
+    holding = {"model": {"model": {"x": torch.zeros(1)}}, "a list": [1]}
+    holding["step, config, net"] = {"step": 1, "config": {}, "net": {}}
+    for names, content in holding.items():
         torch.save(content, foreign := tmp_path / "foreign.pth")
-        refused(pack, out, says, f"train.start={foreign}")
+        refused(pack, out, says.format(names), f"train.start={foreign}")
 
 
 class Evil:
