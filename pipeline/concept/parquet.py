@@ -14,13 +14,18 @@ import pyarrow.compute as pc
 
 from pipeline.base.errors import UserError
 from pipeline.config.concept_keys import Concept
+from pipeline.images.sources.find import OF_MANY, check_complete
 from pipeline.images.sources.parquet import open_file
 
 ROWS = 64  # documents in memory at a time
 
 
 def files(root: Path, keys: Concept) -> list[Path]:
-    """The Parquet files of the split, by name; raises UserError if there are none."""
+    """The Parquet files of the split, by name.
+
+    Raises UserError if there are none, or some lack of those that names such as
+    train-00000-of-00003.parquet count.
+    """
     folder = root / f"split={keys.split}"
     found = sorted(folder.rglob("*.parquet"))
     if not found:
@@ -30,6 +35,9 @@ def files(root: Path, keys: Concept) -> list[Path]:
             f"{root} has no Parquet file in {folder.name}: {others}; give concept.split or another "
             "data.dir"
         )
+    for parent in sorted({path.parent for path in found}):
+        if counted := [p for p in found if p.parent == parent and OF_MANY.match(p.name)]:
+            check_complete(counted)
     return found
 
 

@@ -41,6 +41,17 @@ def test_files_are_those_of_the_split(tmp_path: Path) -> None:
         parquet.files(tmp_path / "split=train", KEYS)
 
 
+def test_files_that_are_missing_by_their_names_are_noticed(tmp_path: Path) -> None:
+    place = tmp_path / "split=train"
+    for number in (0, 2):
+        write_parquet(place / f"train-0000{number}-of-00003.parquet", rows_of(vectors_of([2])))
+    with pytest.raises(UserError, match="1 of 3 shards are missing .*number 00001"):
+        parquet.files(tmp_path, KEYS)
+    write_parquet(place / "train-00001-of-00003.parquet", rows_of(vectors_of([2])))
+    write_parquet(place / "more.parquet", rows_of(vectors_of([2])))
+    assert len(parquet.files(tmp_path, KEYS)) == 4
+
+
 def null_vector(row: dict[str, Any]) -> None:
     row["text_sentences_sonar_emb"][1] = None
 
