@@ -1,7 +1,8 @@
 """Documents -> a pack and its normaliser: what is not there yet is made."""
 
+import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,8 @@ from pipeline.concept.spool import Spool, move_into_place
 from pipeline.config.concept_keys import Concept
 from pipeline.config.schema import Config
 from pipeline.config.stages import stage_keys
+from pipeline.data.pack import Listing
+from pipeline.images.sources.changes import listing_changes
 
 FIT_SENTENCES = 200_000  # most sentences, evenly spaced, that a normaliser is fitted to
 PACKAGES = {"parquet": "pyarrow", "text": text.PACKAGE, "made": "numpy"}  # that vectors depend on
@@ -54,7 +57,10 @@ def make(config: Config) -> Documents:
 
 
 def is_whole(folder: Path, config: Config) -> bool:
-    """Whether a pack lies in a folder; raises UserError if it was made by other keys."""
+    """Whether a pack lies in a folder.
+
+    Raises UserError if it was made by other keys, or of other documents than those at hand.
+    """
     making = folder / ".making"
     if (making / "manifest.json").exists():  # a run was killed while it moved the pack
         with locked(making):
@@ -72,7 +78,40 @@ def is_whole(folder: Path, config: Config) -> bool:
             f"pack {folder} was made by other keys ({', '.join(f'concept.{k}' for k in differ)}): "
             "give another concept.name, or delete it"
         )
+    check_same_documents(folder, manifest, config)
     return True
+
+
+def check_same_documents(folder: Path, manifest: Manifest, config: Config) -> None:
+    """Raise UserError if the documents at hand are others than those that a pack was made of.
+
+    Without any at hand nothing is compared, nor with packs of earlier versions. Files are listed,
+    not read: one that was replaced by another of the same name and size goes unnoticed.
+    """
+    root, before = config.data.dir, manifest.listing
+    if before is None or root is None or not Path(root).is_dir():
+        return
+    now = listing_of(before.kind, Path(root), files_of(config))
+    if changes := listing_changes(before, now):
+        raise UserError(
+            f"pack {folder} was made of other documents than those in {root} "
+            f"({'; '.join(changes)}): give another concept.name for a pack of these, delete it to "
+            "make it again, or point data.dir at the documents that it was made of"
+        )
+
+
+def listed(source: Source, kind: str) -> Listing | None:
+    """The listing of a source; None of documents that are made."""
+    return None if source.root is None else listing_of(kind, source.root, source.files)
+
+
+def listing_of(kind: str, root: Path, files: Iterable[Path]) -> Listing:
+    """A cheap listing of files of documents: names and sizes, no bytes of them."""
+    names, sizes = hashlib.sha256(), []
+    for file in files:
+        names.update(name_of(file, root).encode("utf-8", "surrogateescape") + b"\0")
+        sizes.append(size_of(file))
+    return Listing(kind=kind, num_files=len(sizes), num_bytes=sum(sizes), names=names.hexdigest())
 
 
 def pack_keys(config: Config) -> dict[str, Any]:
@@ -127,6 +166,7 @@ def make_pack(folder: Path, config: Config) -> None:
             config=header["keys"],
             suffix_sha256=header["suffix"],
             versions=header["versions"],
+            listing=listed(source, keys.source),
         ).write(making / "manifest.json")
         move_into_place(making, folder)
 
@@ -143,16 +183,23 @@ def open_source(config: Config) -> Source:
         raise UserError(
             f"data.dir={config.data.dir} is not a folder: give the one that holds the documents"
         )
-    root = Path(config.data.dir)
-    if keys.source == "parquet":
-        return Source(root, parquet.files(root, keys), lambda file: parquet.documents(file, keys))
-    if keys.dimension != text.DIMENSION:
+    if keys.source == "text" and keys.dimension != text.DIMENSION:
         raise UserError(
             f"concept.dimension={keys.dimension} is not what the encoder of concept.source=text "
             f"gives: give {text.DIMENSION}"
         )
-    files, encode = text.files(root), text.encoder()
+    root, files = Path(config.data.dir), files_of(config)
+    if keys.source == "parquet":
+        return Source(root, files, lambda file: parquet.documents(file, keys))
+    encode = text.encoder()
     return Source(root, files, lambda file: text.documents(file, encode))
+
+
+def files_of(config: Config) -> list[Path]:
+    """The files of documents in the folder data.dir; raises UserError if there are none."""
+    keys, root = config.concept, Path(config.data.dir or "")
+    assert keys is not None
+    return parquet.files(root, keys) if keys.source == "parquet" else text.files(root)
 
 
 def ended(documents: Iterator[np.ndarray], suffix: np.ndarray | None) -> Iterator[np.ndarray]:

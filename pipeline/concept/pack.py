@@ -17,6 +17,7 @@ from pipeline.base.json_objects import JsonObject
 from pipeline.base.npy import load_npy, sha256_npy
 from pipeline.concept.normaliser import Normaliser
 from pipeline.config.schema import Config
+from pipeline.data.pack import Listing
 
 HASHED = 10**9  # bytes: up to this size vectors are hashed at each start
 REMEDY = "run `python -m pipeline.prepare`"
@@ -51,6 +52,7 @@ class Manifest(Record):
     config: dict[str, Any]  # the keys that `prepare` read
     suffix_sha256: str | None  # of the file of the suffix
     versions: dict[str, str]
+    listing: Listing | None = None  # of its files; None: made here, or by an earlier version
 
 
 class Fit(JsonObject):

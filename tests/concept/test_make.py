@@ -1,6 +1,7 @@
 """Packs of documents: what they hold, resumed after any end, and refused if they are of others."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,20 @@ def test_a_whole_pack_is_left_alone_and_a_further_normaliser_made(
     tails = make(config_of(*words, "concept.scale=lcm_tails"))
     assert before.items() < content(tmp_path / "pack").items()
     assert tails.normaliser.sha256 == fit(tails.vectors, "lcm_tails").sha256
+
+
+def test_other_documents_than_those_of_the_pack_are_told(words: list[str], tmp_path: Path) -> None:
+    """As of images: by their listing; a moved copy is the same set."""
+    make(config_of(*words))
+    shutil.copytree(tmp_path / "set", tmp_path / "moved")
+    make(config_of(*words, f"data.dir={tmp_path}/moved"))
+    make(config_of(*words, f"data.dir={tmp_path}/gone"))  # nothing to compare with
+    write_parquet(tmp_path / "moved/split=train/3.parquet", rows_of(vectors_of([2])))
+    with pytest.raises(UserError, match=r"other documents than those in .*4 files instead of 3"):
+        make(config_of(*words, f"data.dir={tmp_path}/moved"))
+    (tmp_path / "set/split=train/0.parquet").rename(tmp_path / "set/split=train/00.parquet")
+    with pytest.raises(UserError, match=r"\(other file names\): give another concept.name"):
+        make(config_of(*words))
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bytes(
