@@ -12,7 +12,8 @@ from tests.workflow.project import Project, copy_code
 pytestmark = pytest.mark.slow
 
 
-SMALL = "model.channel_mult=[1,1] model.attention_at=[8]"
+# Two processes of one thread each
+SMALL = "model.channel_mult=[1,1] model.attention_at=[8] launch.threads=1"
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_make_train_at_64_lies_beside(project: Project) -> None:
         ".venv/installed",
         "EXPERIMENT=photos",
         "RES=64",
-        f"SET=train.images=320 {SMALL}",
+        f"SET=train.images=64 {SMALL}",
     ]
     output = checked(project, [*make, "train"])
     assert "resolution 64 from the configuration" in output

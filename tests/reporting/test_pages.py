@@ -21,7 +21,7 @@ PACK = "results/packs/shapes_tiny_8/box"
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project with the pack of the tiny experiment."""
     project = copy_code(tmp_path_factory.mktemp("pages") / "project")
-    words = [sys.executable, "-m", "pipeline.downsample", "experiment=tiny"]
+    words = [sys.executable, "-m", "pipeline.downsample", "experiment=tiny", "runtime.workers=1"]
     subprocess.run(words, cwd=project, check=True, capture_output=True)
     return project
 
@@ -45,7 +45,7 @@ def test_the_front_doors_take_the_devices_that_are_there(
         "RES=64": "RES=8",
         "gpu=4": "gpu=4 --config experiment=tiny 'set={}' -- train",
     }
-    settings = f"runtime.gpus.train=3 train.batch=24 train.seed={90 + number}"
+    settings = f"runtime.gpus.train=3 train.batch=24 train.images=24 train.seed={90 + number}"
     words = for_here(commands("one-machine")[number], small).replace("{}", settings)
     more = {} if "CUDA_VISIBLE_DEVICES" in words else {"CUDA_VISIBLE_DEVICES": "2,5,7"}
     more["PIPELINE_LEASE_DIR"] = str(project / "leases")
@@ -63,7 +63,7 @@ def test_the_front_doors_take_the_devices_that_are_there(
 @pytest.mark.parametrize("command", commands("memory-and-speed", "## Out of memory"))
 def test_what_memory_a_run_takes_is_told_and_limited(project: Path, command: str) -> None:
     small = {"make ": "make -o .venv/installed EXPERIMENT=tiny ", "RES=64": "RES=8"}
-    small["micro_batch=32"] = "micro_batch=8"
+    small |= {"micro_batch=32": "micro_batch=8", "SET='": "SET='train.images=64 "}
     (project / ".venv").is_symlink() or (project / ".venv").symlink_to(sys.prefix)
     done = subprocess.run(
         ["bash", "-c", for_here(command, small)],
@@ -74,21 +74,21 @@ def test_what_memory_a_run_takes_is_told_and_limited(project: Path, command: str
     )
     printed = done.stdout + done.stderr
     assert done.returncode == 0, printed
-    assert ("images/s" if "plan" in command else "train: 640 images") in printed
+    assert ("images/s" if "plan" in command else "train: 64 images") in printed
 
 
 @pytest.mark.parametrize("command", BY_HAND)
 def test_a_step_starts_by_hand(project: Path, command: str) -> None:
     words = shlex.split(for_here(command, {"PACK": PACK}))
     done = subprocess.run(
-        [*words, f"train.seed={BY_HAND.index(command)}"],  # another training each
+        [*words, "train.images=64", f"train.seed={BY_HAND.index(command)}"],  # another each
         cwd=project,
         env=environment(),
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "train: 640 images" in done.stdout
+    assert "train: 64 images" in done.stdout
     assert ("pipeline.launching.torchrun" in done.stdout) == (
         "pipeline.launch" in command or "launcher" in command
     )
