@@ -78,6 +78,11 @@ def job_of(config: Config, path_words: dict[str, str]) -> Job:
     KINDS[config.evaluate.extractor].find(config.evaluate.weights)
     across, out = path_words.get("across"), path_words.get("out")
     if "images" in path_words:
+        if more := [word for word in ("samples", "record") if word in path_words]:
+            raise UserError(
+                f"images= and {more[0]}= are both given: images= takes any images, and "
+                f"{more[0]}= is of samples of a run; leave one of them out"
+            )
         if "reference" not in path_words:
             raise UserError("images=PATH needs reference=PATH: give what they are compared with")
         # Any images

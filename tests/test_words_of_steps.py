@@ -52,3 +52,10 @@ def test_a_guide_that_would_not_be_used_is_refused(weights: Path, tmp_path: Path
 def test_a_choice_that_would_not_be_read_is_refused(weights: Path, tmp_path: Path) -> None:
     words = [f"weights={weights}", f"out={tmp_path}", f"choice={tmp_path}/choice.json"]
     assert "is read with sample.selected=true alone" in refused(sample, *words)
+
+
+@pytest.mark.parametrize("word", ["samples", "record"])
+def test_words_that_images_would_set_aside_are_refused(word: str, tmp_path: Path) -> None:
+    words = [f"images={tmp_path}", f"reference={tmp_path}", f"{word}={tmp_path}"]
+    extractor = "evaluate.extractor=efficientnet-lite0"
+    assert f"images= and {word}= are both given" in refused(evaluate, extractor, *words)
