@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs the unit tests of networks, flow, solvers, training and checkpoints under other versions of
-# torch, on the CPU, and prints a table: envs/try_torch.sh [VERSION ...], by default 2.11.0, 2.13.0
-# and the newest release ("newest").
+# Runs the unit tests of networks, flow, solvers, training, checkpoints and extractors under other
+# versions of torch and the torchvision of each, on the CPU, and prints a table:
+# envs/try_torch.sh [VERSION ...], by default 2.11.0, 2.13.0 and the newest release ("newest").
 #
-# For each it makes build/torch-VERSION, an environment that holds torch and what that needs, and
+# For each it makes build/torch-VERSION, an environment that holds both and what they need, and
 # takes all other packages from .venv (`make setup`). PIP_FLAGS goes to pip, as in the Makefile: on
 # Linux it names the index of torch's CPU builds, or pip takes a CUDA build of several GB.
 # Exit status: 0 if all tests passed under every version, else 1.
@@ -17,7 +17,7 @@ TESTS=(
     tests/training/test_checkpoint.py tests/training/test_compilation.py tests/training/test_ema.py
     tests/training/test_fitting.py tests/training/test_flops.py tests/training/test_host_waits.py
     tests/training/test_learning_rate.py tests/training/test_memory.py
-    tests/training/test_precision.py tests/training/test_workload.py
+    tests/training/test_precision.py tests/training/test_workload.py tests/scoring/test_extractors.py
 )
 
 # Make the environment build/torch-$1 if it is not there.
@@ -27,7 +27,8 @@ make_environment() {
     [ ! -e "$folder/installed" ] || return 0
     "$PYTHON" -m venv --clear "$folder"
     # shellcheck disable=SC2086  # PIP_FLAGS are several words
-    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check ${PIP_FLAGS:-} "$wanted"
+    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check ${PIP_FLAGS:-} \
+        "$wanted" torchvision
     # Packages that are not there come from .venv
     "$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
         >"$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/others.pth"
