@@ -176,10 +176,13 @@ Extractor = Literal[  # rows of scoring/extractors.py
 ]
 
 
+Metric = Literal["fid", "kid", "mind", "isc", "prc"]  # see scoring/scores.py
+
+
 class Evaluate(Section):
     # Features and metrics
     extractor: Extractor
-    metrics: Annotated[tuple[Literal["fid", "kid", "isc", "prc"], ...], Field(min_length=1)]
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
     # Kernel distance
     kid_subsets: PositiveInt
     kid_subset_size: Annotated[int, Field(ge=2)]

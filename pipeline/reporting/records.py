@@ -216,6 +216,7 @@ class Protocol(JsonObject):
     kid_subset_size: int | None = None
     isc_splits: int | None = None
     prc_neighbourhood: int | None = None
+    mind_directions: int | None = None
     # What changes numbers
     seed: int | None = None
     versions: dict[str, str] | None = None

@@ -31,7 +31,7 @@ from pipeline.scoring.keepers import (
 )
 from pipeline.scoring.neighbours import NEAREST, REAL, Nearest, Neighbours, queries
 from pipeline.scoring.references import Reference
-from pipeline.scoring.scores import HELD, Measured, Side, Sides
+from pipeline.scoring.scores import HELD, OF_FEATURES, OF_NOISE, Measured, Side, Sides
 
 
 class Accuracy(NamedTuple):
@@ -161,8 +161,8 @@ def measure_bracket(work: Work, real: ImageSet, parts: Parts, classes: bool) -> 
     # Empty sums of both parts
     inputs, total = work.inputs, len(real)
     rows_a, rows_b = np.sort(parts.a), np.sort(parts.b)  # sorted: read from the disk in order
-    side_a = work.side(parts.a, total, {"kid", "prc"})
-    side_b = work.side(parts.b, total, {"kid", "prc"})
+    side_a = work.side(parts.a, total, OF_FEATURES)
+    side_b = work.side(parts.b, total, OF_FEATURES)
     means = class_means(work) if classes else None
     search = Search(work, real, rows_a)
 
@@ -214,7 +214,7 @@ def measure_samples(
     """Moments of all samples, the side of the chosen ones, and the Inception score."""
     images, everything = work.inputs.images, work.moments()
     total = len(images)
-    side, inception = work.side(chosen, total, {"kid", "prc"}), work.inception()
+    side, inception = work.side(chosen, total, OF_FEATURES), work.inception()
     part = Only(mask(chosen, total), side.moments) if len(chosen) < total else None
     rows = np.arange(total)
     work.show("samples", rows, images.read, everything, part, side.held, hits, inception)
@@ -222,10 +222,10 @@ def measure_samples(
 
 
 def measure_noise(work: Work, num: int) -> Side:
-    """The side of uniform noise; empty if neither Fréchet nor kernel distance is asked for."""
+    """The side of uniform noise; empty if no distance is asked for."""
     size, seed = work.inputs.images.size, work.config.evaluate.seed
-    side = work.side(np.arange(num), num, {"kid"})
-    if {"fid", "kid"} & set(work.config.evaluate.metrics):
+    side = work.side(np.arange(num), num, OF_NOISE)
+    if {"fid", *OF_NOISE} & set(work.config.evaluate.metrics):
         rows = np.arange(num)
         work.show("noise", rows, lambda part: noise_images(part, size, seed), *side.keepers)
     return side

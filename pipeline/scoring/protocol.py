@@ -13,7 +13,8 @@ from pipeline.reporting.records import Protocol
 from pipeline.scoring.extractors import Extractor
 from pipeline.scoring.inputs import Inputs
 from pipeline.scoring.measure import Parts
-from pipeline.scoring.scores import HELD
+from pipeline.scoring.mind import DIRECTIONS
+from pipeline.scoring.scores import HELD, OF_FEATURES
 
 
 def protocol_of(
@@ -21,6 +22,7 @@ def protocol_of(
 ) -> Protocol:
     """The protocol of the scores of `inputs`; `parts` are None without real images."""
     num = settings.kid_subset_size if parts is None else min(len(parts.a), HELD)
+    mind = {"mind_directions": DIRECTIONS} if "mind" in settings.metrics else {}
     return Protocol(
         extractor=extractor.name,
         weights_sha256=extractor.weights_sha256,
@@ -29,6 +31,7 @@ def protocol_of(
         kid_subset_size=min(settings.kid_subset_size, num),
         isc_splits=settings.isc_splits,
         prc_neighbourhood=settings.prc_neighbourhood,
+        **mind,
         seed=settings.seed,
         # without +cpu or +cu130: the machine is not a part of the protocol
         versions={
@@ -59,8 +62,8 @@ def notes_on(
     # Of the reference
     if parts is None:
         notes.append(
-            "kernel distance, precision, recall and the bracket of the distance are left out: the "
-            "reference holds statistics and no images"
+            "kernel distance, Monge distance, precision, recall and the bracket of the distance "
+            "are left out: the reference holds statistics and no images"
         )
         return notes
     return notes + notes_on_counts(settings, len(parts.a))
@@ -96,10 +99,10 @@ def notes_on_counts(settings: Settings, num: int) -> list[str]:
     """Notes if fewer images are compared than the `num` on each side or the configured subset."""
     # Capped number of features
     notes = []
-    if num > HELD and {"kid", "prc"} & set(settings.metrics):
+    if num > HELD and OF_FEATURES & set(settings.metrics):
         notes.append(
-            f"kernel distance, precision and recall compare {HELD:,} images on each side instead "
-            f"of {num:,}: no more features are held"
+            f"kernel distance, Monge distance, precision and recall compare {HELD:,} images on "
+            f"each side instead of {num:,}: no more features are held"
         )
     # Smaller subsets
     if num < settings.kid_subset_size and "kid" in settings.metrics:

@@ -1,7 +1,7 @@
 """Scores of images from their features: distances, and their records in the result.
 
 Features are (N,D) float32 tensors, or moments of any number of them. The distances are those of
-torch-fidelity 0.4.0.
+torch-fidelity 0.4.0, and MIND that of its 0.5.
 """
 
 from dataclasses import dataclass
@@ -15,16 +15,22 @@ from pipeline.reporting.records import Bracket, Score
 from pipeline.scoring.extractors import Extractor
 from pipeline.scoring.fidelity import load_torch_fidelity
 from pipeline.scoring.keepers import Held, InceptionScore, Moments
+from pipeline.scoring.mind import monge_distance
 from pipeline.scoring.references import Reference
 
 # Numbers of images
 FULL_FID = 50_000  # samples of the published protocol; with fewer, the label says how many
-HELD = 50_000  # images per side whose features are held for kernel distance, precision, recall
+HELD = 50_000  # images per side whose features are held for the metrics of OF_FEATURES
+
+# Metrics that compare features and not their moments, and those of them that compare with noise
+OF_FEATURES = {"kid", "mind", "prc"}
+OF_NOISE = {"kid", "mind"}
 
 # Name and label of a score in the features of FID's network, and of any other.
 NAMES = {
     "fid": ("fid", "FID", "frechet", "Fréchet distance"),
     "kid": ("kid", "KID", "kid", "Kernel distance"),
+    "mind": ("mind", "MIND", "mind", "Monge distance"),
     "isc": ("inception_score", "Inception score", "inception_score", "Inception score"),
     "precision": ("precision", "Precision", "precision", "Precision"),
     "recall": ("recall", "Recall", "recall", "Recall"),
@@ -125,7 +131,7 @@ class Measured:
 def all_scores(measured: Measured, extractor: Extractor, settings: Settings) -> list[Score]:
     """The scores that evaluate.metrics names, in that order, if the inputs allow them.
 
-    `kid` and `prc` need real images, `isc` logits.
+    `kid`, `mind` and `prc` need real images, `isc` logits.
     """
     # In the user's order
     result: list[Score] = []
@@ -134,6 +140,8 @@ def all_scores(measured: Measured, extractor: Extractor, settings: Settings) -> 
             result.append(fid_score(measured, extractor))
         elif metric == "kid" and measured.sides:
             result.append(kid_score(measured.sides, extractor, settings))
+        elif metric == "mind" and measured.sides:
+            result.append(mind_score(measured.sides, extractor, settings))
         elif metric == "prc" and measured.sides:
             result += prc_scores(measured.sides, extractor, settings)
         elif metric == "isc" and measured.inception:
@@ -200,6 +208,17 @@ def kid_score(sides: Sides, extractor: Extractor, settings: Settings) -> Score:
     # With the bracket
     bracket = Bracket(num_images=len(real), floor=floor, value=value, ceiling=ceiling)
     return named("kid", extractor, value, len(real), "lower", std=std, bracket=bracket)
+
+
+def mind_score(sides: Sides, extractor: Extractor, settings: Settings) -> Score:
+    """Monge Inception distance of the n samples to part B, with its bracket."""
+    real = features(sides.real_b).to(extractor.device)
+    floor, value, ceiling = (
+        monge_distance(features(side).to(extractor.device), real, settings.seed)
+        for side in (sides.real_a, sides.chosen, sides.noise)
+    )
+    bracket = Bracket(num_images=len(real), floor=floor, value=value, ceiling=ceiling)
+    return named("mind", extractor, value, len(real), "lower", bracket=bracket)
 
 
 def prc_scores(sides: Sides, extractor: Extractor, settings: Settings) -> list[Score]:
