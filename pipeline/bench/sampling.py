@@ -24,6 +24,7 @@ from pipeline.compute.distributed import Ranks, pick_device
 from pipeline.config.schema import Sample
 from pipeline.data.pack import Record
 from pipeline.sampling import network, solvers
+from pipeline.sampling.dopri5 import dopri5
 from pipeline.sampling.field import Field
 from pipeline.sampling.job import Job, prepare
 
@@ -109,7 +110,7 @@ def batch_wide(field: Field, x: Tensor, tolerance: float) -> tuple[Tensor, float
 @torch.inference_mode()
 def per_sample(field: Field, x: Tensor, tolerance: float) -> tuple[Tensor, float]:
     """Our dopri5; state and mean evaluations."""
-    done = solvers.dopri5(field, x, tolerance, tolerance)
+    done = dopri5(field, x, tolerance, tolerance)
     return done.x, float(field.evaluations.double().mean())
 
 

@@ -14,8 +14,9 @@ from pipeline.config.messages import nearest
 from pipeline.config.older_form import LATER
 from pipeline.config.schema import Config, Guide, Sample
 
-# Network evaluations of a step, by the solvers that follow a grid
-EVALUATIONS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "jump": 1}
+# Network evaluations of a step, by the solvers that follow a grid; a multistep one has one more
+# whenever it starts
+EVALUATIONS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "ab2": 1, "ab3": 1, "jump": 1}
 SHORT = 24  # characters of class numbers that a sampler's name shows
 BF16_TOLERANCE = 1e-4  # the least at which dopri5 in bf16 needs about what it needs in fp32 at 1e-5
 
@@ -69,6 +70,8 @@ def most_evaluations(sample: Sample) -> int | None:
     count = EVALUATIONS[sample.solver] * steps
     if sample.along_sigma:  # the last step is Euler's
         count -= EVALUATIONS[sample.solver] - 1
+    if sample.multistep:  # one more at the start, and after each edge of guidance
+        count += min(steps - sample.along_sigma, 1 + len(sample.guidance_edges))
     return count * (1 if sample.guidance == 1 else 2)
 
 

@@ -53,6 +53,7 @@ class Downsample(Section):
 
 
 FixedGridSolver = Literal["euler", "midpoint", "heun", "rk4"]  # rows of sampling/solvers.py
+MultistepSolver = Literal["ab2", "ab3"]  # on a grid too, with memory of the last steps
 AdaptiveSolver = Literal["dopri5"]
 JumpSolver = Literal["jump"]  # of tokens: sampling/jumps.py
 
@@ -61,7 +62,7 @@ class Sample(Section):
     # Number of samples
     num: PositiveInt
     # The solver
-    solver: Literal[FixedGridSolver, AdaptiveSolver, JumpSolver]
+    solver: Literal[FixedGridSolver, MultistepSolver, AdaptiveSolver, JumpSolver]
     steps: PositiveInt  # of the named grids
     # Times, or a name for them; not of adaptive solvers
     grid: Literal["uniform", "edm", "sigma"] | tuple[Fraction, ...]
@@ -130,6 +131,11 @@ class Sample(Section):
     def adaptive(self) -> bool:
         """Whether the solver chooses its own steps by tolerances, instead of following a grid."""
         return self.solver in get_args(AdaptiveSolver)
+
+    @property
+    def multistep(self) -> bool:
+        """Whether a step of the solver uses the slopes of those before it."""
+        return self.solver in get_args(MultistepSolver)
 
     @property
     def jumps(self) -> bool:

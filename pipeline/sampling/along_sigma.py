@@ -11,15 +11,19 @@ import torch
 from torch import Tensor
 
 from pipeline.sampling import solvers
+from pipeline.sampling.multistep import Past
+from pipeline.sampling.ode import Velocity
 from pipeline.sampling.time_grids import sigma_of, time_of
 
 
-def solve(name: str, velocity: solvers.Velocity, x: Tensor, times: Tensor) -> Tensor:
+def solve(
+    name: str, velocity: Velocity, x: Tensor, times: Tensor, past: Past | None = None
+) -> Tensor:
     """Carry x (B,C,H,W) from times[0] > 0 to times[-1] with the fixed-grid solver `name`.
 
     `times` (N+1,) float64 increase. The step to time 1, where sigma is 0, is always Euler's, which
     ends at the image that the network expects: with `heun` this is algorithm 1 of Karras et al.
-    2022, of 2 N - 1 evaluations.
+    2022, of 2 N - 1 evaluations. `past` are the slopes of a multistep solver along sigma.
     Raises KeyError for another solver.
     """
 
@@ -33,5 +37,5 @@ def solve(name: str, velocity: solvers.Velocity, x: Tensor, times: Tensor) -> Te
     for ends in pairwise(times.tolist()):
         method = "euler" if ends[1] == 1 else name
         levels = sigma_of(torch.tensor(ends, dtype=torch.float64))
-        x = ends[1] * solvers.FIXED_GRID[method](slope, x / ends[0], levels).x
+        x = ends[1] * solvers.on_grid(method, slope, x / ends[0], levels, past).x
     return x

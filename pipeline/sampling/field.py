@@ -17,6 +17,7 @@ from pipeline.config.schema import Sample
 from pipeline.data.reader import to_uint8
 from pipeline.flow import probability_path
 from pipeline.sampling import along_sigma, solvers
+from pipeline.sampling.multistep import Past
 
 
 class Field:
@@ -41,6 +42,9 @@ class Field:
         self.guided = sample.guidance != 1 and (guide is not None or no_class is not None)
         self.interval = sample.guidance_interval
         self.evaluations = torch.zeros_like(labels)
+        # Of a multistep solver
+        self.past: Past = []  # slopes of the last steps, all at times guided alike
+        self.past_end = (0.0, False)  # the time that the last step led to; whether it was guided
 
     def __call__(self, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
         """Velocity (B',C,H,W) of the images `rows` (B',) of the batch, at x and times t (B',)."""
@@ -64,10 +68,13 @@ class Field:
 
         `times` (N+1,) float64 increase; a fixed grid steps from each to the next. The velocity
         jumps at the edges of the guidance interval, so dopri5, whose error estimate needs a smooth
-        one, ends a solve at each. Fixed grids step across them.
+        one, ends a solve at each. Fixed grids step across them; multistep solvers then start anew.
+        A multistep solver goes on from where the last call has ended.
         Raises ArithmeticError if a step of an adaptive solver underflows.
         """
         keys, start, stop = self.sample, float(times[0]), float(times[-1])
+        if keys.multistep:
+            return self.multistep(x, times)
         if keys.along_sigma:
             return along_sigma.solve(keys.solver, self, x, times)
         if not keys.adaptive or not self.guided:
@@ -78,6 +85,31 @@ class Field:
             part = self.within(*ends)
             x = solvers.solve(keys.solver, part, x, section, keys.rtol, keys.atol).x
         return x
+
+    def multistep(self, x: Tensor, times: Tensor) -> Tensor:
+        """As `solve`, by a multistep solver, a step at a time.
+
+        Slopes on the other side of an edge of the guidance interval are forgotten, and all if the
+        last call ended elsewhere.
+        """
+        keys = self.sample
+        for step in times.unfold(0, 2, 1):
+            start, stop = step.tolist()
+            guided = self.guides(start, x.dtype)
+            if self.past_end != (start, guided):
+                self.past.clear()
+            self.past_end = (stop, guided)
+            if keys.along_sigma:
+                x = along_sigma.solve(keys.solver, self, x, step, self.past)
+            else:
+                x = solvers.on_grid(keys.solver, self, x, step, self.past).x
+        return x
+
+    def guides(self, t: float, dtype: torch.dtype) -> bool:
+        """Whether images are guided at time t in the dtype of the states; see `guided_rows`."""
+        low, high = self.interval
+        time = torch.tensor(t, dtype=dtype)
+        return self.guided and bool((time >= low) & (time <= high))
 
     def pixels(self, x: Tensor) -> np.ndarray:
         """States (B,3,H,W) in [-1,1] as images uint8 (B,H,W,3) in host memory."""

@@ -11,7 +11,7 @@ from pipeline.config.model_keys import family_keys
 from pipeline.images.recipes import RECIPES
 from pipeline.images.sources.packagings import PACKAGINGS
 from pipeline.networks.families import FAMILIES
-from pipeline.sampling.solvers import ADAPTIVE, FIXED_GRID
+from pipeline.sampling.solvers import ADAPTIVE, FIXED_GRID, MULTISTEP
 from pipeline.scoring.extractors import KINDS
 from pipeline.train import WORKLOADS
 
@@ -31,7 +31,11 @@ def choices(section: Any, key: str) -> set[str]:
         ),
         (schema.Data, "layout", {"auto", *(p.layout for p in PACKAGINGS)}),
         (schema.Data, "recipe", {*RECIPES}),
-        (schema.Sample, "solver", {*FIXED_GRID, *ADAPTIVE, *get_args(schema.JumpSolver)}),
+        (
+            schema.Sample,
+            "solver",
+            {*FIXED_GRID, *MULTISTEP, *ADAPTIVE, *get_args(schema.JumpSolver)},
+        ),
         (schema.Evaluate, "extractor", {*KINDS}),
     ],
 )
@@ -41,6 +45,7 @@ def test_choices_are_the_rows_of_a_table(section: Any, key: str, rows: set[str])
 
 def test_adaptive_solvers_are_those_without_a_grid() -> None:
     assert set(get_args(schema.AdaptiveSolver)) == {*ADAPTIVE}
+    assert set(get_args(schema.MultistepSolver)) == {*MULTISTEP}
 
 
 def test_the_families_of_networks_are_the_sections_of_their_keys() -> None:

@@ -17,17 +17,9 @@ from torchdiffeq._impl.rk_common import rk4_step_func
 
 from pipeline.config import schema
 from pipeline.sampling import solvers
-from pipeline.sampling.solvers import (
-    FIXED_GRID,
-    Solution,
-    Velocity,
-    dopri5,
-    euler,
-    heun,
-    midpoint,
-    rk4,
-    solve,
-)
+from pipeline.sampling.dopri5 import ERROR, NODES, STAGES, dopri5, dopri5_step, step_factor
+from pipeline.sampling.ode import Solution, Velocity
+from pipeline.sampling.solvers import FIXED_GRID, euler, heun, midpoint, rk4, solve
 
 IN_TORCHDIFFEQ = {"euler": "euler", "midpoint": "midpoint", "heun": "heun2"}
 
@@ -172,11 +164,11 @@ def test_dopri5_takes_the_steps_of_scipy(
 
 
 def test_tableau_is_that_of_scipy() -> None:
-    for ours, theirs in zip(solvers.STAGES[:-1], RK45.A[1:], strict=True):
+    for ours, theirs in zip(STAGES[:-1], RK45.A[1:], strict=True):
         np.testing.assert_allclose(ours, theirs[: len(ours)], rtol=1e-15)
-    np.testing.assert_allclose(solvers.STAGES[-1], RK45.B, rtol=1e-15)
-    np.testing.assert_allclose(solvers.NODES[:-1], RK45.C[1:], rtol=1e-15)
-    np.testing.assert_allclose(np.abs(solvers.ERROR), np.abs(RK45.E), rtol=1e-12)
+    np.testing.assert_allclose(STAGES[-1], RK45.B, rtol=1e-15)
+    np.testing.assert_allclose(NODES[:-1], RK45.C[1:], rtol=1e-15)
+    np.testing.assert_allclose(np.abs(ERROR), np.abs(RK45.E), rtol=1e-12)
 
 
 def dopri5_fixed(velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
@@ -185,7 +177,7 @@ def dopri5_fixed(velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
     slope = velocity(x, times[:1].expand(len(x)), rows)
     for t, h in zip(times[:-1], times.diff(), strict=True):
         t, h = t.expand(len(x)), h.expand(len(x))
-        x, slope, _ = solvers.dopri5_step(velocity, x, t, h, slope, rows)
+        x, slope, _ = dopri5_step(velocity, x, t, h, slope, rows)
     return Solution(x, torch.full_like(rows, 6 * (len(times) - 1) + 1))
 
 
@@ -206,7 +198,7 @@ def test_error_estimate_is_of_order_four() -> None:
     x = torch.tensor([[[[0.3, -0.7, 0.5]]]], dtype=torch.float64)
     rows, t = torch.arange(1), torch.zeros(1, dtype=torch.float64)
     errors = [
-        solvers.dopri5_step(riccati, x, t, t + h, riccati(x, t, rows), rows)[2].norm().item()
+        dopri5_step(riccati, x, t, t + h, riccati(x, t, rows), rows)[2].norm().item()
         for h in (0.1, 0.05)
     ]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(5, abs=0.3)
@@ -353,7 +345,7 @@ def test_a_solution_that_blows_up_is_an_error() -> None:
     [(0.0, 10), (1.0, 0.9), (32.0, 0.45), (1e9, 0.2), (math.inf, 0.2), (math.nan, 0.2)],
 )
 def test_step_factor(error: float, factor: float) -> None:
-    assert solvers.step_factor(error) == pytest.approx(factor)
+    assert step_factor(error) == pytest.approx(factor)
 
 
 def test_dtype_and_shape_are_those_of_the_noise() -> None:
@@ -367,4 +359,5 @@ def test_dtype_and_shape_are_those_of_the_noise() -> None:
 
 def test_every_solver_of_the_schema_has_a_row() -> None:
     assert set(FIXED_GRID) == set(get_args(schema.FixedGridSolver))
+    assert set(solvers.MULTISTEP) == set(get_args(schema.MultistepSolver))
     assert set(solvers.ADAPTIVE) == set(get_args(schema.AdaptiveSolver))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.config.schema import Sample
 from pipeline.sampling import solvers, strip, time_grids
+from pipeline.sampling.dopri5 import dopri5
 from tests.conftest import resolved
 
 
@@ -57,6 +58,6 @@ def test_states_of_dopri5_are_within_its_tolerance() -> None:
     keys, x = sample("sample.solver=dopri5"), torch.randn(2, 3, 4, 4, dtype=torch.float64)
     found = dict(strip.states(keys, by(keys), x))
     assert list(found) == [k / 8 for k in range(9)]
-    exact = solvers.dopri5(wave, x, 1e-11, 1e-11, stop=0.625).x
+    exact = dopri5(wave, x, 1e-11, 1e-11, stop=0.625).x
     torch.testing.assert_close(found[0.625], exact, atol=1e-4, rtol=0)
     assert torch.equal(found[0.0], x)

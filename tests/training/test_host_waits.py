@@ -163,7 +163,7 @@ def test_a_step_of_each_precision_waits_for_nothing(tmp_path: Path, precision: s
     assert watched.names
 
 
-@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun", "rk4"])
+@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun", "rk4", "ab2", "ab3"])
 def test_a_fixed_grid_needs_no_value(solver: str, no_device: None) -> None:
     keys = resolved("experiment=tiny", f"sample.solver={solver}", "sample.guidance=2")
     net = random_net(keys.model, 0).eval().to("meta")
