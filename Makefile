@@ -22,8 +22,9 @@ PIP_FLAGS ?=
 VERBOSE ?=
 WORKERS ?= $(if $(SLOW),$(shell expr $$(nproc) + 1),logical)
 
-# SET reaches Snakemake whole: as a YAML list of one string, in one word of the shell
-WORDS := $(strip $(if $(RES),data.resolution=$(RES)) $(SET))
+# SET reaches Snakemake whole: as a YAML list of one string, in one word of the shell; by its value,
+# since make would take a `$` in it for a variable of its own
+WORDS := $(strip $(if $(RES),data.resolution=$(RES)) $(value SET))
 YAML := ['$(subst ','',$(WORDS))']
 SETTING := $(if $(WORDS),'set=$(subst ','\'',$(YAML))')
 OVERRIDES := $(if $(EXPERIMENT),experiment=$(EXPERIMENT)) $(SETTING)
