@@ -20,7 +20,7 @@ from tests import slurm
 from tests.conftest import ROOT, resolved
 from tests.test_train import outcome, words
 
-LONG = ("train.images=2400", "runtime.checkpoint_images=240")
+LONG = ("train.images=1800", "runtime.checkpoint_images=60")
 
 
 def start(pack: Path, out: Path, *more: str, folder: str = "") -> psutil.Popen:
@@ -43,62 +43,56 @@ def printed(out: Path) -> str:
     return (out / "printed").read_text()
 
 
-def wait_for_checkpoint(out: Path, run: psutil.Popen) -> None:
-    """Wait until a checkpoint is there."""
-    while not list(out.glob("checkpoints/*/step-*")):
-        assert run.poll() is None, printed(out)
-        time.sleep(0.01)
-
-
-@pytest.fixture(scope="module")
-def plain(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """Weights of the LONG run under torchrun."""
-    out = tmp_path_factory.mktemp("plain")
-    assert start(pack, out, *LONG).wait(600) == 0, printed(out)
-    return outcome(out)[0]
-
-
 @pytest.mark.slow
-def test_a_preempted_job_goes_on_by_itself(
-    pack: Path, tmp_path: Path, plain: dict[str, torch.Tensor]
+def test_whatever_ends_its_ranks_a_training_goes_on(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = start(pack, tmp_path, *LONG, "launch.launcher=submitit_local")
-    wait_for_checkpoint(tmp_path, run)
-    tasks = [p for p in run.children(recursive=True) if "submitit.core._submit" in p.cmdline()]
-    assert len(tasks) == 2
-    for task in tasks:
-        task.send_signal(signal.SIGUSR2)  # as submitit warns before a time limit
-    assert run.wait(600) == 0, printed(tmp_path)
-    assert "stopped: saved at step" in printed(tmp_path) and "Requeued job" in printed(tmp_path)
-    weights = outcome(tmp_path)[0]
-    assert all(torch.equal(weights[name], value) for name, value in plain.items())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_an_ended_launcher_lets_the_ranks_save(
-    pack: Path,
-    tmp_path: Path,
-    plain: dict[str, torch.Tensor],
-    number: signal.Signals,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    """Of the same command until its end: the weights are those of a run that nothing disturbed."""
+    plain, out = tmp_path / "plain", tmp_path / "out"
+    assert start(pack, plain, *LONG).wait(600) == 0, printed(plain)  # by torchrun
     monkeypatch.setenv("PIPELINE_GPU_IDS", "0,1")
     monkeypatch.setenv("PIPELINE_LEASE_DIR", str(tmp_path / "leases"))
-    run = start(pack, tmp_path, *LONG, "launch.launcher=submitit_local")
-    wait_for_checkpoint(tmp_path, run)
-    tree = run.children(recursive=True)
+    end_the_launcher(pack, out, signal.SIGTERM)
+    end_the_launcher(pack, out, signal.SIGKILL)
+    preempt(pack, out)
+    weights, expected = outcome(out)[0], outcome(plain)[0]
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+def by_submitit(pack: Path, out: Path) -> tuple[psutil.Popen, list[psutil.Process]]:
+    """The training under submitit, with a checkpoint since it began; and all its processes."""
+    before = set(out.glob("checkpoints/*/step-*"))
+    run = start(pack, out, *LONG, "launch.launcher=submitit_local")
+    while not set(out.glob("checkpoints/*/step-*")) - before:
+        assert run.poll() is None, printed(out)
+        time.sleep(0.01)
+    return run, run.children(recursive=True)
+
+
+def end_the_launcher(pack: Path, out: Path, number: signal.Signals) -> None:
+    """With a signal, of which the ranks hear in some way: they save, and leave nobody behind."""
+    run, tree = by_submitit(pack, out)
     os.kill(run.pid, number)
     while number == signal.SIGKILL:  # the launcher holds no device any more, its ranks do
-        held = leases.ranks_are_left(tmp_path / "leases/0")
+        held = leases.ranks_are_left(out.parent / "leases/0")
         if not rank_processes(tree):
             break
         assert held
     assert run.wait(600) == (75 if number == signal.SIGTERM else -signal.SIGKILL)
     assert psutil.wait_procs(tree, timeout=600)[1] == []
-    assert start(pack, tmp_path, *LONG).wait(600) == 0, printed(tmp_path)
-    weights = outcome(tmp_path)[0]
-    assert all(torch.equal(weights[name], value) for name, value in plain.items())
+
+
+def preempt(pack: Path, out: Path) -> None:
+    """Warn the tasks as submitit does before a time limit: their job goes on by itself."""
+    run, tree = by_submitit(pack, out)
+    tasks = [p for p in tree if "submitit.core._submit" in p.cmdline()]
+    assert len(tasks) == 2
+    so_far = len(printed(out))
+    for task in tasks:
+        task.send_signal(signal.SIGUSR2)
+    assert run.wait(600) == 0, printed(out)
+    text = printed(out)[so_far:]
+    assert "stopped: saved at step" in text and "Requeued job" in text, text
 
 
 def rank_processes(tree: list[psutil.Process]) -> list[psutil.Process]:
