@@ -1,4 +1,7 @@
-"""Training: the same model on any number of ranks, resumed anywhere; and what is refused."""
+"""Training: the same model on any number of ranks, resumed anywhere; and what is refused.
+
+Started by torchrun, this module is a rank that trains by each list of words that it gets.
+"""
 
 import json
 import os
@@ -6,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +20,10 @@ from torch import Tensor
 from pipeline import train
 from pipeline.base.errors import Stopped, UserError
 from pipeline.base.files import write_json
-from pipeline.compute.distributed import Ranks
+from pipeline.compute.distributed import Ranks, ranks
 from pipeline.config.load import load_step
 from pipeline.flow.made_up import made_up
-from pipeline.training import batch_size, checkpoint, weights_file
+from pipeline.training import batch_size, checkpoint, loop, weights_file
 from pipeline.training.identity import identity
 from pipeline.training.trainer import Trainer
 from tests.conftest import ROOT, resolved, write_pack
@@ -56,9 +60,9 @@ def outcome(out: Path) -> tuple[dict[str, Tensor], list[dict]]:
     return weights, rows
 
 
-def torchrun(count: int, arguments: list[str]) -> subprocess.Popen:
+def torchrun(count: int, arguments: list[str], module: str = "pipeline.train") -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={count}", "-m", "pipeline.train", *arguments]
+    command += [f"--nproc-per-node={count}", "-m", module, *arguments]
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -102,21 +106,32 @@ def all_at_once(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.slow
-def test_all_at_once_does_not_know_the_ranks(all_at_once: Path, pack: Path, tmp_path: Path) -> None:
-    arguments = words(pack, tmp_path, *ALL_AT_ONCE, "runtime.micro_batch=3")
-    output, _ = (process := torchrun(2, arguments)).communicate(timeout=600)
+@pytest.fixture(scope="module")
+def two_ranks(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference and all at once by two ranks: folders `reference` and `all_at_once`."""
+    out = tmp_path_factory.mktemp("two_ranks")
+    runs = [
+        words(pack, out / "reference"),
+        words(pack, out / "all_at_once", *ALL_AT_ONCE, "runtime.micro_batch=3"),
+    ]
+    process = torchrun(2, [json.dumps(run) for run in runs], "tests.test_train")
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
+    return out
+
+
+def test_all_at_once_does_not_know_the_ranks(all_at_once: Path, two_ranks: Path) -> None:
+    outs = (all_at_once, two_ranks / "all_at_once")
     weights = []
     for name in ("weights.safetensors", "weights-ema200.safetensors"):
-        one, two = (weights_file.load_weights(out / name) for out in (all_at_once, tmp_path))
+        one, two = (weights_file.load_weights(out / name) for out in outs)
         assert difference(one, two) < 1e-5
         weights.append(one)
         about = weights_file.read_about(all_at_once / name)
         assert about.ema_halflife_images == (200 if "200" in name else 50)
     assert difference(*weights) > 1e-6
     for name in ("loss", "grad_norm", "lr"):
-        one, two = ([row[name] for row in outcome(o)[1]] for o in (all_at_once, tmp_path))
+        one, two = ([row[name] for row in outcome(out)[1]] for out in outs)
         np.testing.assert_allclose(one, two, rtol=1e-4, err_msg=name)
 
 
@@ -177,17 +192,9 @@ def test_accumulation_changes_nothing(reference: tuple, pack: Path, tmp_path: Pa
     np.testing.assert_allclose(losses(rows), losses(reference[1]), rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("count", "more"),
-    [(2, ""), pytest.param(3, "runtime.micro_batch=2", marks=pytest.mark.slow)],
-)
-def test_the_number_of_ranks_changes_nothing(
-    reference: tuple, pack: Path, tmp_path: Path, count: int, more: str
-) -> None:
-    process = torchrun(count, words(pack, tmp_path, *filter(None, [more])))
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
-    weights, rows = outcome(tmp_path)
+def test_the_number_of_ranks_changes_nothing(reference: tuple, two_ranks: Path) -> None:
+    """Numbers of ranks and of passes up to four: training/test_same_model.py."""
+    weights, rows = outcome(two_ranks / "reference")
     assert difference(reference[0], weights) < 1e-5
     np.testing.assert_allclose(losses(rows), losses(reference[1]), rtol=1e-5)
 
@@ -377,3 +384,10 @@ def test_auto_micro_batch_is_bounded_and_divides() -> None:
 def test_steps_by_hand_take_the_packs_own_name(pack: Path) -> None:
     job = train.prepare([*SMALL, f"data.path={pack}", "data.source=train"], 1)
     assert job.out.parts[-2:] == ("shapes_tiny_8-box", "train")
+
+
+if __name__ == "__main__":
+    with ranks("cpu", {}, 60) as group:  # once: a store keeps the addresses of a first group
+        loop.ranks = lambda *_: nullcontext(group)
+        for argument in sys.argv[1:]:
+            train.main(json.loads(argument))
