@@ -220,15 +220,23 @@ def test_a_job_that_waits_for_its_gpus_is_shown_and_stopped(folder: Path) -> Non
     assert said("pipeline.status") == "nothing runs in this folder\n"
 
 
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project, in which each workflow goes on with the training of the last one."""
+    from tests.workflow.project import copy_code
+
+    return copy_code(tmp_path_factory.mktemp("workflow") / "project")
+
+
 class Workflow:
     """Snakemake that trains, in its own session, and all processes of its job."""
 
-    def __init__(self, folder: Path) -> None:
-        from tests.workflow.project import copy_code
-
-        self.project = copy_code(folder)
+    def __init__(self, project: Path) -> None:
+        self.project = project
+        self.before = self.files("step-*.pt")
+        rows = self.rows()
         words = [sys.executable, "-m", "snakemake", "--cores", "2", "--resources", "gpu=1"]
-        words += ["--config", "experiment=tiny", "set=train.images=64000", "--", "train"]
+        words += ["--config", "experiment=tiny", "set=train.images=6400000", "--", "train"]
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.environment = os.environ | {"PATH": path}
         self.engine = psutil.Popen(
@@ -239,22 +247,30 @@ class Workflow:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        while not list(self.project.glob("results/tiny/*/train/checkpoints/*/metrics.jsonl")):
+        while self.rows() == rows:
             assert self.engine.poll() is None, self.engine.communicate()[0]
             time.sleep(0.05)
         self.tree = self.engine.children(recursive=True)
+
+    def files(self, pattern: str) -> list[Path]:
+        """What lies in the training's folder of checkpoints."""
+        return list(self.project.glob(f"results/tiny/*/train/checkpoints/*/{pattern}"))
+
+    def rows(self) -> list[str]:
+        """The rows of the training's curve so far."""
+        return [row for file in self.files("metrics.jsonl") for row in file.read_text().split()]
 
     def check_saved_and_gone(self) -> None:
         """Everything ends within 30 s, and the training has saved."""
         output = self.engine.communicate(timeout=600)[0].decode()
         assert self.engine.returncode != 0 and "stopped: saved at step" in output
         assert psutil.wait_procs(self.tree, timeout=60)[1] == []
-        assert list(self.project.glob("results/tiny/*/train/checkpoints/*/step-*.pt"))
+        assert set(self.files("step-*.pt")) - set(self.before)
 
 
 @pytest.mark.slow
-def test_stop_ends_an_engine_and_its_jobs(tmp_path: Path) -> None:
-    workflow = Workflow(tmp_path / "project")
+def test_stop_ends_an_engine_and_its_jobs(project: Path) -> None:
+    workflow = Workflow(project)
     stop = [sys.executable, "-m", "pipeline.stop"]
     done = subprocess.run(
         stop, cwd=workflow.project, env=workflow.environment, capture_output=True, text=True
@@ -268,9 +284,9 @@ def test_stop_ends_an_engine_and_its_jobs(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_whole_group_lets_the_job_save(
-    tmp_path: Path, number: signal.Signals
+    project: Path, number: signal.Signals
 ) -> None:
     """As Ctrl-C in a terminal does, or a kill of a process group."""
-    workflow = Workflow(tmp_path / "project")
+    workflow = Workflow(project)
     os.killpg(workflow.engine.pid, number)
     workflow.check_saved_and_gone()
