@@ -284,12 +284,9 @@ TWO, SUBMITIT = ["--processes", "2"], "launcher=submitit_local"
     ("before", "number", "status", "ends", "says"),
     [
         (TWO, signal.SIGTERM, "", 143, UNKNOWN.format("SIGTERM", 143)),
-        pytest.param(TWO, signal.SIGINT, "3", 130, UNKNOWN.format("SIGINT", 3), marks=SLOW),
         (TWO, signal.SIGTERM, "75", 75, "mine says that it can go on"),
-        pytest.param(TWO, signal.SIGTERM, "0", 0, "mine ended with exit status 0", marks=SLOW),
         (["launcher=none"], signal.SIGINT, "", 130, UNKNOWN.format("SIGINT", 143)),
         ([*TWO, SUBMITIT], signal.SIGTERM, "", 143, "stopped by SIGTERM: nothing"),
-        pytest.param([*TWO, SUBMITIT], signal.SIGINT, "75", 75, "by SIGINT: mine says", marks=SLOW),
     ],
 )
 def test_a_stop_says_whether_the_program_said_that_it_saved(
@@ -301,6 +298,23 @@ def test_a_stop_says_whether_the_program_said_that_it_saved(
     assert job.returncode == ends, printed
     assert re.search(says, printed) and "Traceback" not in printed
     assert "checkpoint" not in printed and "saves" not in printed
+
+
+@pytest.mark.parametrize(
+    ("status", "number", "ends", "says"),
+    [
+        (143, signal.SIGTERM, 143, UNKNOWN.format("SIGTERM", 143)),
+        (3, signal.SIGINT, 130, UNKNOWN.format("SIGINT", 3)),
+        (75, signal.SIGINT, 75, "stopped by SIGINT: mine says that it can go on"),
+        (0, signal.SIGTERM, 0, "stopped by SIGTERM: mine ended with exit status 0"),
+    ],
+)
+def test_the_status_of_a_program_that_was_stopped(
+    capsys: pytest.CaptureFixture[str], status: int, number: signal.Signals, ends: int, says: str
+) -> None:
+    mine = Program(["-m", "mine"], is_step=False)
+    assert mine.status_after_stop(status, number) == ends
+    assert re.search(says, capsys.readouterr().err)
 
 
 def test_a_killed_rank_of_others_promises_no_checkpoint(folder: Path) -> None:
