@@ -1,15 +1,13 @@
 """Shared by all tests: small configurations, the repository's folder, peer weights by name."""
 
-import fcntl
 import hashlib
 import json
 import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +34,7 @@ LONGEST = tuple(
         "launching/test_cluster",
         "training/test_same_model",
         "images/test_photos",
-        "launching/test_submit",
+        "launching/test_nodes",
         "workflow/test_more_stages",
         "sampling/test_sample_ranks",
     )
@@ -61,59 +59,6 @@ def resolved(*overrides: str, environment: dict[str, str] | None = None) -> Conf
 def tiny() -> Config:
     """The `tiny` experiment."""
     return resolved("experiment=tiny")
-
-
-class Machine(NamedTuple):
-    """Files of all workers, which they lock: see `_beside_others`, `alone`, `network`."""
-
-    gate: IO[str]  # held by the test that waits for the machine, so that no other one begins
-    used: IO[str]  # shared by the tests that run
-    network: IO[str]  # held by the tests that pretend other machines, or start a Slurm
-
-
-@pytest.fixture(scope="session")
-def shared_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """The machine, as the workers share it."""
-    folder = tmp_path_factory.getbasetemp()
-    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-    with ExitStack() as stack:
-        yield Machine(*(stack.enter_context((folder / n).open("a")) for n in Machine._fields))
-
-
-@pytest.fixture(autouse=True)
-def _beside_others(shared_machine: Machine) -> Iterator[None]:
-    """No test runs while another one has the machine to itself."""
-    fcntl.flock(shared_machine.gate, fcntl.LOCK_SH)
-    fcntl.flock(shared_machine.used, fcntl.LOCK_SH)
-    fcntl.flock(shared_machine.gate, fcntl.LOCK_UN)
-    yield
-    fcntl.flock(shared_machine.used, fcntl.LOCK_UN)
-
-
-@contextmanager
-def alone(shared_machine: Machine) -> Iterator[None]:
-    """Waits until the tests of other workers have ended, and lets none begin meanwhile."""
-    fcntl.flock(shared_machine.used, fcntl.LOCK_UN)  # two that wait must not wait for each other
-    for file in (shared_machine.gate, shared_machine.used):
-        fcntl.flock(file, fcntl.LOCK_EX)
-    yield
-    for file in (shared_machine.used, shared_machine.gate):
-        fcntl.flock(file, fcntl.LOCK_UN)
-
-
-@pytest.fixture
-def machine_alone(shared_machine: Machine) -> Iterator[None]:
-    """For a test of minutes by the clock."""
-    with alone(shared_machine):
-        yield
-
-
-@pytest.fixture(scope="module")
-def network(shared_machine: Machine) -> Iterator[None]:
-    """For a module whose names of machines and ports are those of another module too."""
-    fcntl.flock(shared_machine.network, fcntl.LOCK_EX)
-    yield
-    fcntl.flock(shared_machine.network, fcntl.LOCK_UN)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,8 @@
 """Pretended machines on this one: network namespaces with names and addresses of their own.
 
-As root, `with nodes(2) as words:` makes the hosts tn1, tn2 at 10.77.0.1, .2 on a bridge (this side
-is .254); `words(1)` stand before a command that is to run on tn1. Nothing of them stays.
+As root, `with nodes(2, folder) as words:` makes the hosts tn1, tn2 at 10.77.0.1, .2 on a bridge
+(this side is .254); `words(1)` stand before a command that is to run on tn1. Nothing of them stays.
+Those of another `network` than 77 can be there at the same time.
 """
 
 import os
@@ -13,8 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-NET = "10.77.0"
-BRIDGE = "tbr0"
+NETWORK = 77  # its hosts are 10.77.0.*
 CARD = "eth0"  # of each machine
 
 
@@ -31,64 +31,76 @@ def ip(*words: str) -> None:
 
 
 @contextmanager
-def nodes(count: int, folder: Path) -> Iterator[Callable[[int], list[str]]]:
+def nodes(count: int, folder: Path, network: int = NETWORK) -> Iterator[Callable[[int], list[str]]]:
     """`count` machines; yields what gives the words before a command on one of them.
 
     A command sees the machine's own name and address, and a hosts file with those of all.
     """
     hosts = folder / "hosts"
-    known = [f"127.0.0.1 localhost\n{NET}.254 {socket.gethostname()}\n"]
-    known += [f"{NET}.{k} tn{k}\n" for k in range(1, count + 1)]
+    known = [f"127.0.0.1 localhost\n10.{network}.0.254 {socket.gethostname()}\n"]
+    known += [f"10.{network}.0.{k} tn{k}\n" for k in range(1, count + 1)]
     hosts.write_text("".join(known))
-    remove(count)
+    remove(count, network)
     try:
-        ip("link", "add", BRIDGE, "type", "bridge")
-        ip("addr", "add", f"{NET}.254/24", "dev", BRIDGE)
-        ip("link", "set", BRIDGE, "up")
+        ip("link", "add", bridge(network), "type", "bridge")
+        ip("addr", "add", f"10.{network}.0.254/24", "dev", bridge(network))
+        ip("link", "set", bridge(network), "up")
         for k in range(1, count + 1):
-            add(k)
-        yield lambda k: inside(k, hosts)
+            add(k, network)
+        yield lambda k: inside(k, hosts, network)
     finally:
-        remove(count)
+        remove(count, network)
 
 
-def add(k: int) -> None:
+def bridge(network: int) -> str:
+    """The bridge between the machines of a network."""
+    return f"tbr{network}"
+
+
+def place(k: int, network: int) -> str:
+    """The network namespace that is machine tn<k>."""
+    return f"tn{k}-{network}"
+
+
+def add(k: int, network: int) -> None:
     """Machine tn<k> with one network card on the bridge."""
-    ip("netns", "add", f"tn{k}")
-    ip("link", "add", f"tv{k}", "type", "veth", "peer", "name", CARD, "netns", f"tn{k}")
-    ip("link", "set", f"tv{k}", "master", BRIDGE, "up")
-    ip("-n", f"tn{k}", "addr", "add", f"{NET}.{k}/24", "dev", CARD)
-    ip("-n", f"tn{k}", "link", "set", CARD, "up")
-    ip("-n", f"tn{k}", "link", "set", "lo", "up")
+    name, cable = place(k, network), f"tv{k}-{network}"
+    ip("netns", "add", name)
+    ip("link", "add", cable, "type", "veth", "peer", "name", CARD, "netns", name)
+    ip("link", "set", cable, "master", bridge(network), "up")
+    ip("-n", name, "addr", "add", f"10.{network}.0.{k}/24", "dev", CARD)
+    ip("-n", name, "link", "set", CARD, "up")
+    ip("-n", name, "link", "set", "lo", "up")
 
 
-def inside(k: int, hosts: Path) -> list[str]:
+def inside(k: int, hosts: Path, network: int) -> list[str]:
     """Words before a command that runs on tn<k>. `ip netns exec` would hide /sys/fs/cgroup."""
     script = 'mount --bind "$1" /etc/hosts; hostname "$0"; shift; exec "$@"'
-    enter = ["nsenter", f"--net=/run/netns/tn{k}", "unshare", "--uts", "--mount"]
+    enter = ["nsenter", f"--net=/run/netns/{place(k, network)}", "unshare", "--uts", "--mount"]
     return [*enter, "sh", "-c", script, f"tn{k}", str(hosts)]
 
 
-def pids(k: int) -> list[int]:
+def pids(k: int, network: int) -> list[int]:
     """Processes on tn<k>."""
-    found = subprocess.run(["ip", "netns", "pids", f"tn{k}"], capture_output=True, text=True)
+    words = ["ip", "netns", "pids", place(k, network)]
+    found = subprocess.run(words, capture_output=True, text=True)
     return [int(word) for word in found.stdout.split()]
 
 
-def power_off(k: int) -> None:
+def power_off(k: int, network: int) -> None:
     """SIGKILL to all that runs on tn<k>."""
-    for pid in pids(k):
+    for pid in pids(k, network):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
-def remove(count: int) -> None:
+def remove(count: int, network: int) -> None:
     """Take the machines away, with all that runs on them."""
     for k in range(1, count + 1):
-        power_off(k)
+        power_off(k, network)
         with suppress(subprocess.CalledProcessError):
-            ip("link", "del", f"tv{k}")  # by itself it would go some time after the machine
+            ip("link", "del", f"tv{k}-{network}")  # else it goes some time after the machine
         with suppress(subprocess.CalledProcessError):
-            ip("netns", "del", f"tn{k}")
+            ip("netns", "del", place(k, network))
     with suppress(subprocess.CalledProcessError):
-        ip("link", "del", BRIDGE)
+        ip("link", "del", bridge(network))

@@ -15,21 +15,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.bench.photos import PHOTOS, write_photos
 from tests import nodes, pages, slurm
-from tests.conftest import ROOT, Machine, alone
+from tests.conftest import ROOT
 from tests.launching import test_programs as theirs
-from tests.test_train import outcome
+from tests.test_train import losses, outcome
 from tests.workflow.project import copy_code
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.usefixtures("network"),
     pytest.mark.skipif(
         bool(slurm.missing()), reason=f"NOT TESTED: a Slurm needs {slurm.missing()}"
     ),
 ]
+Outcome = tuple[dict[str, torch.Tensor], list[dict]]
+EACH = "runtime.log_images=32"  # a row for each step
 # There is no accounting here, so the state of jobs comes from squeue.
 FLAGS = ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1"]
 FLAGS += ["--seconds-between-status-checks", "1", "--slurm-keep-successful-logs"]
@@ -88,17 +90,6 @@ def printed_by(words: list[str], project: Path, environment: dict[str, str]) -> 
     return done.stdout
 
 
-def run(
-    project: Path, environment: dict[str, str], *resources: str, settings: str, target: str = "all"
-) -> str:
-    """The engine with the Slurm profile, and other resources for the training; its output."""
-    words = ["snakemake", "--profile", "profiles/slurm", *FLAGS]
-    words += ["--set-resources", *(f"train:{one}" for one in ("mem_mb=1000", *resources))]
-    words += ["--set-threads", "train=2"]
-    words += ["--config", "experiment=tiny", f"set={json.dumps([settings])}", "--", target]
-    return printed_by(words, project, environment)
-
-
 SMALL = {
     "source .venv/bin/activate": "true",
     "experiment=imagenet": "experiment=tiny",
@@ -121,25 +112,57 @@ def printed_command(number: int, small: dict[str, str]) -> str:
     return pages.for_here(pages.commands("slurm")[number], small | rest)
 
 
+LOOP = "pipeline/training/loop.py"
+SLOW_STEPS = """
+
+import time
+
+quick_step = Trainer.train_step
+
+
+def slow_step(trainer: Trainer) -> None:
+    time.sleep({seconds})
+    quick_step(trainer)
+
+
+Trainer.train_step = slow_step
+"""
+
+
+def slowed(project: Path, seconds: float) -> Path:
+    """The project with training steps of at least that time, as large networks have them.
+
+    How many of the 20 steps are made before a time limit then follows from the clock alone, not
+    from what else the machine has to do.
+    """
+    with (project / LOOP).open("a") as file:
+        file.write(SLOW_STEPS.format(seconds=seconds))
+    return project
+
+
 @pytest.fixture(scope="module")
 def finished(one_node: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny experiment, run whole through one node by the page's first command."""
-    project = copy_code(tmp_path_factory.mktemp("slurm") / "project")
-    settings = "set='sample.seeds=[0,1] runtime.gpus.evaluate=2 runtime.workers=2'"
-    command = printed_command(1, {"experiment=imagenet": f"experiment=tiny {settings}"})
-    more = "--set-resources train:mem_mb=1000 --set-threads train=2"
+    """The tiny experiment, run whole through one node by the page's first command.
+
+    Its training comes to the time limit of a job.
+    """
+    project = slowed(copy_code(tmp_path_factory.mktemp("slurm") / "project"), 3.05)  # in all 61 s
+    settings = f"runtime.gpus.evaluate=2 runtime.workers=2 {EACH} launch.slurm.signal_seconds=60"
+    command = printed_command(1, {"experiment=imagenet": f"experiment=tiny set='{settings}'"})
+    # its jobs leave after 60 s
+    more = "--set-resources train:mem_mb=1000 train:runtime=2 --set-threads train=2"
     printed_by(["bash", "-c", f"{command} {more}"], project, one_node)
     return project
 
 
 @pytest.fixture(scope="module")
-def losses_of_four(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """The losses of four ranks of micro-batches of 8 on one machine, without Slurm."""
+def four(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """What four ranks of micro-batches of 8 make on one machine, without Slurm."""
     project = copied(finished, tmp_path_factory.mktemp("four") / "project")
     more = ["launcher=standalone", "runtime.gpus.train=4", "runtime.micro_batch=8"]
     environment = {"PIPELINE_GPU_IDS": "0,1,2,3", "OMP_NUM_THREADS": "1"}
     printed_by([*by_hand(project), *more], project, os.environ | environment)
-    return losses(project / "out")
+    return outcome(project / "out")
 
 
 def logs(project: Path, rule: str) -> list[str]:
@@ -187,54 +210,39 @@ def test_two_jobs_at_once_have_devices_of_their_own(
     assert one["start"] < two["end"] and two["start"] < one["end"]
 
 
-def training(project: Path) -> tuple[dict, list]:
-    """Weights and losses of a project's training."""
-    weights, curve = outcome(project / "results/tiny/shapes_tiny_8-box/train")
-    return weights, [row["loss"] for row in curve]
+def training(project: Path) -> Outcome:
+    """Weights and curve of a project's training."""
+    return outcome(project / "results/tiny/shapes_tiny_8-box/train")
 
 
 def copied(finished: Path, folder: Path) -> Path:
-    """The finished project without its training."""
+    """The finished project without its training, and with the code as it is."""
     shutil.copytree(finished, folder, symlinks=True)
+    shutil.copy(ROOT / LOOP, folder / LOOP)
     shutil.rmtree(folder / "results/tiny")
     shutil.rmtree(folder / ".snakemake/slurm_logs")
     return folder
 
 
-@pytest.fixture(scope="module")
-def rate(
-    finished: Path, tmp_path_factory: pytest.TempPathFactory, shared_machine: Machine
-) -> float:
-    """Images per second of a training by two ranks, when it is under way."""
-    project = copied(finished, tmp_path_factory.mktemp("rate") / "project")
-    more = ["launcher=standalone", "runtime.gpus.train=2", "train.images=3200"]
-    more.append("runtime.log_images=64")
-    with alone(shared_machine):  # the most that it can be: jobs are to be at their limits
-        printed_by([*by_hand(project), *more], project, os.environ | {"OMP_NUM_THREADS": "1"})
-    rows = outcome(project / "out")[1]
-    return sorted(row["images_per_s"] for row in rows)[-len(rows) // 4]
-
-
-def check_stops(printed: list[str], images: int) -> None:
+def check_stops(printed: list[str]) -> None:
     """Every job of a training saved at its limit, except the one that came to the end."""
+    assert all("Slurm gives this job" in text for text in printed)
     stopped = sum("stopped: saved at step" in text for text in printed)
-    ended = sum(f"train: {images:,} images" in text for text in printed)
+    ended = sum("train: 640 images" in text for text in printed)
     assert stopped, "no job was at its limit"
     assert ended == 1 and stopped == len(printed) - 1
 
 
-@pytest.mark.usefixtures("machine_alone")
-def test_a_job_at_its_time_limit_saves_and_goes_on(
-    one_node: dict[str, str], finished: Path, rate: float, tmp_path: Path
-) -> None:
-    project = copied(finished, tmp_path / "project")
-    images = round(35 * rate / 64) * 64  # 35 s of work; a job leaves after 30, its start included
-    settings = f"train.images={images} launch.slurm.signal_seconds=30 runtime.log_images=64"
-    run(project, one_node, "runtime=1", settings=settings, target="train")
-    printed = logs(project, "train")
-    check_stops(printed, images)
-    assert all("Slurm gives this job" in text for text in printed)
-    assert len(training(project)[1]) == images // 64
+def same(one: Outcome, other: Outcome) -> bool:
+    """Whether weights and losses are the same to the last bit."""
+    return losses(one[1]) == losses(other[1]) and all(
+        torch.equal(one[0][name], value) for name, value in other[0].items()
+    )
+
+
+def test_a_job_at_its_time_limit_saves_and_goes_on(finished: Path) -> None:
+    check_stops(logs(finished, "train"))
+    assert [row["step"] for row in training(finished)[1]] == list(range(1, 21))
 
 
 def test_a_job_reads_the_folder_that_was_typed(one_node: dict[str, str], tmp_path: Path) -> None:
@@ -244,26 +252,29 @@ def test_a_job_reads_the_folder_that_was_typed(one_node: dict[str, str], tmp_pat
     write_photos(images, per_class=2, size=20)
     quoted = "'" + str(images).replace("'", "''") + "'"
     settings = f"data.source=train data.dir={quoted} data.pack_dir={quoted}"
-    run(project, one_node, settings=settings, target="downsample")
+    words = ["snakemake", "--profile", "profiles/slurm", *FLAGS]
+    words += ["--config", "experiment=tiny", f"set={json.dumps([settings])}", "--", "downsample"]
+    printed_by(words, project, one_node)
     record = json.loads((project / "results/data/train_8-box.json").read_text())
     assert record["num_images"] == 2 * len(PHOTOS)
     assert (images / "train_8/box/manifest.json").exists()
 
 
-TWO = ["nodes=2", "gpu=4", "mpi=srun", "tasks=2", "tasks_per_gpu=0"]
-TWO.append("slurm_extra='--gpus-per-node=2'")
-
-
 @pytest.mark.skipif(bool(nodes.missing()), reason=f"NOT TESTED: nodes need {nodes.missing()}")
-def test_two_nodes_of_two_are_one_of_four(
-    two_nodes: dict[str, str], finished: Path, losses_of_four: list[float], tmp_path: Path
+def test_two_nodes_of_two_are_one_of_four_also_at_their_time_limit(
+    two_nodes: dict[str, str], finished: Path, four: Outcome, tmp_path: Path
 ) -> None:
     """Through Snakemake, by the page's command: one task on each node, torchrun between them."""
-    project = copied(finished, tmp_path / "project")
-    command = printed_command(2, {"'set=": "'set=runtime.micro_batch=8 "})
+    project = slowed(copied(finished, tmp_path / "project"), 3.55)  # in all 71 s
+    # its jobs leave after 70 s
+    settings = f"runtime.micro_batch=8 {EACH} launch.slurm.signal_seconds=50 "
+    limits = "--set-resources train:runtime=2 train:mem_mb=2000"
+    command = printed_command(2, {"'set=": f"'set={settings}", "--set-resources": limits})
     printed_by(["bash", "-c", f"{command} -- train"], project, two_nodes)
-    assert any("--nnodes=2" in text for text in logs(project, "train"))
-    assert training(project)[1] == losses_of_four
+    printed = logs(project, "train")
+    check_stops(printed)
+    assert any("--nnodes=2" in text for text in printed)
+    assert same(training(project), four)
 
 
 def record(project: Path) -> Path:
@@ -271,45 +282,26 @@ def record(project: Path) -> Path:
     return project / "results/data/shapes_tiny_8-box.json"
 
 
-def losses(out: Path) -> list[float]:
-    """The losses of a training by hand."""
-    return [row["loss"] for row in outcome(out)[1]]
-
-
 def by_hand(project: Path) -> list[str]:
     """A training of the finished project's pack, by hand."""
     pack = project / "results/packs/shapes_tiny_8/box"
     words = [sys.executable, "-m", "pipeline.train", "experiment=tiny", f"data.path={pack}"]
-    return [*words, f"record={record(project)}", f"out={project}/out"]
-
-
-def test_the_same_by_submitit(one_node: dict[str, str], finished: Path, tmp_path: Path) -> None:
-    project = copied(finished, tmp_path / "project")
-    limits = ("launch.slurm.minutes=5", "launch.slurm.memory_gb=1")
-    words = [*by_hand(project), "launcher=submitit_slurm", *limits]
-    assert "by submitit" in printed_by(words, project, one_node)
-    assert losses(project / "out") == training(finished)[1]
+    return [*words, f"record={record(project)}", f"out={project}/out", EACH]
 
 
 def test_the_same_by_srun(one_node: dict[str, str], finished: Path, tmp_path: Path) -> None:
     """By the page's commands: one launcher with two GPUs, and two tasks."""
     project = copied(finished, tmp_path / "project")
-    place = f"data.path=PACK record={record(project)} out={project}"
+    place = f"data.path=PACK record={record(project)} {EACH} out={project}"
     small = {"gpus=4": "gpus=2 --mem=1G", "ntasks=4": "ntasks=2", "--gpus 4": "--gpus 2"}
     for number, out in ((4, "launched"), (5, "tasks")):
         command = printed_command(number, {"data.path=PACK": f"{place}/{out}", **small})
         printed_by(["bash", "-c", command], project, one_node)
-        assert losses(project / out) == training(finished)[1]
-
-
-def by_submitit(project: Path, environment: dict[str, str], *more: str) -> str:
-    """The training by hand through submitit on Slurm; what it printed."""
-    words = [*by_hand(project), "launcher=submitit_slurm", "launch.slurm.memory_gb=1", *more]
-    return printed_by(words, project, environment)
+        assert same(outcome(project / out), training(finished))
 
 
 def started(project: Path, environment: dict[str, str], *more: str) -> "subprocess.Popen[str]":
-    """The same, begun."""
+    """The training by hand through submitit on Slurm, begun."""
     words = [*by_hand(project), "launcher=submitit_slurm", "launch.slurm.memory_gb=1", *more]
     return subprocess.Popen(
         [*words, "runtime.progress_seconds=1"],
@@ -329,63 +321,42 @@ def until(words: str, run: "subprocess.Popen[str]") -> str:
     return line
 
 
-def test_submitit_queues_a_preempted_job_again(
-    one_node: dict[str, str], finished: Path, rate: float, tmp_path: Path
+def test_submitit_queues_a_job_again_that_is_preempted_or_at_its_time_limit(
+    one_node: dict[str, str], finished: Path, tmp_path: Path
 ) -> None:
-    """Slurm sends SIGTERM, and ends the job after the partition's time of grace."""
-    project = copied(finished, tmp_path / "project")
-    images = round(20 * rate / 64) * 64
-    run = started(project, one_node, f"train.images={images}", "runtime.log_images=64")
+    """The same weights after both: Slurm sends SIGTERM, then its warning before the end."""
+    project = slowed(copied(finished, tmp_path / "project"), 2.7)
+    limits = ("launch.slurm.minutes=5", "launch.slurm.signal_seconds=30")
+    run = started(project, one_node, *limits)
     job = until("by submitit", run).split()[1]
     until("images/s", run)
     slurm.output(one_node, "scancel", "--signal=TERM", job)
+    saved = until("stopped: saved at step", run)
+    until("going on from step", run)
+    until("images/s", run)
+    # Slurm looks each 30 s whether a job has less than 30 s more than the warning needs: now this
+    # one has, with 14 steps or more to do, which take longer.
+    slurm.output(one_node, "scontrol", "update", f"JobId={job}", "EndTime=now+55seconds")
+    assert until("stopped: saved at step", run) != saved
     text = run.communicate(timeout=600)[0]
-    assert run.returncode == 0 and "Requeued job" in text, text
-    assert "stopped: saved at step" in text and "going on from step" in text
-    assert len(outcome(project / "out")[1]) == images // 64
-
-
-@pytest.mark.usefixtures("machine_alone")
-def test_submitit_queues_a_job_again_at_its_time_limit(
-    one_node: dict[str, str], finished: Path, rate: float, tmp_path: Path
-) -> None:
-    project = copied(finished, tmp_path / "project")
-    # Slurm's own signals come up to 60 s early, so after 30 to 90 s of a job; 110 s of work.
-    images = round(110 * rate / 64) * 64
-    limits = ("launch.slurm.minutes=2", "launch.slurm.signal_seconds=30")
-    more = (f"train.images={images}", "runtime.log_images=64")  # a row each two steps
-    printed = by_submitit(project, one_node, *limits, *more)
+    assert run.returncode == 0 and "going on from step" in text, text
     logs = "".join(p.read_text() for p in project.glob("results/jobs/*/*_0_log.out"))
-    assert "stopped: saved at step" in logs, printed + logs
-    assert len(outcome(project / "out")[1]) == images // 64
+    assert logs.count("Requeued job") == logs.count("stopped: saved at step") == 2
+    assert same(outcome(project / "out"), training(finished))
 
 
 @pytest.mark.skipif(bool(nodes.missing()), reason=f"NOT TESTED: nodes need {nodes.missing()}")
 def test_submitit_over_two_nodes_is_one_of_four(
-    two_nodes: dict[str, str], finished: Path, losses_of_four: list[float], tmp_path: Path
+    two_nodes: dict[str, str], finished: Path, four: Outcome, tmp_path: Path
 ) -> None:
     """By the page's command, and with the interface given."""
     for name, more in (("page", ""), ("given", f"launch.interface={nodes.CARD}")):
         project = copied(finished, tmp_path / name)
-        place = f"data.path=PACK record={record(project)} out={project}/out runtime.gpus.train=2"
-        command = printed_command(3, {"data.path=PACK": f"{place} runtime.micro_batch=8 {more}"})
+        place = f"data.path=PACK record={record(project)} {EACH} out={project}/out {more}"
+        ranks = "runtime.gpus.train=2 runtime.micro_batch=8"
+        command = printed_command(3, {"data.path=PACK": f"{place} {ranks}"})
         printed_by(["bash", "-c", command], project, two_nodes)
-        assert losses(project / "out") == losses_of_four
-
-
-@pytest.mark.usefixtures("machine_alone")
-@pytest.mark.skipif(bool(nodes.missing()), reason=f"NOT TESTED: nodes need {nodes.missing()}")
-def test_two_nodes_at_their_time_limit_save_and_go_on(
-    two_nodes: dict[str, str], finished: Path, rate: float, tmp_path: Path
-) -> None:
-    project = copied(finished, tmp_path / "project")
-    images = round(20 * rate / 64) * 64  # 25 to 30 s for four ranks with a network between
-    settings = f"train.images={images} launch.slurm.signal_seconds=30 runtime.log_images=64 "
-    settings += "runtime.gpus.train=4 runtime.micro_batch=8 launcher=torchrun launch.nnodes=2"
-    run(project, two_nodes, *TWO, "runtime=1", settings=settings, target="train")
-    printed = logs(project, "train")
-    check_stops(printed, images)
-    assert len(training(project)[1]) == images // 64
+        assert same(outcome(project / "out"), four)
 
 
 def test_a_stopped_launcher_takes_its_job_out_of_the_queue(

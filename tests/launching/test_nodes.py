@@ -13,38 +13,42 @@ import torch
 from tests import nodes
 from tests.conftest import ROOT
 from tests.pages import commands, for_here
-from tests.test_train import outcome, words
+from tests.test_train import losses, outcome, words
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.usefixtures("network"),
     pytest.mark.skipif(
         bool(nodes.missing()), reason=f"NOT TESTED: two machines need {nodes.missing()}"
     ),
 ]
-TRAINING = ("train.images=2400", "runtime.checkpoint_images=120", "runtime.micro_batch=3")
+TRAINING = ("train.images=960", "runtime.checkpoint_images=24", "runtime.micro_batch=3")
+NETWORK = 78  # beside that of test_cluster.py
 Machines = Callable[[int], list[str]]
+Outcome = tuple[dict[str, torch.Tensor], list[dict]]
 
 
 @pytest.fixture
 def machines(tmp_path: Path) -> Iterator[Machines]:
     """Two machines that share this one's disk."""
-    with nodes.nodes(2, tmp_path) as inside:
+    with nodes.nodes(2, tmp_path, NETWORK) as inside:
         yield inside
 
 
-def start(before: list[str], gpus: int, pack: Path, out: Path, *launch: str) -> subprocess.Popen:
+def start(
+    before: list[str], gpus: int, training: list[str], out: Path, *launch: str
+) -> subprocess.Popen:
     """The launcher on one machine."""
     out.mkdir(exist_ok=True)
     command = [*before, sys.executable, "-m", "pipeline.launch", "--gpus", str(gpus), *launch]
-    command += ["--threads", "2", "--", "-m", "pipeline.train", *words(pack, out, *TRAINING)]
+    command += ["--threads", str(gpus), "--", "-m", "pipeline.train", *training, f"out={out}"]
     with (out / "printed").open("ab") as file:
         return subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
 
 
 def on_both(machines: Machines, pack: Path, out: Path, *launch: str) -> list[subprocess.Popen]:
-    """Two ranks on each of two machines: the same command on both."""
-    return [start(machines(k), 2, pack, out, *MEETING, *launch) for k in (1, 2)]
+    """A rank on each of two machines: the same command on both."""
+    training = words(pack, out, *TRAINING)
+    return [start(machines(k), 1, training, out, *MEETING, *launch) for k in (1, 2)]
 
 
 def wait_for_checkpoint(out: Path, runs: list[subprocess.Popen]) -> None:
@@ -60,15 +64,27 @@ MEETING = (
 )
 
 
-@pytest.fixture(scope="module")
-def alone(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list[dict]]:
-    """Weights and curve of four ranks on one machine."""
-    out = tmp_path_factory.mktemp("alone")
+def on_one(ranks: int, training: list[str], out: Path) -> Outcome:
+    """Weights and curve of so many ranks on one machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIPELINE_GPU_IDS", "0,1,2,3")
         patch.setenv("PIPELINE_LEASE_DIR", str(out / "leases"))
-        assert start([], 4, pack, out).wait(600) == 0, (out / "printed").read_text()
+        assert start([], ranks, training, out).wait(600) == 0, (out / "printed").read_text()
     return outcome(out)
+
+
+@pytest.fixture(scope="module")
+def two(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """Weights and curve of two ranks on one machine."""
+    out = tmp_path_factory.mktemp("two")
+    return on_one(2, words(pack, out, *TRAINING), out)
+
+
+@pytest.fixture(scope="module")
+def four(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """Weights and curve of the page's training by four ranks on one machine."""
+    training = ["experiment=tiny", f"data.path={pack}"]
+    return on_one(4, training, tmp_path_factory.mktemp("four"))
 
 
 @pytest.fixture(autouse=True)
@@ -77,53 +93,44 @@ def _two_devices_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PIPELINE_LEASE_DIR", str(tmp_path / "leases"))
 
 
-def same(one: tuple[dict, list[dict]], other: tuple[dict, list[dict]]) -> bool:
+def same(one: Outcome, other: Outcome) -> bool:
     """Whether weights and losses are the same to the last bit."""
-    losses = [[row["loss"] for row in rows] for _, rows in (one, other)]
-    return losses[0] == losses[1] and all(
+    return losses(one[1]) == losses(other[1]) and all(
         torch.equal(one[0][name], value) for name, value in other[0].items()
     )
 
 
-def test_two_machines_of_two_are_one_of_four(
-    machines: Machines, pack: Path, tmp_path: Path, alone: tuple[dict, list[dict]]
-) -> None:
-    out = tmp_path / "out"
-    for run in on_both(machines, pack, out):
-        assert run.wait(600) == 0, (out / "printed").read_text()
-    assert same(outcome(out), alone)
-
-
 def test_a_machine_that_dies_ends_the_job_and_the_same_commands_go_on(
-    machines: Machines, pack: Path, tmp_path: Path, alone: tuple[dict, list[dict]]
+    machines: Machines, pack: Path, tmp_path: Path, two: Outcome
 ) -> None:
     out = tmp_path / "out"
     runs = on_both(machines, pack, out)
     wait_for_checkpoint(out, runs)
-    nodes.power_off(2)
+    nodes.power_off(2, NETWORK)
     assert runs[0].wait(300) != 0 and runs[1].wait(60) != 0
     for run in on_both(machines, pack, out):
         assert run.wait(600) == 0, (out / "printed").read_text()
-    assert same(outcome(out), alone)
+    assert same(outcome(out), two)
 
 
 def test_with_restarts_a_machine_that_comes_back_is_waited_for(
-    machines: Machines, pack: Path, tmp_path: Path, alone: tuple[dict, list[dict]]
+    machines: Machines, pack: Path, tmp_path: Path, two: Outcome
 ) -> None:
     out = tmp_path / "out"
     first, second = on_both(machines, pack, out, "launch.max_restarts=2")
     wait_for_checkpoint(out, [first, second])
-    nodes.power_off(2)
+    nodes.power_off(2, NETWORK)
     assert second.wait(60) != 0
     time.sleep(3)
-    again = start(machines(2), 2, pack, out, *MEETING, "launch.max_restarts=2")
+    training = words(pack, out, *TRAINING)
+    again = start(machines(2), 1, training, out, *MEETING, "launch.max_restarts=2")
     assert (first.wait(600), again.wait(600)) == (0, 0), (out / "printed").read_text()
-    assert same(outcome(out), alone)
+    assert same(outcome(out), two)
 
 
 @pytest.mark.parametrize("command", commands("several-nodes"))
-def test_the_same_command_on_two_machines(
-    machines: Machines, pack: Path, tmp_path: Path, command: str
+def test_the_same_command_on_two_machines_of_two_is_one_of_four(
+    machines: Machines, pack: Path, tmp_path: Path, four: Outcome, command: str
 ) -> None:
     """Lines of the page, with two processes on each machine instead of eight."""
     small = {"PACK": str(pack), "experiment=imagenet": "experiment=tiny", "node1": "tn1"}
@@ -144,3 +151,4 @@ def test_the_same_command_on_two_machines(
     printed = [run.communicate(timeout=600)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], printed
     assert "train: 640 images" in "".join(printed)
+    assert same(outcome(tmp_path / "out"), four)
