@@ -51,11 +51,16 @@ def on_both(machines: Machines, pack: Path, out: Path, *launch: str) -> list[sub
     return [start(machines(k), 1, training, out, *MEETING, *launch) for k in (1, 2)]
 
 
-def wait_for_checkpoint(out: Path, runs: list[subprocess.Popen]) -> None:
-    """Wait until there is one."""
-    while not list(out.glob("checkpoints/*/step-*.pt")):
+def wait_for_checkpoint(out: Path, runs: list[subprocess.Popen], before: set[Path]) -> None:
+    """Wait until there is another one than `before`."""
+    while not checkpoints(out) - before:
         assert all(run.poll() is None for run in runs), (out / "printed").read_text()
         time.sleep(0.02)
+
+
+def checkpoints(out: Path) -> set[Path]:
+    """Those of a training."""
+    return set(out.glob("checkpoints/*/step-*.pt"))
 
 
 MEETING = (
@@ -71,13 +76,6 @@ def on_one(ranks: int, training: list[str], out: Path) -> Outcome:
         patch.setenv("PIPELINE_LEASE_DIR", str(out / "leases"))
         assert start([], ranks, training, out).wait(600) == 0, (out / "printed").read_text()
     return outcome(out)
-
-
-@pytest.fixture(scope="module")
-def two(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """Weights and curve of two ranks on one machine."""
-    out = tmp_path_factory.mktemp("two")
-    return on_one(2, words(pack, out, *TRAINING), out)
 
 
 @pytest.fixture(scope="module")
@@ -100,32 +98,27 @@ def same(one: Outcome, other: Outcome) -> bool:
     )
 
 
-def test_a_machine_that_dies_ends_the_job_and_the_same_commands_go_on(
-    machines: Machines, pack: Path, tmp_path: Path, two: Outcome
+def test_a_machine_that_dies_ends_the_job_or_with_restarts_is_waited_for(
+    machines: Machines, pack: Path, tmp_path: Path
 ) -> None:
+    """The same commands go on; then it dies again, and comes back."""
     out = tmp_path / "out"
     runs = on_both(machines, pack, out)
-    wait_for_checkpoint(out, runs)
+    wait_for_checkpoint(out, runs, set())
     nodes.power_off(2, NETWORK)
     assert runs[0].wait(300) != 0 and runs[1].wait(60) != 0
-    for run in on_both(machines, pack, out):
-        assert run.wait(600) == 0, (out / "printed").read_text()
-    assert same(outcome(out), two)
-
-
-def test_with_restarts_a_machine_that_comes_back_is_waited_for(
-    machines: Machines, pack: Path, tmp_path: Path, two: Outcome
-) -> None:
-    out = tmp_path / "out"
+    before = checkpoints(out)
     first, second = on_both(machines, pack, out, "launch.max_restarts=2")
-    wait_for_checkpoint(out, [first, second])
+    wait_for_checkpoint(out, [first, second], before)
     nodes.power_off(2, NETWORK)
     assert second.wait(60) != 0
     time.sleep(3)
     training = words(pack, out, *TRAINING)
     again = start(machines(2), 1, training, out, *MEETING, "launch.max_restarts=2")
     assert (first.wait(600), again.wait(600)) == (0, 0), (out / "printed").read_text()
-    assert same(outcome(out), two)
+    assert (out / "printed").read_text().count("going on from step") == 2
+    one = tmp_path / "one"
+    assert same(outcome(out), on_one(2, words(pack, one, *TRAINING), one))
 
 
 @pytest.mark.parametrize("command", commands("several-nodes"))
