@@ -136,7 +136,9 @@ class Task:
 
     def _follow(self, launcher: int) -> None:
         with suppress(psutil.NoSuchProcess):
-            psutil.Process(launcher).wait()
+            process = psutil.Process(launcher)
+            while slurm.is_alive(process):  # one that nobody has waited for is not
+                time.sleep(POLL)
         self.child.send_signal(signal.SIGTERM)
 
     def checkpoint(self) -> DelayedSubmission:
