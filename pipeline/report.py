@@ -4,6 +4,9 @@
         'samples=[FOLDER, ...]' 'metrics=[FILE.json, ...]' out=FOLDER \
         [choice=CHOICE.json] [milestones=CURVE.jsonl]
 
+Of documents (workload=concept) it takes curve, record, metrics and out alone: curve, table of
+predictors, examples (pipeline/concept/page.py).
+
 Reads the files of the earlier steps, and the pack that the record names. Everything is read,
 checked and drawn before the first file is written. Ends by printing the table, or in the brief form
 (pipeline/launching/console.py) the score in a sentence.
@@ -22,12 +25,14 @@ import yaml
 from pipeline.base.errors import UserError, run_main
 from pipeline.base.files import atomic_stream
 from pipeline.base.npy import load_npy
+from pipeline.concept.page import documents_report
 from pipeline.config.load import load_step
-from pipeline.config.paths import RESULTS, out_folder, pack_folder
+from pipeline.config.paths import RESULTS, out_folder, pack_folder, run_folder
 from pipeline.config.schema import Config, Report
 from pipeline.config.stages import write_config
 from pipeline.data.pack import Record
-from pipeline.drawing.charts import curve_chart, distance_chart, nfe_chart
+from pipeline.drawing.charts import distance_chart, nfe_chart
+from pipeline.drawing.curve import curve_chart
 from pipeline.drawing.surface import surface_chart
 from pipeline.drawing.tiles import Panel, panel_grid
 from pipeline.images.sources.find import resolve_image_set
@@ -202,9 +207,32 @@ def milestones_part(rows: list[MilestoneRow]) -> list[str]:
             + html_table(cells(rows, COLUMNS), COLUMNS)]  # fmt: skip
 
 
+def report_documents(config: Config, words: Mapping[str, str]) -> None:
+    """The report of a run on documents: pipeline/concept/page.py."""
+    out = out_folder(Path(words.get("out", run_folder(config) / "report")))
+    index = [RESULTS / INDEX] if experiment(out) else []
+    result = documents_report(words, experiment(out), out, index)
+    write_config(out, config, "report")
+    write(out, result.files, result.lead)
+
+
+def write(out: Path, outputs: Mapping[str, bytes], lead: list[str]) -> None:
+    """Write the files, and print the summary or, in the brief form, the score in sentences."""
+    for name, content in outputs.items():
+        with atomic_stream(out / name) as stream:
+            stream.write(content)
+    brief = "\n".join(lead) + "\n"
+    text = brief if console.is_brief() else outputs["summary.txt"].decode()
+    encoding = sys.stdout.encoding or "ascii"
+    print(text.encode(encoding, "replace").decode(encoding), end="")
+
+
 def main(argv: list[str]) -> None:
     """Write the report into the folder `out` and print its summary."""
     config, words = load_step(argv, WORDS)
+    if config.workload == "concept":
+        report_documents(config, words)
+        return
     config = resolve_image_set(config)
     inputs, out = read_inputs(config, words), Path(words["out"])
     write_config(out, config, "report")
@@ -238,13 +266,7 @@ def main(argv: list[str]) -> None:
         "table.html": page(full, tables).encode(),
         "summary.txt": shown.encode(),
     }
-    for name, content in outputs.items():
-        with atomic_stream(out / name) as stream:
-            stream.write(content)
-    # on the terminal
-    text = "\n".join(scores_in_words(evaluations)) + "\n" if console.is_brief() else shown
-    encoding = sys.stdout.encoding or "ascii"
-    print(text.encode(encoding, "replace").decode(encoding), end="")
+    write(out, outputs, scores_in_words(evaluations))
 
 
 if __name__ == "__main__":

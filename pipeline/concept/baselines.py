@@ -14,7 +14,7 @@ from pipeline.concept.targets import rows_of
 from pipeline.config.concept_keys import Concept
 
 MOST_PAIRS, MOST_NUMBERS = 200_000, 10**8  # of a fit: pairs, and vectors times dimension
-STRENGTHS = tuple(10.0**power for power in range(-4, 2))  # tried, times the number of pairs
+STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-8, 4))  # tried, times number of pairs
 EVERY = 10  # of the training documents one in so many chooses among them
 
 
@@ -26,6 +26,7 @@ class Fitted(NamedTuple):
     strength: float  # times the number of pairs
     num_pairs: int
     num_documents: int
+    num_pieces: int  # of an epoch of the training
 
 
 class Pairs(NamedTuple):
@@ -53,7 +54,8 @@ def fit(documents: Documents, keys: Concept) -> Fitted:
     every = pairs(documents, trained, keys.max_sentences)
     num = len(every.after)
     ridge = fit_ridge(every.before, every.after, strength * num)
-    return Fitted(every.after.mean(0), ridge, strength, num, len(numbers))
+    num_pieces = len(pieces(documents.offsets, keys.max_sentences, trained).starts)
+    return Fitted(every.after.mean(0), ridge, strength, num, len(numbers), num_pieces)
 
 
 def choose(fitting: Pairs, chosen: Pairs) -> float:

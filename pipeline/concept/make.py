@@ -25,7 +25,7 @@ from pipeline.concept.pack import (
     pack_folder,
     read_arrays,
 )
-from pipeline.concept.spool import Spool, move_into_place
+from pipeline.concept.spool import Document, Spool, move_into_place
 from pipeline.config.concept_keys import Concept
 from pipeline.config.schema import Config
 from pipeline.config.stages import stage_keys
@@ -41,7 +41,7 @@ class Source(NamedTuple):
 
     root: Path | None
     files: list[Path]
-    read: Callable[[Path], Iterator[np.ndarray]]
+    read: Callable[[Path], Iterator[Document]]
 
 
 def make(config: Config) -> Documents:
@@ -135,6 +135,7 @@ def make_pack(folder: Path, config: Config) -> None:
         "suffix": None if suffix is None else sha256_json(suffix.tolist()),
         "files": {name: size_of(f) for name, f in zip(names, source.files, strict=True)},
         "versions": versions(keys),
+        "texts": True,  # packs in the making of earlier versions begin anew
     }
 
     # Vectors, file by file
@@ -176,7 +177,8 @@ def open_source(config: Config) -> Source:
     keys = config.concept
     assert keys is not None
     if keys.source == "made":
-        return Source(None, [Path("made")], lambda _: made.documents(keys.dimension))
+        documents = (Document(part, None) for part in made.documents(keys.dimension))
+        return Source(None, [Path("made")], lambda _: documents)
 
     # A folder of files
     if config.data.dir is None or not Path(config.data.dir).is_dir():
@@ -202,10 +204,15 @@ def files_of(config: Config) -> list[Path]:
     return parquet.files(root, keys) if keys.source == "parquet" else text.files(root)
 
 
-def ended(documents: Iterator[np.ndarray], suffix: np.ndarray | None) -> Iterator[np.ndarray]:
-    """Documents with the suffix after the last sentence of each, if there is one."""
-    for vectors in documents:
-        yield vectors if suffix is None else np.concatenate([vectors, suffix[None]])
+def ended(documents: Iterator[Document], suffix: np.ndarray | None) -> Iterator[Document]:
+    """Documents with the suffix, which has no text, after the last sentence, if there is one."""
+    for document in documents:
+        if suffix is None:
+            yield document
+            continue
+        vectors, sentences = document
+        texts = None if sentences is None else [*sentences, None]
+        yield Document(np.concatenate([vectors, suffix[None]]), texts)
 
 
 def suffix_of(config: Config) -> np.ndarray | None:

@@ -2,10 +2,13 @@
 
 vectors.npy     float32 (sentences, dimension)
 offsets.npy     int64 (documents + 1): document k is rows offsets[k] … offsets[k + 1]
+sentences.jsonl  their texts, a JSON string a line, null of a suffix; not there if they have none
 manifest.json   the record, and how the pack was made
 normaliser-<scale>.npz, .json   center and scale of each dimension, and what they were fitted to
 """
 
+import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +22,7 @@ from pipeline.concept.normaliser import Normaliser
 from pipeline.config.schema import Config
 from pipeline.data.pack import Listing
 
+TEXTS = "sentences.jsonl"
 HASHED = 10**9  # bytes: up to this size vectors are hashed at each start
 REMEDY = "run `python -m pipeline.prepare`"
 
@@ -100,6 +104,28 @@ def pack_folder(config: Config) -> Path:
 def normaliser_file(folder: Path, scale: str) -> Path:
     """The normaliser of a pack; its record lies beside it as .json."""
     return folder / f"normaliser-{scale}.npz"
+
+
+def read_texts(folder: Path, rows: Collection[int]) -> dict[int, str] | None:
+    """The texts of some rows of the vectors, suffixes aside; None if the pack has no texts.
+
+    Raises UserError if they are damaged.
+    """
+    path = folder / TEXTS
+    if not path.exists():
+        return None
+    texts = {}
+    with path.open() as stream:
+        for row, line in enumerate(stream):
+            if row in rows:
+                texts[row] = json.loads(line)
+            if len(texts) == len(rows):
+                break
+    if len(texts) < len(rows):
+        raise UserError(
+            f"{path} has fewer lines than the pack has vectors: delete the pack and {REMEDY}"
+        )
+    return texts
 
 
 def read_arrays(folder: Path, record: Record) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.base.errors import UserError
+from pipeline.concept.spool import Document
 from pipeline.config.concept_keys import Concept
 from pipeline.images.sources.find import OF_MANY, check_complete
 from pipeline.images.sources.parquet import open_file
@@ -41,8 +42,8 @@ def files(root: Path, keys: Concept) -> list[Path]:
     return found
 
 
-def documents(path: Path, keys: Concept) -> Iterator[np.ndarray]:
-    """The vectors, float32 (n,D), of each document of a file, in its order.
+def documents(path: Path, keys: Concept) -> Iterator[Document]:
+    """The documents of a file, in its order.
 
     Raises UserError that names file, row and column if one is missing, of another dimension or not
     finite, or if a document has more or fewer vectors than sentences.
@@ -62,17 +63,18 @@ def documents(path: Path, keys: Concept) -> Iterator[np.ndarray]:
                 row += 1
 
 
-def document(sentences: Any, vectors: Any, where: str, keys: Concept) -> np.ndarray:
-    """The vectors of one row, checked; `where` names the row."""
+def document(sentences: Any, vectors: Any, where: str, keys: Concept) -> Document:
+    """The document of one row, checked; `where` names the row."""
     there = where + keys.vectors_column
-    num = len(values(sentences, where + keys.sentences_column))
+    texts = [str(text) for text in values(sentences, where + keys.sentences_column).to_pylist()]
+    num = len(texts)
     rows = values(vectors, there)
     if len(rows) != num:
         raise UserError(
             f"{there}: {len(rows)} vectors of {num} sentences: prepare this document again"
         )
     if not num:
-        return np.empty((0, keys.dimension), np.float32)
+        return Document(np.empty((0, keys.dimension), np.float32), [])
     lengths = pc.list_value_length(rows).to_numpy(zero_copy_only=False)
     if (lengths != keys.dimension).any():
         other = int(lengths[lengths != keys.dimension][0])
@@ -86,7 +88,7 @@ def document(sentences: Any, vectors: Any, where: str, keys: Concept) -> np.ndar
     array = numbers.to_numpy(zero_copy_only=False).astype(np.float32)
     if not np.isfinite(array).all():
         raise UserError(f"{there}: a number is not finite in float32: leave this document out")
-    return array.reshape(num, keys.dimension)
+    return Document(array.reshape(num, keys.dimension), [*texts])
 
 
 def values(cell: Any, where: str) -> pa.Array:

@@ -8,11 +8,13 @@ from torch import Tensor
 
 from pipeline.base.errors import UserError
 from pipeline.concept import baselines, scores
+from pipeline.concept.examples import examples
 from pipeline.concept.pack import Documents, pack_folder
 from pipeline.concept.predictions import PredictAbout, Predictions
-from pipeline.concept.score_record import Measures, Ridge, Scores
+from pipeline.concept.score_record import Fit, Scores
 from pipeline.concept.targets import Targets, targets
 from pipeline.config.schema import Config
+from pipeline.reporting.sentences import Measures
 
 
 def score(config: Config, documents: Documents, predictions: Predictions) -> Scores:
@@ -32,12 +34,13 @@ def score(config: Config, documents: Documents, predictions: Predictions) -> Sco
         ridge=measures(fitted.ridge.predict(before), target, document),
         num_documents=predictions.about.num_documents,
         num_targets=len(chosen.rows),
-        fit=Ridge(
+        fit=Fit(
             strength=fitted.strength,
             num_pairs=fitted.num_pairs,
             num_documents=fitted.num_documents,
+            num_pieces=fitted.num_pieces,
         ),
-        examples=[],
+        examples=examples(pack_folder(config), documents, chosen.rows, predicted, target),
         predictions=predictions.about,
     )
 

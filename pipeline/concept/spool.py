@@ -1,8 +1,8 @@
 """Documents that arrive file by file -> a pack in its folder, resumed after any kind of end.
 
-Vectors are appended to one file; when a file of the source is finished, a line of the journal says
-how long its documents are. What lies beyond the last line is cut off by the next run. The manifest
-is written last, and moves last.
+Vectors are appended to one file, sentences to another; when a file of the source is finished, a
+line of the journal says how long its documents are. What lies beyond the last line is cut off by
+the next run. The manifest is written last, and moves last.
 """
 
 import json
@@ -11,16 +11,23 @@ import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from pipeline.base.files import disk_error
 from pipeline.base.npy import save_npy, sha256_npy, write_header
-from pipeline.concept.pack import Hashes
+from pipeline.concept.pack import TEXTS, Hashes
 
 HEADER_BYTES = 128  # of the header of vectors.npy, for any number of vectors
 FLOAT = "<f4"
+
+
+class Document(NamedTuple):
+    """Vectors float32 (n,D) and, if they are known, as many sentences; None: one without text."""
+
+    vectors: np.ndarray
+    sentences: list[str | None] | None
 
 
 class Spool:
@@ -30,15 +37,21 @@ class Spool:
         """Go on from finished files, unless `header`, all that vectors depend on, was another."""
         self.folder, self.dimension = folder, dimension
         self.journal, self.file = folder / "journal.jsonl", folder / "vectors.npy"
+        self.texts = folder / TEXTS
         self.finished: dict[str, list[int]] = {}  # lengths of the documents of each finished file
+        self.text_bytes = 0  # of the sentences of all of them
         lines = list(read_lines(self.journal))
         if lines[:1] != [header] or not self.file.exists():
             self.file.write_bytes(bytes(HEADER_BYTES))
+            self.texts.unlink(missing_ok=True)
             self.journal.write_text(json.dumps(header) + "\n")
         else:
             self.finished = {line["file"]: line["lengths"] for line in lines[1:]}
+            self.text_bytes = sum(line["text_bytes"] for line in lines[1:])
             cut_after(self.journal, 1 + len(self.finished))
         os.truncate(self.file, self.end)
+        if self.texts.exists():
+            os.truncate(self.texts, self.text_bytes)
 
     @property
     def end(self) -> int:
@@ -46,22 +59,32 @@ class Spool:
         num = sum(map(sum, self.finished.values()))
         return HEADER_BYTES + num * self.dimension * np.dtype(FLOAT).itemsize
 
-    def add(self, name: str, documents: Iterator[np.ndarray]) -> None:
-        """Append the documents, float32 (n,D) each, of a file of the source."""
-        lengths = []
+    def add(self, name: str, documents: Iterator[Document]) -> None:
+        """Append the documents of a file of the source."""
+        lengths, text_bytes = [], 0
         try:
             with self.file.open("r+b") as stream:
                 stream.seek(self.end)
-                for vectors in documents:
+                for vectors, sentences in documents:
                     stream.write(np.ascontiguousarray(vectors, FLOAT).data)
+                    text_bytes += self.add_texts(sentences)
                     lengths.append(len(vectors))
                 flush(stream)
+            line = {"file": name, "lengths": lengths, "text_bytes": text_bytes}
             with self.journal.open("a") as journal:
-                journal.write(json.dumps({"file": name, "lengths": lengths}) + "\n")
+                journal.write(json.dumps(line) + "\n")
                 flush(journal)
         except OSError as error:
             raise disk_error(error, self.file) from error
         self.finished[name] = lengths
+        self.text_bytes += text_bytes
+
+    def add_texts(self, sentences: list[str | None] | None) -> int:
+        """Append the sentences of a document, one a line; the number of bytes."""
+        if sentences is None:
+            return 0
+        with self.texts.open("ab") as stream:
+            return stream.write("".join(json.dumps(text) + "\n" for text in sentences).encode())
 
     def arrays(self, names: list[str]) -> tuple[np.ndarray, Hashes]:
         """Offsets (K+1,) int64 of all documents, once the files `names` are finished in this order;
@@ -105,7 +128,8 @@ def move_into_place(making: Path, folder: Path) -> None:
     """
     if (making / "vectors.npy").exists():
         (folder / "manifest.json").unlink(missing_ok=True)
-    for name in ("vectors.npy", "offsets.npy", "manifest.json"):
+        (folder / TEXTS).unlink(missing_ok=True)
+    for name in (TEXTS, "vectors.npy", "offsets.npy", "manifest.json"):
         if (making / name).exists():
             (making / name).replace(folder / name)
     shutil.rmtree(making)

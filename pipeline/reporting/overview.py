@@ -2,8 +2,8 @@
 
     python -m pipeline.reporting.overview
 
-Reads results/<experiment>/<data>/metrics/*.json, writes results/experiments.html and prints the
-table. Files that are damaged or of another program are named and left out.
+Reads results/<experiment>/<data>/metrics/*.json of images, writes results/experiments.html and
+prints the table. Files that are damaged or of another program are named and left out.
 """
 
 import sys
@@ -14,6 +14,7 @@ from typing import NamedTuple
 from pipeline.base.errors import UserError, run_main
 from pipeline.base.files import atomic_stream
 from pipeline.config.paths import RESULTS
+from pipeline.reporting import sentences
 from pipeline.reporting.pages import html_table, page, paragraphs
 from pipeline.reporting.records import Evaluation, TrainAbout
 from pipeline.reporting.score_rows import (
@@ -90,7 +91,7 @@ def read(results: Path) -> tuple[list[Scored], list[str]]:
     # Good and bad files
     entries, left_out = [], []
     for path in sorted(results.glob("*/*/metrics/*.json")):
-        if path.name == "config.json":
+        if path.name in ("config.json", sentences.FILE):
             continue
         try:
             entries.append(Scored(path.parts[-4], path.parts[-3], Evaluation.read(path)))

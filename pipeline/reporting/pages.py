@@ -34,7 +34,9 @@ img { max-width: 100%; height: auto }
 figcaption { color: #555 }
 .grid { display: grid; gap: 1.5em; grid-template-columns: repeat(auto-fill, $column) }
 article { border: 1px solid #ddd; border-radius: 6px; padding: 0 1em .5em; min-width: 0 }
-article h2 { margin: .6em 0 }
+article h2, article h3 { margin: .6em 0 }
+dt { color: #555 }
+dd { margin: 0 0 .5em }
 a { color: #1f4e79 }
 </style></head>
 <body>

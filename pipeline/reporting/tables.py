@@ -48,7 +48,7 @@ SAMPLE_COLUMNS = {
 }  # fmt: skip
 NAMES = {  # columns of words
     "name", "label", "sampler", "device", "precision", "class", "seeds", "values", "experiment",
-    "data", "weights", "start", "classes",
+    "data", "weights", "start", "classes", "predictor",
 }  # fmt: skip
 ARROWS = {"lower": "↓", "higher": "↑"}
 LEGEND = (

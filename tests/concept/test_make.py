@@ -47,7 +47,7 @@ def test_a_pack_holds_all_documents_in_order(words: list[str], tmp_path: Path) -
     assert np.array_equal(pack.vectors, np.concatenate(wanted))
     assert np.diff(pack.offsets).tolist() == [3, 1, 5, 2, 7, 4]
     assert {*content(tmp_path / "pack")} == {
-        *("vectors.npy", "offsets.npy", "manifest.json"),
+        *("vectors.npy", "offsets.npy", "sentences.jsonl", "manifest.json"),
         *("normaliser-quartiles.npz", "normaliser-quartiles.json"),
     }
     assert pack.normaliser.sha256 == fit(pack.vectors, "quartiles").sha256
@@ -60,6 +60,10 @@ def test_a_suffix_ends_each_document_and_is_not_fitted(words: list[str], tmp_pat
     assert np.diff(pack.offsets).tolist() == [4, 2, 6, 3, 8, 5]
     last = pack.offsets[1:] - 1
     assert (pack.vectors[last] == end).all() and pack.record.has_suffix
+    texts = (tmp_path / "pack" / "sentences.jsonl").read_text().splitlines()
+    assert len(texts) == len(pack.vectors)
+    assert [row for row, text in enumerate(texts) if text == "null"] == last.tolist()
+    assert texts[:3] == [f'"Sentence {i}."' for i in range(3)]
     sentences = np.delete(pack.vectors, last, axis=0)
     assert pack.normaliser.sha256 == fit(sentences, "quartiles").sha256
     np.save(tmp_path / "end.npy", end[1:])
@@ -120,8 +124,9 @@ def test_a_move_that_was_cut_short_goes_on(words: list[str], tmp_path: Path) -> 
     make(config_of(*words, f"data.path={tmp_path}/whole"))
     making_folder = tmp_path / "pack" / ".making"
     making_folder.mkdir(parents=True)
-    for name in ("vectors.npy", "offsets.npy", "manifest.json"):
-        place = tmp_path / "pack" if name == "vectors.npy" else making_folder
+    for name in ("vectors.npy", "offsets.npy", "sentences.jsonl", "manifest.json"):
+        moved = name in ("sentences.jsonl", "vectors.npy")
+        place = tmp_path / "pack" if moved else making_folder
         (place / name).write_bytes((tmp_path / "whole" / name).read_bytes())
     make(config_of(*words))
     assert content(tmp_path / "pack") == content(tmp_path / "whole")

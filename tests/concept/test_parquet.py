@@ -26,8 +26,9 @@ def test_documents_come_back_in_order(kind: pa.DataType, tmp_path: Path) -> None
     write_parquet(tmp_path / "split=train" / "0.parquet", rows_of(written), kind)
     (file,) = parquet.files(tmp_path, KEYS)
     read = list(parquet.documents(file, KEYS))
-    assert [part.dtype for part in read] == [np.float32] * 7
-    assert all(np.array_equal(a, b) for a, b in zip(read, written, strict=True))
+    assert [part.vectors.dtype for part in read] == [np.float32] * 7
+    assert all(np.array_equal(a.vectors, b) for a, b in zip(read, written, strict=True))
+    assert [len(part.sentences or []) for part in read] == [len(part) for part in written]
 
 
 def test_files_are_those_of_the_split(tmp_path: Path) -> None:

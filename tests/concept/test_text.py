@@ -42,7 +42,8 @@ def test_a_file_is_a_document(tmp_path: Path) -> None:
         (tmp_path / name).with_suffix(".txt").write_text(content)
     files = text.files(tmp_path)
     read = [part for file in files for part in text.documents(file, lengths)]
-    assert [part.tolist() for part in read] == [[[4.0, 1.0]], [[4.0, 1.0], [6.0, 1.0]]]
+    assert [part.vectors.tolist() for part in read] == [[[4.0, 1.0]], [[4.0, 1.0], [6.0, 1.0]]]
+    assert [part.sentences for part in read] == [["Four"], ["One.", "Three."]]
     with pytest.raises(UserError, match="has no .txt file: give data.dir"):
         text.files(tmp_path / "none")
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.drawing import charts
+from pipeline.drawing import charts, curve
 from pipeline.reporting import score_rows
 from tests.report_inputs import evaluation, of_sampler, parsed
 
@@ -18,7 +18,7 @@ def test_smooth_is_the_mean_of_the_neighbours(values: list[float], reach: int) -
     expected = [
         np.mean(values[max(i - reach, 0) : i + min(i, reach) + 1]) for i in range(len(values))
     ]
-    np.testing.assert_allclose(charts.smooth(np.array(values), reach), expected, atol=1e-12)
+    np.testing.assert_allclose(curve.smooth(np.array(values), reach), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("low", [-0.002, 0.0, 3.0])
