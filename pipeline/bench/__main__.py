@@ -13,7 +13,17 @@ from pipeline.bench import record
 
 # Those with options of their own
 COMMANDS = {"gpu": "pipeline.bench.gpu.parts", "gpu-check": "pipeline.bench.gpu_check.command"}
-NAMES = ("startup", "downsample", "loader", "train", "edm2", "sampling", "scoring")
+NAMES = (
+    "startup",
+    "downsample",
+    "loader",
+    "train",
+    "edm2",
+    "sampling",
+    "solvers",
+    "scoring",
+    "noise",
+)
 
 
 def main() -> None:
