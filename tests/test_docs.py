@@ -146,6 +146,18 @@ FIGURES = [
     ("sampling-and-scoring", "sampling", "{evaluations[0.001][ours][nfe_mean]}", "42.0", "| 42.0"),
     ("sampling-and-scoring", "sampling", "{bf16_grey_levels:.2f}", "0.52", "by 0.52 grey levels"),
     ("sampling-and-scoring", "sampling", "{ratio[one batched call]:.2f}", "0.98", "(0.98 times)"),
+    ("sampling-and-scoring", "solvers", "{median[midpoint at 8]:.4f}", "0.0268", "| 0.0268"),
+    ("sampling-and-scoring", "solvers", "{median[midpoint at 16]:.4f}", "0.0099", "| 0.0099"),
+    ("sampling-and-scoring", "solvers", "{median[ab2 at 8]:.4f}", "0.0221", "| 0.0221"),
+    ("sampling-and-scoring", "solvers", "{median[ab2 at 16]:.4f}", "0.0070", "| 0.0070"),
+    ("sampling-and-scoring", "solvers", "{median[ab3 at 8]:.4f}", "0.0175", "| 0.0175"),
+    ("sampling-and-scoring", "solvers", "{median[ab3 at 16]:.4f}", "0.0042", "| 0.0042"),
+    ("sampling-and-scoring", "noise", "{noise[fid][std]:.3g}", "45.6", "| 45.6 | 4.5 |"),
+    ("sampling-and-scoring", "noise", "{noise[fid][difference_in_stds]:.1f}", "4.5", "| 4.5 |"),
+    ("sampling-and-scoring", "noise", "{noise[kid][std]:.3g}", "0.059", "| 0.059 | 3.0 |"),
+    ("sampling-and-scoring", "noise", "{noise[kid][difference_in_stds]:.1f}", "3.0", "| 3.0 |"),
+    ("sampling-and-scoring", "noise", "{noise[mind][std]:.3g}", "41.4", "| 41.4 | 3.2 |"),
+    ("sampling-and-scoring", "noise", "{noise[mind][difference_in_stds]:.1f}", "3.2", "| 3.2 |"),
 ]  # fmt: skip
 
 
