@@ -12,7 +12,7 @@ from pipeline.flow.made_up import made_up
 from pipeline.flow.workload import FlowMatching
 from pipeline.training import calibration
 from pipeline.training.trainer import Trainer
-from pipeline.workflow import dry_run
+from pipeline.workflow import dry_run, sizes
 from tests.conftest import resolved, write_pack
 
 DRY_RUN = """
@@ -49,19 +49,19 @@ def test_an_absent_file_is_named_by_its_key(key: str) -> None:
 
 def test_the_first_weights_are_in_the_plan(tmp_path: Path) -> None:
     config = resolved("experiment=tiny", f"train.start={tmp_path}/w.safetensors")
-    assert f"  start         {tmp_path}/w.safetensors" in plan.facts(config).splitlines()
-    assert "  start " not in plan.facts(resolved("experiment=tiny"))
+    assert f"  start         {tmp_path}/w.safetensors" in sizes.facts(config).splitlines()
+    assert "  start " not in sizes.facts(resolved("experiment=tiny"))
 
 
 def test_the_cost_of_a_search_is_in_the_plan() -> None:
     words = ["experiment=tiny", "select.guidance=[1,3]", "select.max_tries=7", "select.num=20"]
     line = "  select        up to 7 tries of 20 images with 2 seed(s) = 280 images"
     heun = ["sample.solver=heun", "sample.grid=sigma", "select.seeds=[5,6]"]
-    shown = plan.facts(resolved(*words, *heun)).splitlines()
+    shown = sizes.facts(resolved(*words, *heun)).splitlines()
     assert f"{line}, {280 * 7 * 2:,} evaluations of networks" in shown
-    shown = plan.facts(resolved(*words, "sample.solver=dopri5", "select.seeds=[5,6]")).splitlines()
+    shown = sizes.facts(resolved(*words, "sample.solver=dopri5", "select.seeds=[5,6]")).splitlines()
     assert any(text.startswith(line) and "tolerance" in text for text in shown)
-    assert "  select " not in plan.facts(resolved("experiment=tiny"))
+    assert "  select " not in sizes.facts(resolved("experiment=tiny"))
 
 
 def test_variables_show_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_variables_show_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sizes_of_the_reference_experiment() -> None:
-    text = plan.facts(resolved())
+    text = sizes.facts(resolved())
     assert "295.9 M parameters" in text  # ADM's ImageNet-64 model has 296 M
     assert "563,013 steps of 2,048 = 1,153,050,300 images, 900.0 epochs of 1,281,167" in text
     assert "15.8 GB" in text  # 1,281,167 x (64 x 64 x 3 + 8) bytes
@@ -85,7 +85,7 @@ def test_sizes_of_the_reference_experiment() -> None:
 
 
 def test_sizes_of_another_family() -> None:
-    text = plan.facts(resolved("experiment=edm2_s"))
+    text = sizes.facts(resolved("experiment=edm2_s"))
     assert "280.2 M parameters" in text
     assert "524,288 steps of 2,048 = 1,073,741,824 images, 838.1 epochs of 1,281,167" in text
     assert "heun-32-sigma: 50,000 images with each of the seeds 0, 1, 2" in text
@@ -94,25 +94,25 @@ def test_sizes_of_another_family() -> None:
 def test_stored_averages_are_in_the_plan() -> None:
     words = ["train.ema=power", "train.images=1073741824", "sample.ema_halflife_images=null"]
     runs = "sample.runs=[{ema_width: 0.075}, {ema_width: 0.075, steps: 3}, {}]"
-    text = plan.facts(resolved("experiment=edm2_s", *words, "sample.ema_width=null", runs))
+    text = sizes.facts(resolved("experiment=edm2_s", *words, "sample.ema_width=null", runs))
     # 2 x 128 x 280.2 M x 2 bytes
     assert "snapshots     143.5 GB: 2 averages at 128 times, 560.4 MB each in fp16" in text
     assert "weights       1.1 GB for each of 2 average(s)" in text
     # weights, two averages, their remainders, two moments
     assert "7.8 GB each, 2 kept" in text
-    assert "snapshots" not in plan.facts(resolved("train.ema=halflife"))
+    assert "snapshots" not in sizes.facts(resolved("train.ema=halflife"))
 
 
 def test_every_sampler_has_a_row_and_counts() -> None:
     runs = "[{solver: heun, steps: 9}, {solver: rk4, num: 1000, seeds: [7]}]"
-    text = plan.facts(resolved("sample.ema_halflife_images=null", f"sample.runs={runs}"))
+    text = sizes.facts(resolved("sample.ema_halflife_images=null", f"sample.runs={runs}"))
     assert "heun-9-g1.2: 50,000 images with each of the seeds 0, 1, 2" in text
     assert "rk4-32-g1.2: 1,000 images with seed 7" in text
     assert "sample files  1.9 GB" in text  # 151,000 x (64 x 64 x 3 + 8) bytes
 
 
 def test_milestones_are_counted_as_kept() -> None:
-    assert "4 kept" in plan.facts(resolved("runtime.milestone_images=576525150"))
+    assert "4 kept" in sizes.facts(resolved("runtime.milestone_images=576525150"))
 
 
 def test_balanced_samples_of_an_uneven_pack_are_noted(
@@ -126,13 +126,13 @@ def test_balanced_samples_of_an_uneven_pack_are_noted(
     for counts, noted in (([4] * 10, False), ([31, *[1] * 9], True)):
         per_class = dict(zip(record.classes, counts, strict=True))
         record.model_copy(update={"per_class": per_class}).write(file)
-        assert ("sample.classes=histogram" in plan.facts(config)) == noted
+        assert ("sample.classes=histogram" in sizes.facts(config)) == noted
     drawn = resolved("experiment=tiny", "sample.classes=histogram")
-    assert "would have to change class" not in plan.facts(drawn)
-    chosen = plan.facts(resolved("experiment=tiny", "sample.classes=[1, 5]"))
+    assert "would have to change class" not in sizes.facts(drawn)
+    chosen = sizes.facts(resolved("experiment=tiny", "sample.classes=[1, 5]"))
     assert "samples are of 2 chosen classes" in chosen and "would have to" not in chosen
     with pytest.raises(UserError, match="no class has the number 10"):
-        plan.facts(resolved("experiment=tiny", "sample.classes=[1, 10]"))
+        sizes.facts(resolved("experiment=tiny", "sample.classes=[1, 10]"))
 
 
 def of_ten(config: Config) -> FlowMatching:

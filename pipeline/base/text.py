@@ -20,6 +20,15 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 or isinstance(value, int) else f"{value:.4g}"
 
 
+def size(count: float) -> str:
+    """Bytes as a person reads them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
 def short_number(value: float, _position: int | None = None) -> str:
     """`value` in thousands, millions or billions, for example 1.2 M: a tick's text."""
     for size, suffix in ((1e9, " B"), (1e6, " M"), (1e3, " k")):

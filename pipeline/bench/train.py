@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from pipeline import plan
 from pipeline.bench import record
 from pipeline.bench.plain import PlainTrainer, one_rank
 from pipeline.compute.distributed import Ranks
@@ -33,6 +32,7 @@ from pipeline.training import flops
 from pipeline.training.calibration import finish, one_pass
 from pipeline.training.job import Job
 from pipeline.training.trainer import Trainer
+from pipeline.workflow import sizes
 
 AnyTrainer = PlainTrainer | Trainer
 
@@ -59,7 +59,7 @@ def job_of(words: tuple[str, ...], batch: int, folder: str, *more: str) -> Job:
     """The job of a configuration in `words`, with `batch` images a step and no warm-up."""
     config = resolve_image_set(load_step([*words, "train.warmup_images=0", *more], ())[0])
     config = one_pass(config, batch)
-    workload = made_up(config, plan.num_classes(config))
+    workload = made_up(config, sizes.num_classes(config))
     return Job(config, workload, Path(folder), Path(folder) / "checkpoints")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from pipeline.config.model_keys import Model
@@ -47,3 +48,9 @@ def family(model: Model) -> Family:
 def build(model: Model, num_classes: int) -> nn.Module:
     """The network of `model` on torch's current device, its weights drawn from torch's seed."""
     return family(model).build(model, num_classes)
+
+
+def num_parameters(model: Model, num_classes: int) -> int:
+    """Parameters of the network, counted without memory for them."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build(model, num_classes).parameters())

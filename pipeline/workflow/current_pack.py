@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -56,22 +56,23 @@ def short(record: Record) -> str:
     return record.sha256.images[:12]
 
 
-def check_pack(workflow: Any, config: Config) -> None:
+def check_pack(workflow: Any, maker: str, find_problem: Callable[[], str]) -> None:
     """Stop before the first job unless results here are of the pack that the keys name.
 
+    `find_problem` says in a sentence why they are not; the rule `maker` would make the pack anew.
     Called for each rule that reads the pack, while Snakemake finds out which jobs there are; if
     none has to run, it asks nothing later. Dry runs are only told. Prints one sentence and exits
     with status 2.
     """
     # What makes the pack anew, or runs no job
-    forced = workflow.dag_settings.forceall or "downsample" in workflow.dag_settings.forcerun
+    forced = workflow.dag_settings.forceall or maker in workflow.dag_settings.forcerun
     executes = workflow.executor_plugin is not None and workflow.exec_mode == ExecMode.DEFAULT
     if forced or not executes:
         return
 
     # Told, or stopped
     try:
-        problem = pack_problem(config)
+        problem = find_problem()
     except UserError as error:  # a damaged manifest or record
         problem = str(error)
     if problem and not workflow.dryrun:

@@ -4,45 +4,38 @@ import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from pipeline.base.errors import UserError
 from pipeline.config import paths
 from pipeline.config.load import layered, resolve_resolution, validate
 from pipeline.config.samplers import by_sampler, check_guidance, class_numbers
 from pipeline.config.schema import Config, Guide
-from pipeline.config.stages import settings_words, stage_keys
+from pipeline.config.stages import stage_keys
 from pipeline.config.workloads import TOKENS, check_solver
 from pipeline.images.sources.find import resolve_image_set
 from pipeline.training.milestones import check_planned
+from pipeline.workflow.current_pack import pack_problem
 from pipeline.workflow.selection import Selection, all_recipes
-from pipeline.workflow.trainings import by_rule, guide_config, guide_file
+from pipeline.workflow.shared import Shared, existing
+from pipeline.workflow.trainings import guide_config, guide_file
 
 
-class Experiment:
-    """One resolved experiment, as the Snakefile sees it."""
+class Experiment(Shared):
+    """One resolved experiment on images, as the Snakefile sees it."""
+
+    rules = "pipeline/workflow/images.smk"
+    maker = "downsample"
 
     def __init__(self, files: Mapping[str, Any], command_line: Mapping[str, Any]) -> None:
         """`files`: config.yaml and those of --configfile; `command_line`: --config."""
+        # The configuration, and those of networks that guide
         tree = layered(files, command_line)
-        # The configuration, and what steps get of it that re-runs nothing.
-        self.config: Config = resolve_image_set(validate(tree))
-        self.runtime = self.config.runtime
-        self.settings = settings_words(self.config)
-        # Files that all samplers share.
-        self.data = paths.data_name(self.config)
-        self.record = str(paths.record_file(self.config))
-        self.reference = str(paths.reference_file(self.config))
-        self.run = str(paths.run_folder(self.config))
-        guiding = {
-            guide: guide_config(files, command_line, self.config, guide)
-            for guide in all_recipes(self.config)
-        }
+        config = resolve_image_set(validate(tree))
+        guiding = {g: guide_config(files, command_line, config, g) for g in all_recipes(config)}
+        super().__init__(config, guiding.values())
         self.guiding = {guide: str(guide_file(c, guide)) for guide, c in guiding.items()}
-        self.trainings = by_rule([self.config, *guiding.values()])
-        self.weights = self.trainings["train"].weights
+        # Files that all samplers share
+        self.reference = str(paths.reference_file(config))
         self.selection = Selection(self.config, self.guiding) if self.config.select else None
         chosen = [f"choice={self.selection.choice}"] if self.selection else []
         if self.config.evaluate.milestones:
@@ -60,21 +53,17 @@ class Experiment:
         if not self.config.model.class_conditional:
             check_classes(self.config, None)
         self.guides = {name: self.guide(name) for name in self.samplers}
-        sets = [(config, s) for config in self.samplers.values() for s in config.sample.seeds]
-        self.samples = [str(paths.samples_folder(config, seed)) for config, seed in sets]
-        self.metrics = [str(paths.metrics_file(config, seed)) for config, seed in sets]
+        sets = [(c, seed) for c in self.samplers.values() for seed in c.sample.seeds]
+        self.samples = [str(paths.samples_folder(c, seed) / "images.npy") for c, seed in sets]
+        self.metrics = [str(paths.metrics_file(c, seed)) for c, seed in sets]
         # IMAGENET_DIR if the rules that read images, or the pack, need it
         self.images_env = "IMAGENET_DIR" if paths.images_need_imagenet_dir(self.config) else ""
         self.pack_env = "IMAGENET_DIR" if paths.pack_needs_imagenet_dir(self.config) else ""
         self.resolution_source = resolve_resolution(tree, os.environ)[1]
 
-    def keys(self, stage: str, sampler: str | None = None) -> str:
-        """The keys that `stage` reads, as canonical JSON: the parameter that makes it run again.
-
-        `sampler`: the name of the one whose keys stand in `sample`.
-        """
-        config = self.samplers[sampler] if sampler else self.config
-        return json.dumps(stage_keys(config, stage), sort_keys=True)
+    def sampler_keys(self, stage: str, sampler: str) -> str:
+        """The keys that `stage` reads, as canonical JSON; in `sample` those of one sampler."""
+        return json.dumps(stage_keys(self.samplers[sampler], stage), sort_keys=True)
 
     def sample_settings(self, sampler: str) -> str:
         """Places, runtime and launch of a sampler, with the file of a guide that a rule trains."""
@@ -101,11 +90,6 @@ class Experiment:
         selected = self.samplers[sampler].sample.selected
         return [self.selection.choice] if self.selection and selected else []
 
-    @cached_property
-    def outgrown(self) -> list[str]:
-        """Files to ask for, since trainings by other keys have left others: see Training."""
-        return [file for training in self.trainings.values() for file in training.outgrown()]
-
     def guide(self, sampler: str) -> list[str]:
         """The file of the guiding weights, if this sampler has one.
 
@@ -123,18 +107,13 @@ class Experiment:
             return [sample.guide]
         return existing("sample.guide", sample.guide)
 
-    def threads(self, stage: str, workflow: Any) -> int:
-        """CPU threads of a stage's job: four per GPU, fewer if cores are scarce.
+    def num_jobs(self, stage: str) -> int:
+        """Jobs of a stage that can run side by side."""
+        return len(self.samples) if stage in ("sample", "evaluate") else 1
 
-        Jobs that can run side by side on the GPUs of the run share its cores.
-        """
-        machine = dict(workflow.global_resources.unwrapped_items())
-        num_gpus = getattr(self.runtime.gpus, stage)
-        total, cores = machine.get("gpu") or num_gpus, machine.get("_cores") or 4 * num_gpus
-        num_gpus = min(num_gpus, total)
-        jobs = len(self.samples) if stage in ("sample", "evaluate") else 1
-        abreast = max(1, min(jobs, total // num_gpus))
-        return max(1, min(4 * num_gpus, cores // abreast))
+    def pack_problem(self) -> str:
+        """Why results here are not of the pack that the keys name, or empty."""
+        return pack_problem(self.config)
 
     def banner(self) -> str:
         """One line: experiment, data, and the origin of the resolution."""
@@ -142,16 +121,6 @@ class Experiment:
             f"experiment {self.config.experiment}, data {self.data} "
             f"(resolution {self.config.data.resolution} from {self.resolution_source})"
         )
-
-
-def existing(key: str, file: str | None) -> list[str]:
-    """The file of weights that a key names, as an input of a rule; none if it is null.
-
-    Raises UserError if there is no such file: Snakemake would take old results for new.
-    """
-    if file is not None and not Path(file).is_file():
-        raise UserError(f"{key}={file} is not a file: give a file of weights, or null")
-    return [] if file is None else [file]
 
 
 def check_classes(config: Config, names: Sequence[str] | None) -> None:

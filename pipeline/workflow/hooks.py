@@ -14,6 +14,7 @@ from pipeline.compute import gpus
 from pipeline.config import paths
 from pipeline.config.image_sets import NO_CLASS, check_classless
 from pipeline.config.schema import Config
+from pipeline.config.workloads import SENTENCES
 from pipeline.data.pack import Record
 from pipeline.images.sources.changes import location_at_hand
 from pipeline.images.sources.opening import has_classes
@@ -24,6 +25,7 @@ from pipeline.steps import STEPS
 from pipeline.training import start_weights
 from pipeline.training.batch_size import images_of_a_rank
 from pipeline.workflow.experiment import Experiment, check_classes
+from pipeline.workflow.shared import Shared
 from pipeline.workflow.trainings import Training
 from pipeline.workflow.variables import parse_variables
 
@@ -32,7 +34,7 @@ REMEDIES = {"IMAGENET_DIR": "export IMAGENET_DIR=FOLDER, or give data.dir and da
 _HELD: list[IO[str]] = []  # open files whose locks last as long as this process
 
 
-def start(workflow: Any, experiment: Experiment) -> None:
+def start(workflow: Any, experiment: Shared) -> None:
     """Checks before the first job: no other Snakemake is here, and all that the jobs need is."""
     hold_folder(Path(".snakemake") / "pipeline.lock")
     jobs = list(workflow.dag.needrun_jobs())
@@ -42,7 +44,8 @@ def start(workflow: Any, experiment: Experiment) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    check_chosen(jobs, experiment.config)
+    if isinstance(experiment, Experiment):
+        check_chosen(jobs, experiment.config)
     if workflow.local_exec:
         check_devices(jobs, experiment)
     print(experiment.banner(), flush=True)
@@ -52,16 +55,21 @@ def check_starts(trainings: Mapping[str, Training], rules: Collection[str]) -> N
     """Raise UserError if a training is among the `rules` that run and cannot work."""
     for rule in (name for name in trainings if name in rules):
         try:
-            check_start(trainings[rule].config, "downsample" in rules)
+            config = trainings[rule].config
+            check_start(config, classes_of(config, "downsample" in rules))
         except UserError as error:
             raise UserError(f"rule {rule}: {error}") from error
 
 
-def check_start(config: Config, packs: bool) -> None:
-    """Raise UserError if a training cannot work, before or after a pack is made (`packs`).
+def classes_of(config: Config, packs: bool) -> list[str] | None:
+    """The classes of the pack of images that is there; None: not known, or it has none.
 
-    That is, if it is to learn classes of images that have none, or cannot start from train.start.
+    `packs`: one is about to be made. Raises UserError if a training is to learn classes of images
+    that have none.
     """
+    if config.workload == SENTENCES:
+        return None
+
     # The pack that is there
     file = paths.record_file(config)
     is_current = file.exists() and not packs
@@ -74,12 +82,14 @@ def check_start(config: Config, packs: bool) -> None:
     location = location_at_hand(config, config.data.layout) if conditional and not classes else None
     if location and not has_classes(location):
         check_classless(str(location.paths[0]), [NO_CLASS], conditional)
+    return classes
 
-    # The first weights
-    if config.train.start is None:
-        return
-    num_classes = len(classes) if classes else None
-    start_weights.check_origin(start_weights.locate(config.train.start), config, num_classes)
+
+def check_start(config: Config, classes: list[str] | None) -> None:
+    """Raise UserError if a training on these classes cannot start from train.start."""
+    if config.train.start is not None:
+        num_classes = len(classes) if classes else None
+        start_weights.check_origin(start_weights.locate(config.train.start), config, num_classes)
 
 
 def check_chosen(jobs: Iterable[Any], config: Config) -> None:
@@ -95,7 +105,7 @@ def check_chosen(jobs: Iterable[Any], config: Config) -> None:
         sys.exit(2)
 
 
-def check_devices(jobs: Iterable[Any], experiment: Experiment) -> None:
+def check_devices(jobs: Iterable[Any], experiment: Shared) -> None:
     """Stop unless this machine has the GPUs of every job, and the batch divides over them."""
     # Launcher of the ranks
     config, visible = experiment.config, gpus.visible()

@@ -36,12 +36,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_sampler_and_seed_is_a_set_of_its_own(here: Path) -> None:
     found = resolved_experiment(sample={"runs": RUNS, "seeds": [0, 1]})
     heun, guided = found.samplers
-    assert [folder.split("/sample/")[1] for folder in found.samples] == [
+    assert [file.split("/sample/")[1].removesuffix("/images.npy") for file in found.samples] == [
         f"{heun}/seed0", f"{heun}/seed1", f"{guided}/seed4", f"{guided}/seed5"
     ]  # fmt: skip
     assert found.metrics[-1] == f"{found.run}/metrics/{guided}-seed5.json"
     assert found.guides == {heun: [], guided: ["weak.safetensors"]}
-    keys = json.loads(found.keys("sample", heun))["sample"]
+    keys = json.loads(found.sampler_keys("sample", heun))["sample"]
     assert (keys["solver"], keys["steps"], keys["guide"]) == ("heun", 9, None)
     assert not {"runs", "seeds"} & set(keys)
 
@@ -143,7 +143,7 @@ def test_another_run_changes_no_key_of_what_is_there(here: Path) -> None:
     one = resolved_experiment(sample={"runs": RUNS[:1]})
     two = resolved_experiment(sample={"runs": RUNS})
     (name,) = one.samplers
-    assert one.keys("sample", name) == two.keys("sample", name)
+    assert one.sampler_keys("sample", name) == two.sampler_keys("sample", name)
     for stage in ("downsample", "train", "extractor", "reference", "evaluate", "report"):
         assert one.keys(stage) == two.keys(stage)
 

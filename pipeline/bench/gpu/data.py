@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import plan
 from pipeline.bench import record
 from pipeline.bench.gpu.scale import Scale, Unavailable
 from pipeline.bench.train import job_of
@@ -18,6 +17,7 @@ from pipeline.data.reader import Mapped, Reader, Resident
 from pipeline.flow.made_up import made_up
 from pipeline.flow.workload import draw
 from pipeline.training.calibration import finish
+from pipeline.workflow import sizes
 
 BATCH = 256  # images
 BATCHES = 20  # of a round at most
@@ -61,7 +61,7 @@ def loading(scale: Scale) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         config = job_of(scale.words, min(BATCH, scale.largest), folder).config
     # Both ways in turn
-    pack, seed = made_up(config, plan.num_classes(config)).pack, config.train.seed
+    pack, seed = made_up(config, sizes.num_classes(config)).pack, config.train.seed
     readers: dict[str, Reader] = {
         "memory-mapped": Mapped(pack, seed, scale.device, ahead=config.train.batch),
         "copied to the device": Resident(pack, seed, scale.device),

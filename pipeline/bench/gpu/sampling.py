@@ -23,10 +23,10 @@ from pipeline.config.stages import stage_keys
 from pipeline.data.pack import DataAbout
 from pipeline.images.sources.find import resolve_image_set
 from pipeline.networks import families
-from pipeline.plan import num_classes
 from pipeline.sampling import network
 from pipeline.sampling.job import Job
 from pipeline.training import weights_file
+from pipeline.workflow.sizes import num_classes
 
 EVALUATIONS = 8  # of an image, by a fixed grid
 STEPS = {"euler": 8, "heun": 4, "midpoint": 4, "rk4": 2}

@@ -1,0 +1,56 @@
+"""An experiment on documents as the Snakefile sees it: pipeline/workflow/documents.smk."""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.concept.pack import Record, pack_folder
+from pipeline.config import paths
+from pipeline.config.load import layered, validate
+from pipeline.config.schema import Config
+from pipeline.workflow.shared import Shared, existing
+
+
+class Documents(Shared):
+    """One resolved experiment on sentence vectors."""
+
+    rules = "pipeline/workflow/documents.smk"
+    maker = "prepare"
+
+    def __init__(self, files: Mapping[str, Any], command_line: Mapping[str, Any]) -> None:
+        """`files`: config.yaml and those of --configfile; `command_line`: --config."""
+        super().__init__(validate(layered(files, command_line)))
+        assert self.config.concept is not None
+        self.suffix = existing("concept.suffix", self.config.concept.suffix, "file")
+        words = [f"concept.suffix={file}" for file in self.suffix]
+        self.prepare_settings = shlex.join([*shlex.split(self.settings), *words])
+        self.samples = [f"{self.run}/predict/predicted.npy"]
+        self.metrics = [f"{self.run}/score/scores.json"]
+
+    def pack_problem(self) -> str:
+        """Why results here are not of the pack that the keys name, or empty."""
+        return pack_problem(self.config)
+
+    def banner(self) -> str:
+        """One line: experiment and data."""
+        assert self.config.concept is not None
+        documents = f"documents {self.data} ({self.config.concept.source})"
+        return f"experiment {self.config.experiment}, {documents}"
+
+
+def pack_problem(config: Config) -> str:
+    """Why results here may be of other documents, in a sentence; empty if nothing says so.
+
+    They are of the pack that results/data/<name>.json describes.
+    """
+    file, folder = paths.record_file(config), pack_folder(config)
+    if not file.exists() or not (folder / "manifest.json").exists():
+        return ""  # the next job makes the pack, or says that it is missing
+    record, pack = Record.read(file), Record.read(folder / "manifest.json")
+    if record.sha256 == pack.sha256:
+        return ""
+    return (
+        f"the pack in {folder} is not the one that the results here are of ({file}): give another "
+        "concept.name, or run `make data`, after which all results are made again of the pack that "
+        "is there"
+    )

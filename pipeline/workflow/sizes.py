@@ -1,0 +1,147 @@
+"""Training length, network size and sizes on disk of an experiment on images, for its plan."""
+
+import math
+
+from pipeline.base.text import size
+from pipeline.config import paths
+from pipeline.config.image_sets import MADE_SOURCES
+from pipeline.config.samplers import by_sampler, class_numbers, most_evaluations, sampler_name
+from pipeline.config.schema import Config, Sample
+from pipeline.config.train_keys import Train
+from pipeline.data.pack import Record, balance_note, chosen_note
+from pipeline.images.shapes import CLASSES
+from pipeline.networks import families
+from pipeline.training.milestones import planned
+from pipeline.workflow import selection
+
+IMAGENET_CLASSES = 1000  # for the size of the embedding, as long as there is no record
+
+
+def num_images(config: Config) -> int | None:
+    """Images of the pack: from its record, else as the configuration expects them."""
+    path = paths.record_file(config)
+    if path.exists():
+        return Record.read(path).num_images
+    if config.data.source in MADE_SOURCES:
+        return MADE_SOURCES[config.data.source] * len(CLASSES)
+    return config.data.expected_images
+
+
+def num_classes(config: Config) -> int:
+    """Classes of the pack: from its record, else as the configuration expects them."""
+    path = paths.record_file(config)
+    if path.exists():
+        return len(Record.read(path).classes)
+    if config.data.source in MADE_SOURCES:
+        return len(CLASSES)
+    return config.data.expected_classes or IMAGENET_CLASSES
+
+
+def weight_bytes(config: Config) -> int:
+    """Size of the network's weights."""
+    return 4 * families.num_parameters(config.model, num_classes(config))
+
+
+def guide_line(config: Config) -> str:
+    """The training of a network that guides, in a line."""
+    steps, weights = math.ceil(config.train.images / config.train.batch), weight_bytes(config)
+    stored = config.train.snapshot_bytes * weights // 4
+    averages = f" and stored averages of {size(stored)}" if stored else ""
+    return (
+        f"{config.experiment}: {weights / 4e6:.1f} M parameters, {steps:,} steps of "
+        f"{config.train.batch:,} = {config.train.images:,} images, checkpoints of "
+        f"{size(config.train.num_copies * weights)}{averages} in {paths.run_folder(config)}"
+    )
+
+
+def facts(config: Config) -> str:
+    """Training length, network size and sizes on disk, a line each."""
+    # Size of the network
+    num, res, train = num_images(config), config.data.resolution, config.train
+    weights = weight_bytes(config)
+
+    # Size of the files
+    pack = num * (res * res * 3 + 8) if num else 0
+    samplers = config.sample.samplers
+    samples = sum(s.num * len(s.seeds) for s in samplers) * (res * res * 3 + 8)
+    averages, saved = len(paths.weights_files(train)), train.num_copies * weights
+    stored = train.snapshot_bytes * weights // 4
+    plain = [c for c in by_sampler(config).values() if not c.sample.selected]
+    made = {str(paths.weights_file(c)) for c in plain if c.sample.ema_width}
+    made |= set(selection.averages(config))
+    # Length and checkpoints
+    every, steps = config.runtime.milestone_images, math.ceil(train.images / train.batch)
+    num_kept = config.runtime.keep_checkpoints + (train.images // every if every else 0)
+    total = pack + num_kept * saved + stored + (averages + len(made)) * weights + samples
+    epochs = f"{train.images / num:,.1f} epochs of {num:,}" if num else "epochs: not known yet"
+
+    # Line by line
+    lines = {
+        "network": f"{weights / 4e6:.1f} M parameters",
+        "training": f"{steps:,} steps of {train.batch:,} = {train.images:,} images, {epochs}",
+        **({} if train.start is None else {"start": train.start}),
+        "pack": size(pack) if num else "not known yet",
+        "checkpoints": f"{size(saved)} each, {num_kept:,} kept",
+        **({"snapshots": snapshot_line(train, stored)} if stored else {}),
+        "weights": f"{size(weights)} for each of {averages + len(made)} average(s)",
+        "sample files": size(samples),
+        "disk": f"{size(total)} in all{'' if num else ', and the pack'}",
+    }
+
+    # Samplers one by one
+    more_lines = [("sampler", sampler_line(sampler)) for sampler in samplers]
+    more_lines += [("select", line) for line in [selection.cost(config)] if line]
+    more_lines += [("milestones", line) for line in [milestones_line(config)] if line]
+    more_lines += [("note", note) for note in class_notes(config)]
+    return "\n".join(f"  {name:<13} {text}" for name, text in [*lines.items(), *more_lines])
+
+
+def snapshot_line(train: Train, num_bytes: int) -> str:
+    """The averages that the training stores, `num_bytes` together, in a line."""
+    count = len(train.stored_images(train.last_images))
+    num_files, precision = count * len(train.ema_widths), train.ema_snapshot_precision
+    return f"{size(num_bytes)}: {len(train.ema_widths)} averages at {count:,} times, " + (
+        f"{size(num_bytes / num_files)} each in {precision}"
+    )
+
+
+def milestones_line(config: Config) -> str:
+    """What the scores over the training cost, in a line; empty without evaluate.milestones."""
+    if not config.evaluate.milestones:
+        return ""
+    count = len(planned(config.train, config.runtime.milestone_images))
+    num_images = count * config.evaluate.milestone_num
+    text = f"{count:,} times {config.evaluate.milestone_num:,} images = {num_images:,} images"
+    each = most_evaluations(config.sample.samplers[0])
+    if each is None:
+        return f"{text}; their evaluations of networks depend on the tolerance"
+    return f"{text}, {num_images * each:,} evaluations of networks"
+
+
+def class_notes(config: Config) -> list[str]:
+    """Sentences about samplers whose classes are not shared out as those of the pack.
+
+    Raises UserError if a sampler lists a class that the pack does not have.
+    """
+    # Only with a record
+    path = paths.record_file(config)
+    if not (config.model.class_conditional and path.exists()):
+        return []
+    record = Record.read(path)
+
+    # Chosen and balanced classes
+    notes = []
+    for sampler in config.sample.samplers:
+        numbers = class_numbers(sampler, record.classes)
+        if numbers is not None:
+            notes.append(chosen_note(len(numbers), len(record.classes)))
+        elif sampler.classes == "balanced" and record.per_class:  # None in old records
+            notes.append(balance_note(record.per_class.values()))
+    return list(dict.fromkeys(filter(None, notes)))
+
+
+def sampler_line(sample: Sample) -> str:
+    """One sampler in a line: its name, images and seeds."""
+    seeds = ", ".join(map(str, sample.seeds))
+    word = "seed" if len(sample.seeds) == 1 else "each of the seeds"
+    return f"{sampler_name(sample)}: {sample.num:,} images with {word} {seeds}"
