@@ -108,7 +108,7 @@ def describe(experiment: Shared, jobs: list[Job]) -> str:
         sizes.guide_line(t.config) for rule, t in experiment.trainings.items() if rule != "train"
     ]
     facts = (document_sizes if of_documents else sizes).facts(config)
-    lines = [facts, *(f"  {'guide':<13} {line}" for line in map(sizes.guide_line, guides))]
+    lines = [facts, *(f"  {'guide':<13} {line}" for line in guides)]
     return "\n\n".join([f"{head}\n{places}", table, "\n".join(lines)])
 
 
