@@ -7,6 +7,7 @@ import torch
 
 from pipeline.base.errors import UserError
 from pipeline.base.text import size
+from pipeline.concept.held_out import held_out
 from pipeline.concept.network import LCM
 from pipeline.concept.normaliser import Normaliser
 from pipeline.concept.pack import Record, pack_folder, read_arrays
@@ -48,7 +49,8 @@ def epochs(config: Config) -> str:
         offsets = read_arrays(folder, record)[1]
     except UserError:  # not made yet
         return "epochs: not known yet"
-    num = len(pieces(offsets, config.concept.max_sentences).starts)
+    scored = held_out(record.num_documents, config.concept.held_out)
+    num = len(pieces(offsets, config.concept.max_sentences, ~scored).starts)
     if not num:
         return "no epoch: no document has two sentences"
     return f"{config.train.images / num:,.1f} epochs of {num:,}"

@@ -1,0 +1,129 @@
+"""The workflow on documents: one real run of a short lcm_mse_smoke, and dry runs on it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.workflow import kinds
+from tests.conftest import ROOT
+
+RUN = Path("results/lcm_mse_smoke/made")
+CODE = ("Snakefile", "Makefile", "config.yaml", "pipeline", "envs", "profiles")
+SHORT = "train.images=640 train.warmup_images=64 launch.threads=1 runtime.gpus.train=1"
+AFTER_TRAINING = ["predict", "report", "score"]
+
+
+class Project:
+    """A copy of the project in which Snakemake runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("IMAGENET")}
+        self.environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+    def run(self, *flags: str, words: str = "") -> subprocess.CompletedProcess[str]:
+        """Snakemake on the short experiment with more `words`."""
+        config = ["experiment=lcm_mse_smoke", f"set={json.dumps([f'{SHORT} {words}'.strip()])}"]
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", "--resources", "gpu=1"]
+        command += [*flags, "--config", *config]
+        return subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True
+        )
+
+    def jobs(self, words: str = "") -> list[str]:
+        """The rules that a dry run would run, sorted."""
+        done = self.run("--dry-run", words=words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return rules(done)
+
+
+def rules(done: subprocess.CompletedProcess[str]) -> list[str]:
+    found = re.findall(r"^(?:local)?rule (\w+):$", done.stdout + done.stderr, re.M)
+    return sorted(rule for rule in found if rule != "all")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The short experiment, run whole."""
+    folder = tmp_path_factory.mktemp("documents")
+    for name in CODE:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+        copy(ROOT / name, folder / name)
+    project = Project(folder)
+    done = project.run()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert rules(done) == ["predict", "prepare", "report", "score", "train"]
+    return project
+
+
+@pytest.mark.slow
+def test_what_a_run_leaves(finished: Project) -> None:
+    for name in (
+        "results/data/made.json",
+        RUN / "train/weights.safetensors",
+        RUN / "train/curve.jsonl",
+        RUN / "predict/predicted.npy",
+        RUN / "predict/predict.json",
+        RUN / "score/scores.json",
+        RUN / "report/summary.txt",
+        RUN / "report/index.html",
+        RUN / "report/curve.png",
+        "results/index.html",
+        "results/experiments.html",
+    ):
+        assert (finished.folder / name).stat().st_size > 0, name
+    cards = (finished.folder / "results/index.html").read_text()
+    assert "lcm_mse_smoke, made" in cards and "lcm_mse_smoke/made/report/curve.png" in cards
+    assert (finished.folder / RUN / "report/summary.txt").read_text().splitlines()[0] in cards
+    assert "Left out" not in (finished.folder / "results/experiments.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", []),
+        ("concept.num_scored=50", AFTER_TRAINING),
+        ("sample.precision=fp32", AFTER_TRAINING),
+        ("train.lr=1e-3", [*AFTER_TRAINING, "train"]),
+        ("concept.held_out=0.2", [*AFTER_TRAINING, "train"]),
+        ("concept.max_sentences=12", [*AFTER_TRAINING, "train"]),
+        ("concept.dimension=16", ["predict", "prepare", "report", "score", "train"]),
+        ("runtime.sample_batch=3 runtime.gpus.sample=2 runtime.log_images=7", []),
+    ],
+)
+def test_a_key_runs_the_stages_that_read_it(
+    finished: Project, words: str, expected: list[str]
+) -> None:
+    assert finished.jobs(words) == sorted(expected)
+
+
+@pytest.mark.slow
+def test_documents_of_another_pack_are_told_before_the_first_job(finished: Project) -> None:
+    manifest = finished.folder / "results/packs/made/manifest.json"
+    text = manifest.read_text()
+    sha256 = json.loads(text)["sha256"]["vectors"]
+    manifest.write_text(text.replace(sha256, sha256[::-1]))
+    try:
+        done = finished.run(words="train.lr=1e-3")
+    finally:
+        manifest.write_text(text)
+    assert done.returncode == 2
+    assert "is not the one that the results here are of" in done.stderr
+    assert rules(done) == []
+
+
+def test_the_rule_that_makes_the_pack(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, rule in (
+        (["--config", "experiment=lcm_mse_smoke"], "prepare"),
+        (["--config", "experiment=tiny", 'set=["train.lr=1e-3"]'], "downsample"),
+        ([], "downsample"),
+    ):
+        kinds.main(words)
+        assert capsys.readouterr().out == f"{rule}\n"
