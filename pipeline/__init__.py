@@ -15,7 +15,7 @@ flow        paths, their times, noise and masks: the workloads on images
 concept     documents as sentence vectors: their network and loss, its predictions and scores
 training    any workload -> files of weights: steps, ranks, checkpoints, averages
 scoring     features, distances, references                   sampling    weights -> images
-workflow    what the Snakefile asks                           trials      cheap scores of choices
+workflow    rules, and what they ask                          trials      cheap scores of choices
 bench       measurements
 
 One training step, in reading order: train -> training/loop -> training/trainer -> flow/workload ->
