@@ -25,7 +25,7 @@ class Documents(Shared):
         words = [f"concept.suffix={file}" for file in self.suffix]
         self.prepare_settings = shlex.join([*shlex.split(self.settings), *words])
         self.samples = [f"{self.run}/predict/predicted.npy"]
-        self.metrics = [f"{self.run}/score/scores.json"]
+        self.metrics = [f"{self.run}/metrics/scores.json"]
 
     def pack_problem(self) -> str:
         """Why results here are not of the pack that the keys name, or empty."""

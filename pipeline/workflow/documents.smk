@@ -54,11 +54,11 @@ rule score:
         about=rules.predict.output.about,
         record=lambda wildcards: X.current_record(workflow),
     output:
-        scores=f"{RUN}/score/scores.json",
+        scores=f"{RUN}/metrics/scores.json",
     log:
-        f"{RUN}/score/scores.log",
+        f"{RUN}/metrics/scores.log",
     benchmark:
-        f"{RUN}/score/scores.benchmark.tsv"
+        f"{RUN}/metrics/scores.benchmark.tsv"
     conda:
         "../../envs/pipeline.yaml"
     threads: 4

@@ -70,7 +70,7 @@ def test_what_a_run_leaves(finished: Project) -> None:
         RUN / "train/curve.jsonl",
         RUN / "predict/predicted.npy",
         RUN / "predict/predict.json",
-        RUN / "score/scores.json",
+        RUN / "metrics/scores.json",
         RUN / "report/summary.txt",
         RUN / "report/index.html",
         RUN / "report/curve.png",
