@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.reporting import sentences
 from pipeline.workflow import kinds
 from tests.conftest import ROOT
 
@@ -80,7 +81,8 @@ def test_what_a_run_leaves(finished: Project) -> None:
         assert (finished.folder / name).stat().st_size > 0, name
     cards = (finished.folder / "results/index.html").read_text()
     assert "lcm_mse_smoke, made" in cards and "lcm_mse_smoke/made/report/curve.png" in cards
-    assert (finished.folder / RUN / "report/summary.txt").read_text().splitlines()[0] in cards
+    scores = sentences.read_of_run(finished.folder / RUN / "metrics")
+    assert scores is not None and all(line in cards for line in sentences.in_words(scores))
     assert "Left out" not in (finished.folder / "results/experiments.html").read_text()
 
 
