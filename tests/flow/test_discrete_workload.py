@@ -1,7 +1,5 @@
 """Discrete flows under a trainer that knows nothing of them: drawn by position, resumed."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,8 @@ from pipeline.flow.discrete_workload import DiscreteFlow, TokenBatch
 from pipeline.flow.made_up import made_up, made_up_pack
 from pipeline.flow.tokens import pixels_of, tokens_of
 from tests import discrete
-from tests.conftest import ROOT, resolved
+from tests.conftest import resolved
+from tests.on_ranks import train_on_ranks
 from tests.test_train import Tensor, difference, losses, outcome
 
 CPU = torch.device("cpu")
@@ -97,46 +96,47 @@ def test_messages_and_shapes_of_an_empty_batch() -> None:
 # --- training ------------------------------------------------------------------------------------
 
 
-LOSSES = ["cross_entropy", pytest.param("generalised_kl", marks=pytest.mark.slow)]
+LOSSES = ("cross_entropy", "generalised_kl")
 
 
-@pytest.fixture(scope="module", params=LOSSES)
-def loss(request: pytest.FixtureRequest) -> str:
-    return f"train.token_loss={request.param}"
+def words(pack: Path, out: Path, loss: str, *more: str) -> list[str]:
+    return [*SMALL, f"train.token_loss={loss}", f"data.path={pack}", f"out={out}", *more]
 
 
-def run(pack: Path, out: Path, *more: str) -> tuple:
-    train.main([*SMALL, f"data.path={pack}", f"out={out}", *more])
+def run(pack: Path, out: Path, loss: str, *more: str) -> tuple:
+    train.main(words(pack, out, loss, *more))
     return outcome(out)
 
 
 @pytest.fixture(scope="module")
-def reference(loss: str, pack: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    """One process, one pass per step."""
-    return run(pack, tmp_path_factory.mktemp("discrete"), loss)
+def references(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple]:
+    """By loss: one process, one pass per step."""
+    return {loss: run(pack, tmp_path_factory.mktemp("discrete"), loss) for loss in LOSSES}
 
 
-def test_it_resumes_to_the_bit(reference: tuple, loss: str, pack: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", LOSSES)
+def test_it_resumes_to_the_bit(
+    references: dict[str, tuple], loss: str, pack: Path, tmp_path: Path
+) -> None:
     run(pack, tmp_path, loss, "train.images=48")
     weights, rows = run(pack, tmp_path, loss)
+    reference = references[loss]
     assert all(torch.equal(weights[name], reference[0][name]) for name in reference[0])
     assert losses(rows) == losses(reference[1]) and len(rows) == 8
 
 
 def test_two_ranks_make_the_same_model(
-    reference: tuple, loss: str, pack: Path, tmp_path: Path
+    references: dict[str, tuple], pack: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "pipeline.train", *SMALL, loss, f"data.path={pack}", f"out={tmp_path}"]
-    command += ["runtime.micro_batch=3"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stdout + done.stderr
-    weights, rows = outcome(tmp_path)
-    assert losses(rows) == pytest.approx(losses(reference[1]), rel=1e-5)
-    assert difference(weights, reference[0]) < 1e-4
+    train_on_ranks(
+        2, *(words(pack, tmp_path / loss, loss, "runtime.micro_batch=3") for loss in LOSSES)
+    )
+    for loss, reference in references.items():
+        weights, rows = outcome(tmp_path / loss)
+        assert losses(rows) == pytest.approx(losses(reference[1]), rel=1e-5)
+        assert difference(weights, reference[0]) < 1e-4
 
 
-def test_it_starts_at_the_entropy_of_the_values_and_learns(reference: tuple, loss: str) -> None:
-    curve = losses(reference[1])
-    if loss.endswith("cross_entropy"):
-        assert curve[0] == pytest.approx(np.log(17), rel=1e-6) and curve[-1] < curve[0]
+def test_it_starts_at_the_entropy_of_the_values_and_learns(references: dict[str, tuple]) -> None:
+    curve = losses(references["cross_entropy"][1])
+    assert curve[0] == pytest.approx(np.log(17), rel=1e-6) and curve[-1] < curve[0]

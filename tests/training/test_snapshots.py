@@ -20,7 +20,8 @@ from pipeline.training.power_profile import Profile, decay
 from pipeline.training.trainer import Trainer
 from pipeline.training.weights_file import WeightsAbout, load_weights, read_about, save_weights
 from tests.conftest import resolved
-from tests.test_train import difference, outcome, run, torchrun, words
+from tests.on_ranks import train_on_ranks
+from tests.test_train import difference, outcome, run, words
 
 FP16 = "train.ema_snapshot_precision=fp16"
 POWER = ["train.ema=power", FP16, "train.ema_snapshot_images=30", "runtime.keep_checkpoints=9"]
@@ -99,21 +100,21 @@ def test_a_snapshot_is_on_the_disk_before_the_checkpoint_of_its_step(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_ranks_go_on_from_one_and_store_the_same(
-    pack: Path, tmp_path: Path, strategy: str
-) -> None:
-    more = [*POWER, f"runtime.strategy={strategy}", "train.ema_snapshot_precision=fp32"]
-    run(pack, tmp_path / "one", *more)
-    run(pack, tmp_path / "two", *more, "train.images=48")
-    process = torchrun(2, words(pack, tmp_path / "two", *more, "runtime.micro_batch=3"))
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
-    one, two = (snapshots.stored(folder_of(tmp_path / name)) for name in ("one", "two"))
-    assert "going on from step 4 of 8" in output
-    assert one.keys() < two.keys() and len(one) == 6  # and the end at 48 images
-    for profile, path in one.items():
-        assert difference(load_weights(path), load_weights(two[profile])) < 1e-5
+def test_two_ranks_go_on_from_one_and_store_the_same(pack: Path, tmp_path: Path) -> None:
+    parts = []
+    for strategy in ("ddp", "fsdp2"):
+        more = [*POWER, f"runtime.strategy={strategy}", "train.ema_snapshot_precision=fp32"]
+        run(pack, tmp_path / strategy / "one", *more)
+        out = tmp_path / strategy / "two"
+        run(pack, out, *more, "train.images=48")
+        parts.append(words(pack, out, *more, "runtime.micro_batch=3"))
+    output = train_on_ranks(2, *parts)
+    assert output.count("going on from step 4 of 8") == 2, output
+    for folder in (tmp_path / "ddp", tmp_path / "fsdp2"):
+        one, two = (snapshots.stored(folder_of(folder / name)) for name in ("one", "two"))
+        assert one.keys() < two.keys() and len(one) == 6  # and the end at 48 images
+        for profile, path in one.items():
+            assert difference(load_weights(path), load_weights(two[profile])) < 1e-5
 
 
 def test_a_training_of_half_lives_stores_nothing(pack: Path, tmp_path: Path) -> None:
