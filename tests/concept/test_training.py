@@ -23,6 +23,7 @@ from pipeline.concept.workload import NextSentence
 from pipeline.training.weights_file import read_about
 from tests.concept.documents import DIMENSION, WORDS, config_of, vectors_of
 from tests.conftest import ROOT
+from tests.on_ranks import train_on_ranks
 from tests.test_train import difference, losses, outcome
 
 
@@ -56,24 +57,16 @@ def test_in_several_passes(reference: tuple, pack: Path, tmp_path: Path) -> None
     agree(outcome(tmp_path), reference)
 
 
-@pytest.mark.parametrize(
-    ("micro", "strategy"),
-    [
-        pytest.param(6, "ddp", marks=pytest.mark.slow),
-        pytest.param(3, "ddp", marks=pytest.mark.slow),
-        (6, "fsdp2"),
-        pytest.param(3, "fsdp2", marks=pytest.mark.slow),
-    ],
-)
-def test_on_two_ranks(
-    micro: int, strategy: str, reference: tuple, pack: Path, tmp_path: Path
-) -> None:
-    more = [f"runtime.micro_batch={micro}", f"runtime.strategy={strategy}"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "pipeline.train", *words(pack, tmp_path, *more)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    agree(outcome(tmp_path), reference)
+def test_on_two_ranks(reference: tuple, pack: Path, tmp_path: Path) -> None:
+    """In one pass and in two, with weights whole and in parts."""
+    cases = [(strategy, micro) for strategy in ("ddp", "fsdp2") for micro in (6, 3)]
+    runs = [
+        words(pack, tmp_path / f"{s}-{m}", f"runtime.micro_batch={m}", f"runtime.strategy={s}")
+        for s, m in cases
+    ]
+    train_on_ranks(2, *runs)
+    for strategy, micro in cases:
+        agree(outcome(tmp_path / f"{strategy}-{micro}"), reference)
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(

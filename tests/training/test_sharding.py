@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pipeline.training import checkpoint, weights_file
-from tests.test_train import difference, losses, outcome, run, torchrun, words
+from tests.on_ranks import train_on_ranks
+from tests.test_train import difference, losses, outcome, run, words
 
 # Two passes a step, and every gradient is clipped. The one of 3 output channels leaves 2 and 1 to
 # two ranks.
@@ -21,11 +22,6 @@ KEYS = [
     "runtime.keep_checkpoints=9",
 ]
 FILES = ("weights.safetensors", "weights-ema200.safetensors")
-
-
-def ranks(count: int, pack: Path, out: Path, *more: str) -> None:
-    output, _ = (process := torchrun(count, words(pack, out, *more))).communicate(timeout=600)
-    assert process.returncode == 0, output
 
 
 def half_of(out: Path, copy: Path) -> Path:
@@ -45,17 +41,31 @@ def assert_same(one: Path, two: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def ddp(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "ddp"
-    ranks(2, pack, out, *KEYS)
-    return out
+def by_two(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two ranks by each strategy, and runs that go from one strategy to the other."""
+    root, half = tmp_path_factory.mktemp("runs"), "train.images=60"
+    ddp, fsdp2 = ([*KEYS, f"runtime.strategy={strategy}"] for strategy in ("ddp", "fsdp2"))
+    output = train_on_ranks(
+        2,
+        words(pack, root / "ddp", *ddp),
+        words(pack, root / "fsdp2", *fsdp2),
+        words(pack, root / "from ddp", *ddp, half),
+        words(pack, root / "from ddp", *fsdp2),
+        words(pack, root / "from fsdp2", *fsdp2, half),
+        words(pack, root / "from fsdp2", *ddp),
+    )
+    assert output.count("going on from step 5 of 10") == 2, output
+    return root
 
 
 @pytest.fixture(scope="module")
-def fsdp2(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "fsdp2"
-    ranks(2, pack, out, *KEYS, "runtime.strategy=fsdp2")
-    return out
+def ddp(by_two: Path) -> Path:
+    return by_two / "ddp"
+
+
+@pytest.fixture(scope="module")
+def fsdp2(by_two: Path) -> Path:
+    return by_two / "fsdp2"
 
 
 @pytest.mark.slow
@@ -77,10 +87,8 @@ def test_their_checkpoints_are_of_one_form(ddp: Path, fsdp2: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fsdp2_goes_on_from_ddp(ddp: Path, pack: Path, tmp_path: Path) -> None:
-    out = half_of(ddp, tmp_path / "run")
-    ranks(2, pack, out, *KEYS, "runtime.strategy=fsdp2")
-    assert_same(ddp, out)
+def test_fsdp2_goes_on_from_ddp(ddp: Path, by_two: Path) -> None:
+    assert_same(ddp, by_two / "from ddp")
 
 
 @pytest.mark.slow
@@ -94,10 +102,8 @@ def test_one_process_goes_on_from_fsdp2(
 
 
 @pytest.mark.slow
-def test_ddp_goes_on_from_fsdp2(fsdp2: Path, pack: Path, tmp_path: Path) -> None:
-    out = half_of(fsdp2, tmp_path / "run")
-    ranks(2, pack, out, *KEYS)
-    assert_same(fsdp2, out)
+def test_ddp_goes_on_from_fsdp2(fsdp2: Path, by_two: Path) -> None:
+    assert_same(fsdp2, by_two / "from fsdp2")
 
 
 @pytest.mark.slow
@@ -105,8 +111,8 @@ def test_three_ranks_that_go_on_add_gradients_in_the_same_order(pack: Path, tmp_
     """With three, the order of a sum shows. The model is large enough for two buckets."""
     keys = ["model.channels=64", "train.images=36", "train.lr=1e-3", "train.clip_grad_norm=null"]
     keys += ["runtime.checkpoint_images=12", "runtime.keep_checkpoints=9"]
-    ranks(3, pack, tmp_path / "whole", *keys)
-    out = half_of(tmp_path / "whole", tmp_path / "run")
-    ranks(3, pack, out, *keys)
-    one, two = (outcome(folder)[0] for folder in (tmp_path / "whole", out))
+    whole, cut = (words(pack, tmp_path / name, *keys) for name in ("whole", "cut"))
+    output = train_on_ranks(3, whole, [*cut, "train.images=12"], cut)
+    assert output.count("going on from step 1 of 3") == 1, output
+    one, two = (outcome(tmp_path / name)[0] for name in ("whole", "cut"))
     assert all(torch.equal(one[name], two[name]) for name in one)
