@@ -6,7 +6,7 @@ it rejected before; then two solutions differ by as much as each may be away fro
 That is at most 3 tolerances in tests/sampling/test_solvers.py, so 6e-5 of the range [-1, 1] at
 1e-5, or 0.0077 grey levels: values differ by one level at most, and no more than 0.77 % of them do.
 
-Started by torchrun, this module is a rank that samples with all samplers and batch sizes.
+Started by torchrun, this module is a rank that makes all samples: a start costs more than they do.
 """
 
 import subprocess
@@ -25,12 +25,14 @@ from tests.random_networks import save_network
 
 EQUAL = {"heun": 0.999, "dopri5": 1 - 0.0077}  # share of values, at least
 GUIDANCE = {"heun": 2, "dopri5": 1}
-BATCHES = (1, 7, 64)
+BATCHES = (1, 5, 64)
+MANY = ("sample.num=150", "sample.classes=histogram")  # each rank makes them in several batches
+MANY_BATCH = {2: 20, 3: 16}  # by number of ranks
 
 
 def sample_all(weights: Path, out: Path, batches: tuple[int, ...], *words: str) -> None:
     """Sample into out/<solver>-<batch>, on the ranks of this process."""
-    fixed = ["experiment=tiny", "sample.num=9", "runtime.device=cpu", f"weights={weights}", *words]
+    fixed = ["experiment=tiny", "sample.num=8", "runtime.device=cpu", f"weights={weights}", *words]
     for solver in EQUAL:
         for batch in batches:
             keys = [f"sample.solver={solver}", f"sample.guidance={GUIDANCE[solver]}"]
@@ -38,11 +40,10 @@ def sample_all(weights: Path, out: Path, batches: tuple[int, ...], *words: str) 
             sample.main([*fixed, *keys, f"out={out / f'{solver}-{batch}'}"])
 
 
-def on_ranks(world: int, weights: Path, out: Path, *words: str) -> None:
-    """The same on `world` ranks."""
+def on_ranks(world: int, root: Path) -> None:
+    """The same in root/<world>, and many samples in root/many-<world>, on `world` ranks."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={world}", "-m", "tests.sampling.test_sample_ranks"]
-    command += [str(weights), str(out), *words]
+    command += [f"--nproc-per-node={world}", "-m", "tests.sampling.test_sample_ranks", str(root)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=580, capture_output=True)
 
 
@@ -54,10 +55,25 @@ def check_equal(one: Path, other: Path, solver: str) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Samples of one process, and the weights."""
+    """Samples of one process, and the weights, those of a small network too."""
     root = tmp_path_factory.mktemp("ranks")
+    save_network(root / "small.safetensors", channel_mult=[1], attention_at=[])
     sample_all(save_network(root / "weights.safetensors"), root / "1", BATCHES)
     return root
+
+
+@pytest.fixture(scope="module")
+def two(root: Path) -> Path:
+    """Samples of two ranks too."""
+    on_ranks(2, root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def three(two: Path) -> Path:
+    """Samples of three ranks too."""
+    on_ranks(3, two)
+    return two
 
 
 @pytest.mark.parametrize("solver", EQUAL)
@@ -67,9 +83,16 @@ def test_batch_sizes(root: Path, solver: str, batch: int) -> None:
     check_equal(whole, parts, solver)
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_numbers_of_ranks(root: Path, world: int) -> None:
-    on_ranks(world, root / "weights.safetensors", root / str(world))
+def test_two_ranks(two: Path) -> None:
+    as_one_process(two, 2)
+
+
+@pytest.mark.slow
+def test_three_ranks(three: Path) -> None:
+    as_one_process(three, 3)
+
+
+def as_one_process(root: Path, world: int) -> None:
     for solver in EQUAL:
         for batch in BATCHES:
             name = f"{solver}-{batch}"
@@ -84,20 +107,17 @@ def test_numbers_of_ranks(root: Path, world: int) -> None:
 
 
 @pytest.mark.slow
-def test_many_samples(tmp_path: Path) -> None:
-    words = ("sample.num=600", "sample.classes=histogram")
-    weights = save_network(tmp_path / "small.safetensors", channel_mult=[1], attention_at=[])
-    on_ranks(2, weights, tmp_path / "2", *words, "batches=50")
-    on_ranks(3, weights, tmp_path / "3", *words, "batches=64")
+def test_many_samples(three: Path) -> None:
     for solver in EQUAL:
-        two, three = (tmp_path / "2" / f"{solver}-50", tmp_path / "3" / f"{solver}-64")
-        check_equal(two / "images.npy", three / "images.npy", solver)
-        assert (two / "labels.npy").read_bytes() == (three / "labels.npy").read_bytes()
+        one, other = (three / f"many-{w}" / f"{solver}-{batch}" for w, batch in MANY_BATCH.items())
+        check_equal(one / "images.npy", other / "images.npy", solver)
+        assert (one / "labels.npy").read_bytes() == (other / "labels.npy").read_bytes()
 
 
 if __name__ == "__main__":
-    chosen = [word for word in sys.argv[3:] if not word.startswith("batches=")]
-    sizes = [int(word.removeprefix("batches=")) for word in sys.argv[3:] if word not in chosen]
+    place = Path(sys.argv[1])
     with ranks("cpu", {}, 60) as group:  # once: a store keeps the addresses of a first group
         loop.ranks = lambda *_: nullcontext(group)
-        sample_all(Path(sys.argv[1]), Path(sys.argv[2]), tuple(sizes) or BATCHES, *chosen)
+        sample_all(place / "weights.safetensors", place / str(group.world), BATCHES)
+        out, batch = place / f"many-{group.world}", MANY_BATCH[group.world]
+        sample_all(place / "small.safetensors", out, (batch,), *MANY)

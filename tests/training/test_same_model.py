@@ -1,7 +1,4 @@
-"""The promise, at length: 60 steps give the same model on any number of ranks, killed or not.
-
-Started by torchrun, this module is a rank that trains with all numbers of passes.
-"""
+"""The promise, at length: 60 steps give the same model on any number of ranks, killed or not."""
 
 import json
 import os
@@ -9,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +13,13 @@ import pytest
 from torch import Tensor
 
 from pipeline import train as step
-from pipeline.compute.distributed import ranks
-from pipeline.training import loop
+from pipeline.training import checkpoint
 from tests.conftest import ROOT, write_pack
+from tests.on_ranks import train_on_ranks
 from tests.test_train import difference, losses, outcome
 
-BATCH, STEPS = 48, 60
+BATCH, STEPS = 24, 60
+PASSES = {1: (2, 4), 2: (1, 2, 4), 3: (1, 4), 4: (1, 3)}  # per step, by number of ranks
 WORDS = [
     "experiment=tiny",
     "model.channel_mult=[1]",
@@ -39,18 +36,14 @@ WORDS = [
 Outcome = tuple[dict[str, Tensor], list[dict]]
 
 
-def command(world: int, pack: Path, out: Path, *more: str) -> list[str]:
+def words(pack: Path, out: Path, *more: str) -> list[str]:
+    return [*WORDS, f"data.path={pack}", f"out={out}", *more]
+
+
+def start(world: int, pack: Path, out: Path, *more: str) -> subprocess.Popen:
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    words = [*WORDS, f"data.path={pack}", f"out={out}", *more]
-    return [*run, f"--nproc-per-node={world}", "-m", "pipeline.train", *words]
-
-
-def train(world: int, pack: Path, out: Path, *more: str) -> Outcome:
-    done = subprocess.run(
-        command(world, pack, out, *more), cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return outcome(out)
+    run += [f"--nproc-per-node={world}", "-m", "pipeline.train", *words(pack, out, *more)]
+    return subprocess.Popen(run, cwd=ROOT, start_new_session=True)
 
 
 def same(one: Outcome, other: Outcome) -> None:
@@ -69,58 +62,46 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """One rank, one pass per step."""
-    return train(1, pack, tmp_path_factory.mktemp("alone"), f"runtime.micro_batch={BATCH}")
-
-
-PASSES = (1, 2, 4)
-
-
-@pytest.fixture(scope="module")
-def accumulated(
-    request: pytest.FixtureRequest, pack: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[int, Path]:
-    """Trainings by one number of ranks, which make them one after the other: out/<passes>."""
-    world, out = request.param, tmp_path_factory.mktemp("accumulated")
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    run += [f"--nproc-per-node={world}", "-m", "tests.training.test_same_model", str(pack)]
-    done = subprocess.run([*run, str(out)], cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return world, out
+    """One rank, one pass per step, in this process."""
+    out = tmp_path_factory.mktemp("alone")
+    step.main(words(pack, out, f"runtime.micro_batch={BATCH}"))
+    return outcome(out)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accumulated", [1, 2, 3, 4], indirect=True)
-@pytest.mark.parametrize("passes", PASSES)
-def test_ranks_and_accumulation(alone: Outcome, accumulated: tuple[int, Path], passes: int) -> None:
-    same(alone, outcome(accumulated[1] / str(passes)))
+@pytest.mark.parametrize("world", PASSES)
+def test_ranks_and_accumulation(alone: Outcome, pack: Path, tmp_path: Path, world: int) -> None:
+    """The same ranks train with each number of passes."""
+    micro = [f"runtime.micro_batch={BATCH // world // passes}" for passes in PASSES[world]]
+    runs = [words(pack, tmp_path / word, word) for word in micro]
+    if world > 1:
+        train_on_ranks(world, *runs)
+    else:
+        for run in runs:
+            step.main(run)
+    for word in micro:
+        same(alone, outcome(tmp_path / word))
+
+
+def newest_step(out: Path) -> int:
+    return max((checkpoint.step_of(p) for p in out.glob("checkpoints/*/step-*.pt")), default=0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 1), (1, 4)])
-def test_killed_at_step_23_and_resumed_on_other_ranks(
-    alone: Outcome, pack: Path, tmp_path: Path, before: int, after: int
-) -> None:
-    every = f"runtime.checkpoint_images={23 * BATCH}"
-    process = subprocess.Popen(
-        command(before, pack, tmp_path, every), cwd=ROOT, start_new_session=True
-    )
-    while not list(tmp_path.glob("checkpoints/*/step-0000000023.pt")):
-        assert process.poll() is None
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "weights.safetensors").exists()
-    same(alone, train(after, pack, tmp_path, every))
+def test_killed_and_resumed_on_other_ranks(alone: Outcome, pack: Path, tmp_path: Path) -> None:
+    """Two ranks, then three, one and four, each but the last killed ten steps or more later."""
+    for world, until in ((2, 10), (3, 20), (1, 30), (4, STEPS)):
+        process = start(world, pack, tmp_path, f"runtime.checkpoint_images={10 * BATCH}")
+        if until == STEPS:
+            assert process.wait(timeout=300) == 0
+            continue
+        while newest_step(tmp_path) < until:
+            assert process.poll() is None
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (tmp_path / "weights.safetensors").exists()
+    same(alone, outcome(tmp_path))
     (state,) = {p.parent for p in tmp_path.glob("checkpoints/*/metrics.jsonl")}
     rows = [json.loads(line) for line in (state / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
-
-
-if __name__ == "__main__":
-    with ranks("cpu", {}, 60) as group:  # once: a store keeps the addresses of a first group
-        loop.ranks = lambda *_: nullcontext(group)
-        for passes in PASSES:
-            micro = f"runtime.micro_batch={BATCH // group.world // passes}"
-            out = Path(sys.argv[2], str(passes))
-            step.main([*WORDS, f"data.path={sys.argv[1]}", f"out={out}", micro])

@@ -21,8 +21,9 @@ from pipeline.training.trainer import Trainer
 from pipeline.training.weights_file import load_weights, read_about
 from tests.compute.test_agreement import by_hand, free_port, refusal
 from tests.conftest import load_fixture, peer_state, write_pack
+from tests.on_ranks import train_on_ranks
 from tests.test_import_weights import HEADS, write
-from tests.test_train import losses, outcome, run, torchrun, words
+from tests.test_train import losses, outcome, run, words
 
 TWO = "train.ema_halflife_images=[50,0]"
 
@@ -116,19 +117,19 @@ def test_samples_say_where_the_training_started(averaged: Path, pack: Path, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_ranks_start_alike(averaged: Path, pack: Path, tmp_path: Path, strategy: str) -> None:
+def test_two_ranks_start_alike(averaged: Path, pack: Path, tmp_path: Path) -> None:
     more = (f"train.start={averaged}", "train.images=24", "runtime.checkpoint_images=12")
     weights, rows = run(pack, tmp_path / "one", *more)
-    arguments = words(pack, tmp_path / "two", *more, f"runtime.strategy={strategy}")
-    process = torchrun(2, arguments)
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
-    assert output.count("starting at step 0 from") == 1
-    weights_of_two, rows_of_two = outcome(tmp_path / "two")
-    assert losses(rows_of_two) == pytest.approx(losses(rows), rel=1e-5)
-    assert all(torch.allclose(weights[n], weights_of_two[n], atol=1e-6) for n in weights)
-    assert folder(tmp_path / "one").name == folder(tmp_path / "two").name
+    strategies = ("ddp", "fsdp2")
+    output = train_on_ranks(
+        2, *(words(pack, tmp_path / s, *more, f"runtime.strategy={s}") for s in strategies)
+    )
+    assert output.count("starting at step 0 from") == 2
+    for strategy in strategies:
+        weights_of_two, rows_of_two = outcome(tmp_path / strategy)
+        assert losses(rows_of_two) == pytest.approx(losses(rows), rel=1e-5)
+        assert all(torch.allclose(weights[n], weights_of_two[n], atol=1e-6) for n in weights)
+        assert folder(tmp_path / "one").name == folder(tmp_path / strategy).name
 
 
 @pytest.mark.parametrize("name", HEADS)
