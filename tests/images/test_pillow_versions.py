@@ -58,27 +58,37 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_packs_of_all_versions_are_equal(pillows: Path, photos: Path, recipe: str) -> None:
-    packs = {}
+ALL_RECIPES = """
+import sys; import PIL; from pipeline import downsample
+version, recipes, *words = sys.argv[1:]
+assert PIL.__version__ == version, PIL.__version__
+for recipe in recipes.split():
+    downsample.main([*words, f"data.recipe={recipe}"])
+"""
+
+
+@pytest.fixture(scope="module")
+def packs(pillows: Path, photos: Path) -> Path:
+    """Packs of all recipes in <version>, each version in one process."""
     for version in VERSIONS:
-        packs_of_version = photos / version
-        more = (f"data.pack_dir={packs_of_version}", f"data.recipe={recipe}", "data.resolution=16")
-        code = (
-            "import PIL, sys; from pipeline import downsample; "
-            f"assert PIL.__version__ == {version!r}, PIL.__version__; downsample.main(sys.argv[1:])"
-        )
+        more = (f"data.pack_dir={photos / version}", "data.resolution=16")
+        given = [version, " ".join(RECIPES), *words(photos, *more), f"out={photos}/record.json"]
         subprocess.run(
-            [sys.executable, "-c", code, *words(photos, *more), f"out={photos}/record.json"],
+            [sys.executable, "-c", ALL_RECIPES, *given],
             check=True,
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(pillows / version)},
         )
-        packs[version] = np.load(packs_of_version / f"train_16/{recipe}/images.npy")
-    assert len(packs[VERSIONS[0]]) == len(SIZES) * len(KINDS)
+    return photos
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_packs_of_all_versions_are_equal(packs: Path, recipe: str) -> None:
+    arrays = {v: np.load(packs / v / f"train_16/{recipe}/images.npy") for v in VERSIONS}
+    assert len(arrays[VERSIONS[0]]) == len(SIZES) * len(KINDS)
     for version in VERSIONS[1:]:
-        np.testing.assert_array_equal(packs[version], packs[VERSIONS[0]], err_msg=version)
+        np.testing.assert_array_equal(arrays[version], arrays[VERSIONS[0]], err_msg=version)
 
 
 WHOLE = """
