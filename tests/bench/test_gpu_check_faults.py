@@ -136,6 +136,7 @@ def test_a_backend_that_is_not_there() -> None:
         attention.agrees("cudnn", "fp32", CPU)
 
 
+@pytest.mark.usefixtures("small")
 def test_shards_whose_gradient_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = sharding.sharding._shard
 
@@ -176,6 +177,7 @@ def test_an_error_that_does_not_name_the_key_is_noticed() -> None:
 # --- sampling and scoring ------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("small")
 def test_noise_by_the_place_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = draws.normal
     monkeypatch.setattr(
@@ -184,6 +186,7 @@ def test_noise_by_the_place_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     failed(partial(sampling.batch_sizes, "euler"))
 
 
+@pytest.mark.usefixtures("small")
 def test_weights_that_a_device_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, calls = sampling.network.build, itertools.count()
 
@@ -195,6 +198,7 @@ def test_weights_that_a_device_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     failed(partial(sampling.as_on_cpu, "heun"))
 
 
+@pytest.mark.usefixtures("small")
 def test_samples_in_another_precision_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execution, "autocast", lambda *_: nullcontext())
     failed(partial(sampling.rounded, "bf16", 4.0))

@@ -60,6 +60,7 @@ class Planted:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(
     ("fault", "measure"),
     [
