@@ -20,7 +20,10 @@ from pipeline.training.memory import StepMemory
 from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
-WORDS = ("experiment=tiny", "runtime.compile=false", "train.flip=true", "model.dropout=0.1")
+WORDS = (
+    "experiment=tiny", "runtime.compile=false", "train.flip=true", "model.dropout=0.1",
+    "model.channel_mult=[1]", "model.attention_at=[]",
+)  # fmt: skip
 
 
 def tiny(**more: Any) -> Scale:

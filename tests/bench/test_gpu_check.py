@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,6 @@ from pipeline.bench.gpu_check import (
     attention,
     command,
     group,
-    inputs,
     memory,
     networks,
     numbers,
@@ -49,17 +48,6 @@ EVERY = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A network, batches and numbers of images that a CPU computes in seconds."""
-    monkeypatch.setattr(inputs, "TINY", (*inputs.TINY, *training.SMALL))
-    monkeypatch.setattr(training, "BATCH", 12)
-    monkeypatch.setattr(sampling, "NUM", 32)
-    training.plain_losses.cache_clear()
-    yield
-    training.plain_losses.cache_clear()
-
-
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("check", EVERY)
 def test_it_holds_on_the_cpu(check: Check) -> None:
@@ -75,7 +63,7 @@ def test_it_holds_on_the_cpu(check: Check) -> None:
     [
         partial(networks.agrees, "imagenet", "fp32", True),
         partial(networks.agrees, "imagenet", "bf16", True),
-        partial(training.steps, "fp32", True, 1e-4),
+        partial(training.steps, "fp32", True, 1e-4, num=20),
         partial(sharding.fsdp2, True),
         sampling.compiled,
     ],
@@ -86,6 +74,7 @@ def test_compiled_on_the_cpu(
 ) -> None:
     # Of the compiler all but the C++, which takes minutes for networks of this size
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(training, "STEPS", 20)
     outcome = run_check(Check("compiled", measure, ""), CPU)
     assert outcome.state == OK, outcome
 
@@ -213,9 +202,11 @@ def test_the_command_on_a_cpu() -> None:
     assert len(rows) == 2 and lines[-1].startswith("2 ok, 0 FAILED, 2 n/a, in ")
 
 
-def test_a_name_that_no_check_has() -> None:
-    done = gpu_check("nothing like it")
-    assert done.returncode == 2 and "no check is called nothing like it" in done.stderr
+def test_a_name_that_no_check_has(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(["nothing like it"])
+    assert ended.value.code == 2
+    assert "no check is called nothing like it" in capsys.readouterr().err
 
 
 def test_a_failure_is_the_exit_status(monkeypatch: pytest.MonkeyPatch) -> None:
