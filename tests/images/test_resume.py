@@ -54,7 +54,7 @@ WRITERS = {
 
 
 QUICK = ("tar.gz", "folders.zip")  # read in one go
-KILLED_TWICE = ("folders", "tar", "parquet", "webdataset")
+KILLED_TWICE = ("folders", "tar", "parquet", "webdataset", "hub")
 
 
 @pytest.fixture(scope="module")
