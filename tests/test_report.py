@@ -229,6 +229,7 @@ def test_command_line_needs_no_torch_and_gives_equal_bytes(
 
 def test_captions_hold_a_few_lines() -> None:
     captions = sorted((Path(report.__file__).parent / "captions").glob("*.rst"))
-    snakefile = (ROOT / "Snakefile").read_text()
-    assert {path.stem for path in captions} == set(re.findall(r"captions/(\w+)\.rst", snakefile))
+    rules = [ROOT / "Snakefile", *(ROOT / "pipeline/workflow").glob("*.smk")]
+    text = "".join(path.read_text() for path in rules)
+    assert {path.stem for path in captions} == set(re.findall(r"captions/(\w+)\.rst", text))
     assert all(2 <= len(path.read_text().splitlines()) <= 4 for path in captions)
