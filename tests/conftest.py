@@ -1,11 +1,13 @@
 """Shared by all tests: small configurations, the repository's folder, peer weights by name."""
 
+import copy
 import hashlib
 import json
 import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from hypothesis import settings
 
 from pipeline.base.processes import STOP_SIGNALS
 from pipeline.config import load
+from pipeline.config.reading import read_values
 from pipeline.config.schema import Config
 from pipeline.config.words import parse_overrides
 from pipeline.data.pack import Hashes, Record
@@ -66,6 +69,18 @@ def _no_imagenet(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the caller's IMAGENET_* variables."""
     for name in [n for n in os.environ if n.startswith("IMAGENET_")]:
         monkeypatch.delenv(name)
+
+
+@cache
+def parsed(text: str) -> Any:
+    """The values in a YAML text."""
+    return read_values(text)
+
+
+@pytest.fixture(autouse=True)
+def _parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of tests read config.yaml: each text is parsed once."""
+    monkeypatch.setattr(load, "read_values", lambda text: copy.deepcopy(parsed(text)))
 
 
 def our_state(fixture: Any) -> dict[str, torch.Tensor]:

@@ -128,6 +128,7 @@ def test_rows_labels_and_record(photos: Path) -> None:
     assert manifest["per_class"] == dict.fromkeys(classes, 6)
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_workers_or_their_start(tmp_path: Path) -> None:
     write_photos(tmp_path, per_class=20, size=48)  # more than wait in the queue at a time
     packs = []

@@ -351,6 +351,7 @@ def test_an_unknown_resolution_is_asked_for(state: State, tmp_path: Path) -> Non
 # --- end to end --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(IMAGENET, marks=pytest.mark.slow), CIFAR])
 def test_imported_weights_are_sampled(name: str, tmp_path: Path) -> None:
     path = write(tmp_path / "a.pth", in_ema(peer_state(load_fixture(name)[0])))

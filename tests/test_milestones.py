@@ -137,6 +137,7 @@ def test_stored_averages_of_any_width(world: World) -> None:
     assert [m.images for m in job.run.reached()] == [36, 72]
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_at_the_first_one_missing(
     world: World, kept: Path, scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +164,7 @@ def test_killed_it_goes_on_at_the_first_one_missing(
         assert (tmp_path / name).read_bytes() == (scored / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_training_that_went_on_has_its_new_ones_scored_alone(
     world: World, kept: Path, scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

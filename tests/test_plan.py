@@ -139,6 +139,7 @@ def of_ten(config: Config) -> FlowMatching:
     return made_up(config, 10)
 
 
+@pytest.mark.slow
 def test_a_calibration_trains_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
     step = Trainer.train_step

@@ -115,6 +115,7 @@ def test_no_metric_and_no_accuracy(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == OUTPUTS
 
 
+@pytest.mark.slow
 def test_scores_over_the_training_are_shown(words: list[str], tmp_path: Path) -> None:
     label, sampler = "Fréchet distance, <of all>", "heun-18"
     rows = [
@@ -211,6 +212,7 @@ def test_missing_words_are_named(words: list[str]) -> None:
         report.main([*words[:-1], words[3].replace("record=", "out=")])
 
 
+@pytest.mark.slow
 def test_command_line_needs_no_torch_and_gives_equal_bytes(
     words: list[str], tmp_path: Path
 ) -> None:

@@ -74,6 +74,7 @@ def test_evaluations_are_counted(
     assert about["nfe_mean"] == about["nfe_max"] == evaluations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "of_each_family", ["unet", pytest.param("edm2", marks=pytest.mark.slow)], indirect=True
 )
@@ -158,6 +159,7 @@ def test_a_second_sampler_waits_or_is_refused(weights: Path, tmp_path: Path) -> 
         run(weights, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(weights: Path, tmp_path: Path) -> None:
     words = ["sample.num=30", "sample.steps=16", "runtime.sample_batch=3"]
     run(weights, tmp_path / "a", *words)
@@ -318,6 +320,7 @@ def test_the_strip_ends_in_the_samples(
     assert np.abs(np.stack(shown) - images[:rows].astype(int)).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["euler", "dopri5"])
 def test_images_that_are_not_finite_are_refused(weights: Path, tmp_path: Path, solver: str) -> None:
     state, about = weights_file.load_weights(weights), weights_file.read_about(weights)

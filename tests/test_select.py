@@ -82,6 +82,7 @@ def test_a_try_is_the_mean_of_its_seeds(golden: Path) -> None:
         assert attempt.distance == pytest.approx(sum(distances) / 2)
 
 
+@pytest.mark.slow
 def test_killed(world: Path, golden: Path, tmp_path: Path) -> None:
     """Killed after the first trials, the same command makes the others, and the same files."""
     command = [sys.executable, "-m", "pipeline.select", *arguments(world, tmp_path, *GOLDEN)]
@@ -130,6 +131,7 @@ def test_a_sampler_takes_the_choice(world: Path, golden: Path, tmp_path: Path) -
         sample.main([*keys, weights, f"choice={tmp_path}/choice.json", f"out={tmp_path}"])
 
 
+@pytest.mark.slow
 def test_a_grid_of_weights_and_intervals_needs_no_averages(world: Path, tmp_path: Path) -> None:
     weights = world / "train/weights.safetensors"
     select.main(arguments(world, tmp_path, *GRID, f"sample.guide={weights}"))

@@ -215,6 +215,7 @@ def test_killed_and_resumed_is_bit_identical(reference: tuple, pack: Path, tmp_p
     assert losses(rows) == losses(reference[1])  # no step twice, none missing
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_says_resumable(pack: Path, tmp_path: Path) -> None:
     arguments = words(pack, tmp_path, "train.images=120000", "runtime.checkpoint_images=10000000")
     process = torchrun(2, arguments)
@@ -318,6 +319,7 @@ def test_a_loss_that_is_not_finite_stops(pack: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "weights.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_failing_rank_ends_all_with_its_own_sentence(pack: Path, tmp_path: Path) -> None:
     """Through the launcher, with two ranks: the sentence, status 2, no traceback of any agent."""
     command = [sys.executable, "-m", "pipeline.launch", "--gpus", "2", "--", "-m", "pipeline.train"]

@@ -81,6 +81,7 @@ def test_a_size_that_does_not_fit_is_passed_over(bench: training.Bench, memory: 
         bench.best(limited(bench, 0), [4, 2, 1], memory)
 
 
+@pytest.mark.slow
 def test_the_faster_of_the_two_largest_counts(bench: training.Bench, memory: StepMemory) -> None:
     rates = {4: 10.0, 2: 30.0, 1: 99.0}
     with patch.object(training, "rate", lambda trainer, steps: rates[trainer.micro]):

@@ -193,6 +193,7 @@ def gpu_check(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
+@pytest.mark.slow
 def test_the_command_on_a_cpu() -> None:
     done = gpu_check("memory", "random words", "--device", "cpu")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -93,6 +93,7 @@ def test_a_pack_that_is_copied_one_row_off(monkeypatch: pytest.MonkeyPatch) -> N
     failed(numbers.copied)
 
 
+@pytest.mark.slow
 def test_another_precision_than_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     networks.exact("imagenet")
     for asked, used in (("fp32", "bf16"), ("fp32", "fp16"), ("bf16", "fp32"), ("fp16", "fp32")):

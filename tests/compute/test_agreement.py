@@ -47,6 +47,7 @@ def refusal(*ranks: subprocess.Popen) -> str:
     return outputs[0]
 
 
+@pytest.mark.slow
 def test_ranks_with_other_keys_stop(pack: Path, tmp_path: Path) -> None:
     port, given = free_port(), words(pack, tmp_path)
     first = by_hand(port, 0, "train", *given)
@@ -145,6 +146,7 @@ def test_two_jobs_at_one_port_are_told(tmp_path: Path) -> None:
         assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_rank_waits_for_others_with_a_word_and_an_end(pack: Path, tmp_path: Path) -> None:
     alone = by_hand(free_port(), 0, "train", *words(pack, tmp_path), "launch.join_seconds=2")
     output, _ = alone.communicate(timeout=100)
@@ -153,6 +155,7 @@ def test_a_rank_waits_for_others_with_a_word_and_an_end(pack: Path, tmp_path: Pa
     assert "error: 1 of 2 ranks did not come to 127.0.0.1:" in output and "within 2 s" in output
 
 
+@pytest.mark.slow
 def test_a_second_job_at_the_port_of_ranks_by_hand_is_told(pack: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -173,6 +176,7 @@ STEP_OF_FOUR = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launched", [False, True])
 def test_the_shell_of_one_of_four_tasks(launched: bool, pack: Path, tmp_path: Path) -> None:
     """By hand the other three are waited for; a launcher's one process is one rank."""

@@ -92,6 +92,7 @@ def test_it_predicts_what_the_network_says(folder: Path, pack: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_two_ranks_predict_the_same_and_fewer_are_the_first(
     folder: Path,
     pack: Path,

@@ -57,6 +57,7 @@ def test_in_several_passes(reference: tuple, pack: Path, tmp_path: Path) -> None
     agree(outcome(tmp_path), reference)
 
 
+@pytest.mark.slow
 def test_on_two_ranks(reference: tuple, pack: Path, tmp_path: Path) -> None:
     """In one pass and in two, with weights whole and in parts."""
     cases = [(strategy, micro) for strategy in ("ddp", "fsdp2") for micro in (6, 3)]
@@ -69,6 +70,7 @@ def test_on_two_ranks(reference: tuple, pack: Path, tmp_path: Path) -> None:
         agree(outcome(tmp_path / f"{strategy}-{micro}"), reference)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(
     reference: tuple, pack: Path, tmp_path: Path
 ) -> None:

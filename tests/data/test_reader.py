@@ -361,6 +361,7 @@ def write_sparse_pack(folder: Path, num: int, rows: np.ndarray) -> None:
     images[rows] = (rows % 251).astype(np.uint8)[:, None, None, None]
 
 
+@pytest.mark.slow
 def test_a_pack_larger_than_memory_is_read(tmp_path: Path) -> None:
     num = 500_000  # 6.1 GB
     write_sparse_pack(tmp_path, num, rows_at(np.arange(256), 3, num))

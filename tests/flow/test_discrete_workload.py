@@ -114,6 +114,7 @@ def references(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return {loss: run(pack, tmp_path_factory.mktemp("discrete"), loss) for loss in LOSSES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 def test_it_resumes_to_the_bit(
     references: dict[str, tuple], loss: str, pack: Path, tmp_path: Path
@@ -125,6 +126,7 @@ def test_it_resumes_to_the_bit(
     assert losses(rows) == losses(reference[1]) and len(rows) == 8
 
 
+@pytest.mark.slow
 def test_two_ranks_make_the_same_model(
     references: dict[str, tuple], pack: Path, tmp_path: Path
 ) -> None:

@@ -240,6 +240,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.slow
 @settings(max_examples=1500, deadline=None)
 @given(damaged())
 def test_damaged_jpegs_end_as_with_pillow(data: bytes) -> None:

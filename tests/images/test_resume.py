@@ -66,6 +66,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return bytes_of(root / "once/train_8/box")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in WRITERS],
@@ -273,6 +274,7 @@ def test_killed_while_moving_into_place(
 # --- disks, workers, sources that go --------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_meanwhile(many: Path, small_disk: Path) -> None:
     """560 images of 24 x 24 px fit, but not beside another file that comes while they are made."""
     place = (f"data.pack_dir={small_disk}", "data.resolution=24")
@@ -305,6 +307,7 @@ def test_a_killed_worker_is_an_error_and_the_next_run_goes_on(many: Path) -> Non
     assert make(many)[0]["num_images"] == IMAGES
 
 
+@pytest.mark.slow
 def test_a_source_that_vanishes(many: Path) -> None:
     image_sets.write_tar_of_tars(many)
     run = start(many, "data.layout=tar")
@@ -321,6 +324,7 @@ def test_a_source_that_vanishes(many: Path) -> None:
     assert again[0] == make(many, "data.layout=folders", f"data.pack_dir={many}/fresh")[0]
 
 
+@pytest.mark.slow
 def test_two_at_once_make_one_pack(many: Path) -> None:
     runs = [start(many) for _ in range(2)]
     outputs = [run.communicate(timeout=600) for run in runs]
@@ -328,6 +332,7 @@ def test_two_at_once_make_one_pack(many: Path) -> None:
     assert {p.name for p in pack_of(many).iterdir()} == PACK
 
 
+@pytest.mark.slow
 def test_a_second_run_names_the_holder(many: Path) -> None:
     with locked(pack_of(many) / ".making"):
         run = start(many)

@@ -91,6 +91,7 @@ def features(pixels: np.ndarray) -> torch.Tensor:
     return torch.cat(found)
 
 
+@pytest.mark.slow
 def test_classes_can_be_told_apart_at_16_px() -> None:
     """The nearest class mean of one half names the other half."""
     n = 80

@@ -183,6 +183,7 @@ def test_other_files_get_one_sentence(state: State, damage: str, tmp_path: Path)
     assert words.get(damage, "is damaged or not a checkpoint") in refused(path, *WORDS)
 
 
+@pytest.mark.slow
 def test_imported_weights_are_sampled(state: State, tmp_path: Path) -> None:
     path, weights, out = write(tmp_path / "a.pt", state), tmp_path / "a.safetensors", tmp_path / "o"
     words = ["experiment=tiny", f"weights={weights}", f"out={out}", "sample.num=4"]

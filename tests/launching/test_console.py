@@ -86,6 +86,7 @@ def test_on_a_terminal_progress_is_written_over(tmp_path: Path) -> None:
     assert lines[1].count("\033[K") == 4 and "300 of 300 images" in lines[1]
 
 
+@pytest.mark.slow
 def test_a_step_ends_with_its_time(tmp_path: Path) -> None:
     words = ["-m", "pipeline.launch", "--log", "log", "--", "-m", "pipeline.downsample"]
     words += ["experiment=tiny", f"data.pack_dir={tmp_path}", f"out={tmp_path}/record.json"]

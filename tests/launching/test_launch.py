@@ -102,6 +102,7 @@ nvmlDeviceGetHandleByIndex = nvmlDeviceGetUUID = lambda index: f"GPU-{index}"
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_hand", [["-m", "pipeline.train"], ["-m", "pipeline.reference"]])
 def test_a_torch_that_cannot_use_the_gpus_is_named_by_hand_too(
     by_hand: list[str], pack: Path, tmp_path: Path
@@ -282,6 +283,7 @@ WORDS = (
 )
 
 
+@pytest.mark.slow
 def test_anybodys_module_starts_as_by_its_own_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,7 @@ def refused(words: list[str]) -> str:
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["standalone", pytest.param("torchrun", marks=SLOW), "submitit_local", "none"]
 )
@@ -158,6 +159,7 @@ def test_a_slurm_job_starts_their_interpreter(
     assert task.environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["standalone", pytest.param("submitit_local", marks=SLOW), "none"])
 def test_stdin_reaches_a_program_that_is_to_have_it(folder: Path, name: str) -> None:
     (folder / "mine.py").write_text(THEIRS)
@@ -280,6 +282,7 @@ UNKNOWN = r"stopped by {}: nothing says that mine saved its state \(exit status 
 TWO, SUBMITIT = ["--processes", "2"], "launcher=submitit_local"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "number", "status", "ends", "says"),
     [
@@ -317,6 +320,7 @@ def test_the_status_of_a_program_that_was_stopped(
     assert re.search(says, capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_of_others_promises_no_checkpoint(folder: Path) -> None:
     job = started(folder, TWO, "", 2)
     os.kill(facts(folder)["1"]["pid"], signal.SIGKILL)

@@ -63,6 +63,7 @@ def said(module: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_status_shows_a_job_and_stop_lets_it_save(folder: Path) -> None:
     assert said("pipeline.status") == "nothing runs in this folder\n"
     assert said("pipeline.stop") == "nothing runs in this folder\n"
@@ -78,6 +79,7 @@ def test_status_shows_a_job_and_stop_lets_it_save(folder: Path) -> None:
     assert said("pipeline.status") == "nothing runs in this folder\n"
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_is_not_shown(folder: Path) -> None:
     job = launch(folder, 1)
     job.kill()
@@ -207,6 +209,7 @@ def test_no_results_folder_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_job_that_waits_for_its_gpus_is_shown_and_stopped(folder: Path) -> None:
     first = launch(folder, 2)
     words = [sys.executable, "-m", "pipeline.launch", "--gpus", "1", "--", "-m", "stand_in"]

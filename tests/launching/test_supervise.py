@@ -141,6 +141,7 @@ sys.exit(int(sys.argv[2 + int(os.environ["RANK"])]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ends", "status"), [(("0", "0"), 0), (("0", "75"), EXIT_RESUMABLE)])
 def test_a_signal_to_ranks_at_their_very_end_leaves_their_success(
     tmp_path: Path, ends: tuple[str, str], status: int
@@ -169,6 +170,7 @@ if os.environ["RANK"] == "1":
 """
 
 
+@pytest.mark.slow
 def test_a_signal_to_a_node_that_waits_for_another_leaves_its_success(tmp_path: Path) -> None:
     """A node's ranks may end before those of another; the time limit comes to both."""
     (tmp_path / "first_ends.py").write_text(FIRST_ENDS)
@@ -214,6 +216,7 @@ def tree(tmp_path: Path) -> dict[str, psutil.Process]:
     return found | {"other rank": ranks[1]}
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(tree: dict[str, psutil.Process]) -> None:
     tree["launcher"].send_signal(signal.SIGINT)
     time.sleep(1)
@@ -242,6 +245,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("victim", "before"),
     [

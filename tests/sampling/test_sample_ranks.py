@@ -76,6 +76,7 @@ def three(two: Path) -> Path:
     return two
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", EQUAL)
 @pytest.mark.parametrize("batch", BATCHES[:-1])
 def test_batch_sizes(root: Path, solver: str, batch: int) -> None:
@@ -83,6 +84,7 @@ def test_batch_sizes(root: Path, solver: str, batch: int) -> None:
     check_equal(whole, parts, solver)
 
 
+@pytest.mark.slow
 def test_two_ranks(two: Path) -> None:
     as_one_process(two, 2)
 

@@ -18,6 +18,7 @@ from tests.evaluate_world import World, made, small_steps, world
 __all__ = ["made", "small_steps", "world"]  # fixtures
 
 
+@pytest.mark.slow
 def test_as_commands(world: World) -> None:
     """Any images against any others by the real EfficientNet, and a refusal in one line."""
 

@@ -59,6 +59,7 @@ def run_python(code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_torch_fidelity_imports_in_a_fresh_process() -> None:
     code = (
         "from pipeline.scoring.fidelity import declare_operators, load_torch_fidelity\n"

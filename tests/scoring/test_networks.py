@@ -49,6 +49,7 @@ def test_features_do_not_depend_on_the_batch(size: int, efficientnet: Extractor)
     torch.testing.assert_close(whole, single, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "published"), [(123, 12.7202), pytest.param(42, 12.6388, marks=pytest.mark.slow)]
 )

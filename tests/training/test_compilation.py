@@ -61,6 +61,7 @@ def test_a_break_is_noticed(config: Config) -> None:
     assert seen.graph_break_count > 0
 
 
+@pytest.mark.slow
 def test_training_compiles_once(
     config: Config, compiler: CompileCounterWithBackend, tmp_path: Path
 ) -> None:

@@ -77,6 +77,7 @@ def same(one: Path, two: Path) -> None:
     assert difference(weights, other_weights) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_accumulation_changes_nothing(
     trained: dict[str, Path], pack: Path, tmp_path: Path, weighting: str

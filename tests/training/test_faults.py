@@ -160,6 +160,7 @@ def stopped_while_writing(process: subprocess.Popen, folder: Path, half: str) ->
     return False
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_of_a_write_loses_nothing(pack: Path, tmp_path: Path) -> None:
     wide = ("model.channels=128", "train.images=2400", "runtime.checkpoint_images=12")
     command = [sys.executable, "-m", "pipeline.train", *words(pack, tmp_path, *wide)]

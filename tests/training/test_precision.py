@@ -75,6 +75,7 @@ def test_the_compiler_does_not_advise_what_the_key_has_refused(flags: None) -> N
     assert [str(warning.message) for warning in heard] == [advice, "something else"]
 
 
+@pytest.mark.slow
 def test_fp16_learns_the_same(fp16: tuple, reference: tuple, pack: Path, tmp_path: Path) -> None:
     _, _, _, rows = fp16
     np.testing.assert_allclose(losses(rows), losses(reference[1]), rtol=2e-2)
@@ -94,6 +95,7 @@ def test_fp16_goes_on_bit_identically(fp16: tuple, pack: Path) -> None:
     assert last["scaler"]["_growth_tracker"] == 8
 
 
+@pytest.mark.slow
 def test_a_step_that_overflows_changes_no_weight_and_halves_the_scale(
     pack: Path, tmp_path: Path
 ) -> None:
@@ -113,6 +115,7 @@ def test_a_step_that_overflows_changes_no_weight_and_halves_the_scale(
     assert 1 < subject.scaler.get_scale() < 2.0**31
 
 
+@pytest.mark.slow
 def test_a_gradient_that_no_scale_helps_stops(
     pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

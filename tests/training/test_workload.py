@@ -45,6 +45,7 @@ def test_it_resumes_to_the_bit(reference: tuple, tmp_path: Path) -> None:
     assert losses(rows) == losses(reference[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
 def test_two_ranks_make_the_same_model(strategy: str, reference: tuple, tmp_path: Path) -> None:
     weights, rows = on_two_ranks(tmp_path, f"runtime.strategy={strategy}")

@@ -82,6 +82,7 @@ def alone(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_two_ranks(weights: Path, alone: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "tests.trials.test_points", str(weights), str(tmp_path)]
@@ -110,6 +111,7 @@ def test_as_saved_samples(weights: Path, alone: Path) -> None:
     assert trials[1.0].distance != trials[2.0].distance
 
 
+@pytest.mark.slow
 def test_killed(weights: Path, alone: Path, tmp_path: Path) -> None:
     """Killed once the first trial is there, the same search makes the others alone."""
     command = [sys.executable, "-m", "tests.trials.test_points", str(weights), str(tmp_path)]

@@ -15,6 +15,7 @@ from tests.workflow.project import FROM_TRAIN, RUN, Project, assert_stopped, rul
 GUIDED = "sample.runs=[{{}}, {{guidance: 3, guide: {{experiment: smoke, images: {}}}}}]"
 
 
+@pytest.mark.slow
 def test_an_experiment_that_guides_is_trained_before_it(finished: Project) -> None:
     after = ["evaluate", "guide", "report", "sample"]
     assert finished.jobs(set=GUIDED.format(64)) == after
@@ -42,6 +43,7 @@ def test_a_guide_is_trained_once_and_again_if_it_changes(copied: Callable[[], Pr
 POWER = "train.ema=power train.ema_snapshot_images=256"
 
 
+@pytest.mark.slow
 def test_an_average_is_made_only_of_stored_ones(finished: Project) -> None:
     width = "sample.ema_width=0.07"
     assert finished.jobs(set=POWER) == FROM_TRAIN
@@ -53,6 +55,7 @@ def test_an_average_is_made_only_of_stored_ones(finished: Project) -> None:
 MILESTONES = "evaluate.milestones=true runtime.milestone_images=256"
 
 
+@pytest.mark.slow
 def test_scores_over_the_training_run_nothing_else(finished: Project) -> None:
     assert finished.jobs(set=MILESTONES) == ["milestones", "report"]
     assert finished.jobs(set="evaluate.milestone_num=30") == []  # read by that rule alone

@@ -18,6 +18,7 @@ def test_imagenet_dir_unset(fresh: Project) -> None:
     assert not (fresh.folder / "results").exists()
 
 
+@pytest.mark.slow
 def test_imagenet_dir_empty_or_wrong(fresh: Project, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     fresh.environment["IMAGENET_DIR"] = str(tmp_path / "empty")

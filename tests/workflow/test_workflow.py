@@ -136,6 +136,7 @@ def test_samplers_by_snakemakes_own_config(finished: Project) -> None:
     assert "heun-2-g2" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "runs",
     [
