@@ -162,6 +162,8 @@ def main(argv: list[str]) -> None:
         group.agree({"sha256 of the extractor": extractor.weights_sha256})
         if job.inputs.reference:
             check_weights(job.inputs.reference, extractor, job.reference)
+            if job.inputs.kept:
+                job.inputs.kept.check(job.inputs.reference, job.reference, group)
         work = Work(job.inputs, extractor, job.config, group)
         if evaluated := evaluate(work):
             seconds = round(time.monotonic() - start, 1)

@@ -1,11 +1,13 @@
-"""Statistics of the features of a whole pack, with which every evaluation on it compares.
+"""Features of a pack, with which every evaluation on it compares: statistics, and some as they are.
 
     python -m pipeline.reference config=... record=RECORD.json out=FILE.npz
     python -m pipeline.reference reference=FILE export=FILE.npz
 
 The first form streams the pack once, never mirrored, and checks on the way that it is the pack of
-the record; under torchrun several processes share it, with the same result. The second writes mu
-and sigma alone, as the evaluators of ADM, EDM and EDM2 read them.
+the record; under torchrun several processes share it, with the same result. The file holds mean and
+covariance of all features, and the features that evaluations need themselves, see
+scoring/kept_features. The second form writes mu and sigma alone, as the evaluators of ADM, EDM and
+EDM2 read them.
 """
 
 from collections.abc import Mapping
@@ -30,7 +32,8 @@ from pipeline.images.sources.find import resolve_image_set
 from pipeline.launching.handover import hand_over
 from pipeline.scoring.extractors import KINDS, Extractor, load_extractor
 from pipeline.scoring.keepers import Moments, stream
-from pipeline.scoring.references import Reference, export_reference, load_reference, save_reference
+from pipeline.scoring.kept_features import SEED, Spool, noise_images, save_real_side, spools
+from pipeline.scoring.references import Reference, export_reference, load_reference
 from pipeline.steps import STEPS
 
 STEP = STEPS["reference"]
@@ -73,21 +76,20 @@ def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, An
 
 
 def measure(
-    pack: Pack, images: Path, extractor: Extractor, runtime: Runtime, group: Ranks
+    pack: Pack, images: Path, extractor: Extractor, runtime: Runtime, group: Ranks, kept: Spool
 ) -> Reference:
     """Moments of the features of all images, and what they depend on; whole on every rank.
 
-    Raises UserError if the file `images` of the pack is not that of its record: rank 0 hashes
-    it while the features are made.
+    `kept` takes the features of some of them. Raises UserError if the file `images` of the pack
+    is not that of its record: rank 0 hashes it while the features are made.
     """
     # Features and, beside them, the hash
     moments = Moments(extractor.width, extractor.device)
     rows = np.arange(len(pack))
     with ThreadPoolExecutor(1) as thread:
         hashing = thread.submit(sha256_npy, images) if group.first else None
-        stream(
-            extractor, runtime, group, "reference", rows, lambda part: pack.images[part], [moments]
-        )
+        features_of = extractor.of(lambda part: pack.images[part])
+        stream(features_of, runtime, group, "reference", rows, [moments, kept])
         sha256 = hashing.result() if hashing else ""
     # All ranks stop if the hash is another one
     record, expected = pack.record, pack.record.sha256.images
@@ -107,6 +109,23 @@ def measure(
         data=record.name,
         resolution=record.resolution,
     )
+
+
+def make(job: Job, extractor: Extractor, group: Ranks) -> None:
+    """Write the reference of the job's pack: statistics, features of real images and of noise."""
+    # Features of the pack
+    runtime, num, size = job.config.runtime, len(job.pack), (job.pack.record.resolution,) * 2
+    with spools(job.out, num, runtime.feature_batch, extractor.width, group) as (real, noise):
+        images = pack_folder(job.config) / "images.npy"
+        reference = measure(job.pack, images, extractor, runtime, group, real)
+        # Those of noise
+        features_of = extractor.of(lambda rows: noise_images(rows, size, SEED))
+        stream(features_of, runtime, group, "noise", noise.rows, [noise])
+        # One file of all
+        if group.first:
+            save_real_side(job.out, reference, real, noise)
+            print(f"reference of {num:,} images by {extractor.title}: {job.out}")
+        group.barrier()
 
 
 def exported(path_words: Mapping[str, str]) -> bool:
@@ -129,16 +148,11 @@ def main(argv: list[str]) -> None:
     if exported(paths):
         return
     job = job_of(config, paths)
-    settings, runtime = job.config.evaluate, job.config.runtime
-    with ranks(runtime.device, job.identity, job.config.launch.join_seconds) as group:
+    settings, device = job.config.evaluate, job.config.runtime.device
+    with ranks(device, job.identity, job.config.launch.join_seconds) as group:
         extractor = load_extractor(settings.extractor, settings.weights, group.device)
         group.agree({"sha256 of the extractor": extractor.weights_sha256})
-        images = pack_folder(job.config) / "images.npy"
-        reference = measure(job.pack, images, extractor, runtime, group)
-        if group.first:
-            save_reference(job.out, reference)
-            print(f"reference of {len(job.pack):,} images by {extractor.title}: {job.out}")
-        group.barrier()
+        make(job, extractor, group)
 
 
 if __name__ == "__main__":

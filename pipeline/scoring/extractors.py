@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pipeline.base.errors import OneRankError, UserError
 from pipeline.scoring.dinov2 import DinoV2, DinoV2Features
 from pipeline.scoring.fidelity import load_torch_fidelity
+from pipeline.scoring.keepers import FeaturesOf
 from pipeline.scoring.weights import (
     Packaged,
     Published,
@@ -60,6 +61,10 @@ class Extractor:
                 f"the features of {self.name} are not finite: replace its weights file"
             )
         return features, logits[0] if self.has_logits else None
+
+    def of(self, read: Callable[[np.ndarray], np.ndarray]) -> FeaturesOf:
+        """Features of images by their rows, which `read` maps to uint8 (B,H,W,3)."""
+        return lambda rows: self.features(read(rows))
 
 
 # --- networks from the tensors of a file ---------------------------------------------------------

@@ -24,6 +24,7 @@ from pipeline.scoring.image_sets import (
     open_images,
     read_labels,
 )
+from pipeline.scoring.kept_features import RealSide, load_real_side
 from pipeline.scoring.references import Reference, load_reference
 
 STATISTICS = (".npz", ".pkl")
@@ -42,6 +43,7 @@ class Inputs:
     reference: Reference | None  # None: the statistics are those of `real`, still to be made
     about: ReferenceAbout  # the reference's part of the protocol
     notes: list[str]
+    kept: RealSide | None = None  # features of `real` and of noise; None: the file holds none
 
 
 # --- samples of a run against its pack ---------------------------------------------------------
@@ -73,7 +75,10 @@ def read_inputs(
     about = ReferenceAbout(**data_keys, **counts_of(statistics))
     real = of_array("pack", pack.images)
     notes += notes_on_origin(statistics, reference, config.evaluate.extractor)
-    return Inputs(images, labels, how, real, pack.labels, facts.classes, statistics, about, notes)
+    kept = load_real_side(reference, statistics)
+    return Inputs(
+        images, labels, how, real, pack.labels, facts.classes, statistics, about, notes, kept
+    )
 
 
 def read_about(samples: Path) -> tuple[dict[str, Any], DataAbout | None]:

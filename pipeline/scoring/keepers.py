@@ -17,9 +17,9 @@ from pipeline.base.progress import Progress
 from pipeline.compute.distributed import Ranks
 from pipeline.config.machine_keys import Runtime
 from pipeline.reporting.records import Shares
-from pipeline.scoring.extractors import Extractor
 
-Read = Callable[[np.ndarray], np.ndarray]  # rows (B,) int64 of a set -> images uint8 (B,H,W,3)
+# rows (B,) int64 of a set -> features (B,D) and logits (B,K) or None of its images
+FeaturesOf = Callable[[np.ndarray], tuple[Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,16 @@ def batches(num: int, size: int, title: str, seconds: float, group: Ranks) -> It
 
 
 def stream(
-    extractor: Extractor,
+    features_of: FeaturesOf,
     runtime: Runtime,
     group: Ranks,
     title: str,
     rows: np.ndarray,
-    read: Read,
     keepers: Sequence[Keeper],
 ) -> None:
     """Show the features of the images `rows` (N,) int64 of a set to all `keepers`."""
     for part in batches(len(rows), runtime.feature_batch, title, runtime.progress_seconds, group):
-        features, logits = extractor.features(read(rows[part]))
+        features, logits = features_of(rows[part])
         for keeper in keepers:
             keeper.add(Batch(rows[part], features, logits))
     for keeper in keepers:

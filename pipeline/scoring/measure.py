@@ -19,16 +19,17 @@ from pipeline.scoring.image_sets import ImageSet
 from pipeline.scoring.inputs import Inputs
 from pipeline.scoring.keepers import (
     ClassMeans,
+    FeaturesOf,
     Held,
     Hits,
     InceptionScore,
     Keeper,
     Moments,
     Only,
-    Read,
     mask,
     stream,
 )
+from pipeline.scoring.kept_features import SEED, draw, noise_images
 from pipeline.scoring.neighbours import NEAREST, REAL, Nearest, Neighbours, queries
 from pipeline.scoring.references import Reference
 from pipeline.scoring.scores import HELD, OF_FEATURES, OF_NOISE, Measured, Side, Sides
@@ -68,16 +69,34 @@ class Work:
     config: Config
     group: Ranks
 
-    def show(self, title: str, rows: np.ndarray, read: Read, *keepers: Keeper | None) -> None:
+    def show(
+        self, title: str, rows: np.ndarray, features_of: FeaturesOf, *keepers: Keeper | None
+    ) -> None:
         """Show the features of the images `rows` to the keepers that are not None."""
         needed = [keeper for keeper in keepers if keeper is not None]
-        stream(self.extractor, self.config.runtime, self.group, title, rows, read, needed)
+        stream(features_of, self.config.runtime, self.group, title, rows, needed)
 
-    def features(self, rows: np.ndarray, images: ImageSet) -> Tensor:
+    def features(self, rows: np.ndarray, features_of: FeaturesOf) -> Tensor:
         """Features (Q,D) of a few images, by every rank for itself."""
         size = self.config.runtime.feature_batch
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-        return torch.cat([self.extractor.features(images.read(part))[0] for part in parts])
+        return torch.cat([features_of(part)[0] for part in parts])
+
+    def of_samples(self) -> FeaturesOf:
+        """Features of the samples."""
+        return self.extractor.of(self.inputs.images.read)
+
+    def of_real(self, real: ImageSet) -> FeaturesOf:
+        """Features of real images, from the reference if it keeps them."""
+        compute, kept = self.extractor.of(real.read), self.inputs.kept
+        return kept.real.before(compute, self.extractor.device) if kept else compute
+
+    def of_noise(self) -> FeaturesOf:
+        """Features of uniform noise, from the reference if it keeps them."""
+        size, seed = self.inputs.images.size, self.config.evaluate.seed
+        compute = self.extractor.of(lambda rows: noise_images(rows, size, seed))
+        kept = self.inputs.kept if seed == SEED else None
+        return kept.noise.before(compute, self.extractor.device) if kept else compute
 
     def moments(self) -> Moments:
         """Empty moments."""
@@ -101,22 +120,11 @@ class Work:
         return InceptionScore(num, LOGITS, settings.isc_splits, settings.seed, device)
 
 
-def draw(num: int, total: int, seed: int) -> np.ndarray:
-    """`num` random rows of 0 … total-1, without repetition."""
-    return np.random.default_rng(seed).permutation(total)[:num]
-
-
 def split(num_samples: int, num_real: int, seed: int) -> Parts:
     """As many images on each side of the bracket as there can be."""
     num = min(num_samples, num_real // 2)
     rows = draw(2 * num, num_real, seed)
     return Parts(draw(num, num_samples, seed), rows[:num], rows[num:])
-
-
-def noise_images(rows: np.ndarray, size: tuple[int, int], seed: int) -> np.ndarray:
-    """Uniform uint8 noise (B,H,W,3); image i depends on (seed, i) alone."""
-    draws = (np.random.default_rng((seed, i)) for i in rows)
-    return np.stack([d.integers(0, 256, (*size, 3), np.uint8) for d in draws])
 
 
 def why_no_accuracy(inputs: Inputs, parts: Parts | None) -> str:
@@ -147,8 +155,8 @@ def measure(work: Work, parts: Parts | None, classes: bool) -> Result:
     # Only statistics to compare
     if parts is None or work.inputs.real is None:
         everything, inception = work.moments(), work.inception()
-        images = work.inputs.images
-        work.show("samples", np.arange(len(images)), images.read, everything, inception)
+        rows = np.arange(len(work.inputs.images))
+        work.show("samples", rows, work.of_samples(), everything, inception)
         reference = work.inputs.reference
         assert reference is not None
         return Result(Measured(everything, reference, None, inception), None, None)
@@ -159,7 +167,7 @@ def measure(work: Work, parts: Parts | None, classes: bool) -> Result:
 def measure_bracket(work: Work, real: ImageSet, parts: Parts, classes: bool) -> Result:
     """Every feature that the scores, the bracket and the accuracy against `real` need."""
     # Empty sums of both parts
-    inputs, total = work.inputs, len(real)
+    inputs, total, of_real = work.inputs, len(real), work.of_real(real)
     rows_a, rows_b = np.sort(parts.a), np.sort(parts.b)  # sorted: read from the disk in order
     side_a = work.side(parts.a, total, OF_FEATURES)
     side_b = work.side(parts.b, total, OF_FEATURES)
@@ -168,10 +176,10 @@ def measure_bracket(work: Work, real: ImageSet, parts: Parts, classes: bool) -> 
 
     # Real images
     near_b = (search.near_b, search.near_real)
-    work.show("real images, part B", rows_b, real.read, *side_b.keepers, means, *near_b)
+    work.show("real images, part B", rows_b, of_real, *side_b.keepers, means, *near_b)
     hits_a = hits_of(inputs.real_labels, means)
     near_a = search.near_a
-    work.show("real images, part A", rows_a, real.read, *side_a.keepers, hits_a, near_a)
+    work.show("real images, part A", rows_a, of_real, *side_a.keepers, hits_a, near_a)
     reference = inputs.reference or whole(work, real, parts, side_a, side_b)
 
     # Samples and noise
@@ -202,7 +210,7 @@ def whole(work: Work, real: ImageSet, parts: Parts, side_a: Side, side_b: Side) 
     """Statistics of all real images: those of neither part are streamed, and the parts added."""
     remainder = np.flatnonzero(~mask(np.concatenate([parts.a, parts.b]), len(real)))
     moments = work.moments()
-    work.show("real images, rest", remainder, real.read, moments)
+    work.show("real images, rest", remainder, work.of_real(real), moments)
     moments.include(side_a.moments)
     moments.include(side_b.moments)
     return Reference(moments.mu, moments.sigma, moments.num)
@@ -212,22 +220,21 @@ def measure_samples(
     work: Work, chosen: np.ndarray, hits: Hits | None
 ) -> tuple[Moments, Side, InceptionScore | None]:
     """Moments of all samples, the side of the chosen ones, and the Inception score."""
-    images, everything = work.inputs.images, work.moments()
-    total = len(images)
+    everything, total = work.moments(), len(work.inputs.images)
     side, inception = work.side(chosen, total, OF_FEATURES), work.inception()
     part = Only(mask(chosen, total), side.moments) if len(chosen) < total else None
     rows = np.arange(total)
-    work.show("samples", rows, images.read, everything, part, side.held, hits, inception)
+    keepers = (everything, part, side.held, hits, inception)
+    work.show("samples", rows, work.of_samples(), *keepers)
     return everything, side if part else Side(everything, side.held), inception
 
 
 def measure_noise(work: Work, num: int) -> Side:
     """The side of uniform noise; empty if no distance is asked for."""
-    size, seed = work.inputs.images.size, work.config.evaluate.seed
-    side = work.side(np.arange(num), num, OF_NOISE)
+    rows = np.arange(num)
+    side = work.side(rows, num, OF_NOISE)
     if {"fid", *OF_NOISE} & set(work.config.evaluate.metrics):
-        rows = np.arange(num)
-        work.show("noise", rows, lambda part: noise_images(part, size, seed), *side.keepers)
+        work.show("noise", rows, work.of_noise(), *side.keepers)
     return side
 
 
@@ -238,10 +245,10 @@ class Search:
         inputs = work.inputs
         self.rows, self.num = queries(inputs.labels, len(inputs.images)), len(rows_a)
         self.total = len(real)
-        features = work.features(self.rows, inputs.images)
+        features = work.features(self.rows, work.of_samples())
         self.near_a, self.near_b = Nearest(features, NEAREST), Nearest(features, NEAREST)
         compared = rows_a[np.linspace(0, self.num - 1, min(REAL, self.num)).astype(int)]
-        self.near_real = Nearest(work.features(compared, real), 1)
+        self.near_real = Nearest(work.features(compared, work.of_real(real)), 1)
 
     def result(self) -> Neighbours:
         """The nearest of both parts, on rank 0 after both have been shown."""

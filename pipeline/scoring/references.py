@@ -5,11 +5,11 @@ EDM's .npz (`mu`, `sigma`), and EDM2's .pkl ({"fid": {"mu", "sigma"}, ...}), of 
 `fid` is used. Those name neither images nor network, which is the Inception network of FID.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
@@ -41,11 +41,22 @@ class Unnamed(ValueError):
     """A file without `mu` or `sigma`; its message lists what there is."""
 
 
-def save_reference(path: Path, reference: Reference) -> None:
-    """Write a reference as .npz, atomically."""
-    values = {key: value for key, value in vars(reference).items() if value is not None}
-    with atomic_stream(path) as stream:
-        np.savez(stream, **values)
+def save_reference(
+    path: Path, reference: Reference, more: Callable[[ZipFile], None] | None = None
+) -> None:
+    """Write a reference as .npz, atomically; `more` adds further arrays to it."""
+    with atomic_stream(path) as stream, ZipFile(stream, "w") as archive:
+        for key, value in vars(reference).items():
+            if value is not None:
+                write_array(archive, key, np.asarray(value))
+        if more:
+            more(archive)
+
+
+def write_array(archive: ZipFile, key: str, array: np.ndarray) -> None:
+    """Add one array to an .npz."""
+    with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def export_reference(path: Path, reference: Reference) -> None:

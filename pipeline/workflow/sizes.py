@@ -11,6 +11,8 @@ from pipeline.config.train_keys import Train
 from pipeline.data.pack import Record, balance_note, chosen_note
 from pipeline.images.shapes import CLASSES
 from pipeline.networks import families
+from pipeline.scoring.extractors import KINDS
+from pipeline.scoring.kept_features import kept_bytes
 from pipeline.training.milestones import planned
 from pipeline.workflow import selection
 
@@ -72,7 +74,8 @@ def facts(config: Config) -> str:
     # Length and checkpoints
     every, steps = config.runtime.milestone_images, math.ceil(train.images / train.batch)
     num_kept = config.runtime.keep_checkpoints + (train.images // every if every else 0)
-    total = pack + num_kept * saved + stored + (averages + len(made)) * weights + samples
+    features = kept_bytes(num, KINDS[config.evaluate.extractor].width) if num else 0
+    total = pack + features + num_kept * saved + stored + (averages + len(made)) * weights + samples
     epochs = f"{train.images / num:,.1f} epochs of {num:,}" if num else "epochs: not known yet"
 
     # Line by line
@@ -81,11 +84,12 @@ def facts(config: Config) -> str:
         "training": f"{steps:,} steps of {train.batch:,} = {train.images:,} images, {epochs}",
         **({} if train.start is None else {"start": train.start}),
         "pack": size(pack) if num else "not known yet",
+        "reference": size(features) if num else "not known yet",
         "checkpoints": f"{size(saved)} each, {num_kept:,} kept",
         **({"snapshots": snapshot_line(train, stored)} if stored else {}),
         "weights": f"{size(weights)} for each of {averages + len(made)} average(s)",
         "sample files": size(samples),
-        "disk": f"{size(total)} in all{'' if num else ', and the pack'}",
+        "disk": f"{size(total)} in all{'' if num else ', the pack and its reference'}",
     }
 
     # Samplers one by one

@@ -64,6 +64,9 @@ class Thread(Ranks):
         self.desk.barrier.wait()
         return values
 
+    def barrier(self) -> None:
+        self.desk.barrier.wait()
+
     def sum(self, value: Tensor) -> Tensor:
         return torch.stack(self._exchange(value)).sum(0)
 
@@ -119,7 +122,7 @@ def test_all_keepers_equal_a_direct_computation(seed: int, num: int, size: int, 
             Nearest(features[:2], 4),
         ]
         rows = np.arange(num)
-        stream(extractor, runtime, group, "x", rows, lambda r: images[r], keepers)
+        stream(extractor.of(lambda r: images[r]), runtime, group, "x", rows, keepers)
         keepers[1] = some
         return keepers
 
