@@ -80,7 +80,8 @@ def test_sizes_of_the_reference_experiment() -> None:
     # weights, two averages, a remainder, two moments: 4 bytes each
     assert "7.1 GB each, 2 kept" in text
     assert "1.8 GB" in text  # three seeds of 50,000 images
-    assert "34.2 GB in all" in text  # 15.75 + 2 x 7.10 + 2 x 1.18 + 3 x 0.61
+    assert "reference     1.3 GB" in text  # (150,000 x 4 + 2,049 x 8) x 2,048 bytes
+    assert "35.4 GB in all" in text  # 15.75 + 1.26 + 2 x 7.10 + 2 x 1.18 + 3 x 0.61
     assert "dopri5-1e-05-g1.2-ema0: 50,000 images with each of the seeds 0, 1, 2" in text
 
 

@@ -65,9 +65,8 @@ def read_inputs(
     check_sizes(images, (facts.resolution,) * 2)
     how, data = read_about(samples)
     notes = check_same_data(data, facts.name, facts.sha256.images, samples, across)
-    labels = None
-    if not notes or (data and data.classes == facts.classes):
-        labels = labels_beside(samples, len(images), len(facts.classes))
+    comparable = not notes or (data is not None and data.classes == facts.classes)
+    labels = labels_beside(samples, len(images), len(facts.classes)) if comparable else None
     # Real images
     pack = open_pack(pack_folder(config), facts)
     check_numbers(config.evaluate, len(images), len(pack))
@@ -75,10 +74,8 @@ def read_inputs(
     about = ReferenceAbout(**data_keys, **counts_of(statistics))
     real = of_array("pack", pack.images)
     notes += notes_on_origin(statistics, reference, config.evaluate.extractor)
-    kept = load_real_side(reference, statistics)
-    return Inputs(
-        images, labels, how, real, pack.labels, facts.classes, statistics, about, notes, kept
-    )
+    kept, classes = load_real_side(reference, statistics), facts.classes
+    return Inputs(images, labels, how, real, pack.labels, classes, statistics, about, notes, kept)
 
 
 def read_about(samples: Path) -> tuple[dict[str, Any], DataAbout | None]:
@@ -152,8 +149,7 @@ def check_same_data(
         )
     return [
         f"the model was trained on {training}, the reference is of {reference}: the distances "
-        "measure the "
-        "difference of these image sets too"
+        "measure the difference of these image sets too"
     ]
 
 
@@ -171,8 +167,7 @@ def check_same_recipe(images: Record, pack: str, path: Path, across: str | None)
         )
     return [
         f"the images are {images.name}, the reference is of {pack}: the distances measure the "
-        "difference "
-        "of these recipes too"
+        "difference of these recipes too"
     ]
 
 

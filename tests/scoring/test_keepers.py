@@ -112,7 +112,7 @@ def test_all_keepers_equal_a_direct_computation(seed: int, num: int, size: int, 
     runtime: Any = SimpleNamespace(feature_batch=size, progress_seconds=1e9)
 
     def work(group: Ranks) -> list[Any]:
-        keepers = [
+        keepers: list[Any] = [
             Moments(WIDTH),
             Only(wanted, some := Moments(WIDTH)),
             Held(wanted, WIDTH),
