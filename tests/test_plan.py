@@ -41,6 +41,22 @@ def test_jobs_of_a_dry_run() -> None:
     assert (report.rule, report.resource("gpu"), report.resource("env")) == ("report", "", "")
 
 
+REFUSED = "Config MD5: 1f2e\n\nBuilding DAG of jobs...\nMissingRuleException:\nNo rule to make x\n"
+
+
+@pytest.mark.parametrize(
+    ("stdout", "stderr", "words"),
+    [
+        (REFUSED, "", "MissingRuleException:\nNo rule to make x"),
+        ("", "error: no\n", "error: no"),
+        ("Building DAG of jobs...\n", "error: no\n", "error: no"),
+    ],
+)
+def test_last_words_of_snakemake(stdout: str, stderr: str, words: str) -> None:
+    notice = "Using workflow specific profile profiles/default for setting default arguments.\n"
+    assert dry_run.why_refused(stdout, notice + stderr) == words
+
+
 @pytest.mark.parametrize("key", ["train.start", "sample.guide", "evaluate.weights"])
 def test_an_absent_file_is_named_by_its_key(key: str) -> None:
     with pytest.raises(UserError, match=f"^{key}=none is not a file: give a file of weights"):

@@ -42,5 +42,12 @@ def dry_run(words: list[str]) -> list[Job]:
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--nocolor", *words]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        raise UserError(f"Snakemake refuses: {(done.stderr or done.stdout).strip()[-500:]}")
+        raise UserError(f"Snakemake refuses: {why_refused(done.stdout, done.stderr)}")
     return parse_dry_run(done.stdout + done.stderr)
+
+
+def why_refused(stdout: str, stderr: str) -> str:
+    """Snakemake's last words, at most 500 characters, without what it prints of every run."""
+    own = [line for line in stderr.splitlines() if not line.startswith("Using workflow specific")]
+    words = "\n".join(own).strip() or stdout.strip().rpartition("Building DAG of jobs...\n")[2]
+    return words[-500:]

@@ -158,7 +158,8 @@ def check_environment(jobs: Iterable[Any], environment: Mapping[str, str] = os.e
 
     # One line each
     for name, rules in missing.items():
-        need = f"rule {', '.join(sorted(rules))} needs {name}, which is not set"
+        noun, verb = ("rule", "needs") if len(rules) == 1 else ("rules", "need")
+        need = f"{noun} {', '.join(sorted(rules))} {verb} {name}, which is not set"
         print(f"error: {need}: {REMEDIES.get(name, f'set {name}')}", file=sys.stderr)
     if missing:
         sys.exit(2)

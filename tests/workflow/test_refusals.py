@@ -13,7 +13,7 @@ from tests.workflow.project import ENGINE, Project, assert_stopped
 def test_imagenet_dir_unset(fresh: Project) -> None:
     assert_stopped(
         fresh.snakemake(),
-        "rule downsample, evaluate, reference, report, train needs IMAGENET_DIR, which is not set",
+        "rules downsample, evaluate, reference, report, train need IMAGENET_DIR, which is not set",
     )
     assert not (fresh.folder / "results").exists()
 
