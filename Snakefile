@@ -4,6 +4,7 @@
 #            \-> reference ----------/
 #   extractor ----^------------^
 #
+# With train.coupling=semidiscrete: downsample -> coupling -> train.
 # With train.ema=power and sample.ema_width: train -> average -> sample. An experiment in sample.guide:
 # guide -> sample, or guide -> average -> sample; its results have a folder of their own.
 # With the section select: train -> select -> sample, for samplers with sample.selected=true.
@@ -16,6 +17,7 @@
 # results/data/<data>.json             record of the pack (the pack itself: $IMAGENET_DIR/<source>_<res>/)
 # results/extractors/<extractor>.json  record of the weights that make features of images
 # results/reference/<data>-<extractor>.npz   feature statistics of the real images
+# results/coupling/<data>-….npz        duals of train.coupling=semidiscrete
 # results/<experiment>/<data>/         train/ milestones/ average/ select/ sample/ metrics/ report/
 # results/index.html                   all experiments; each has report/index.html
 # results/experiments.html             the scores of all experiments
@@ -84,6 +86,7 @@ for NAME, TRAINING in X.trainings.items():
             NAME
         input:
             record=lambda wildcards: X.current_record(workflow),
+            duals=TRAINING.duals,
         output:
             weights=TRAINING.weights,
             curve=f"{TRAINING.folder}/curve.jsonl",

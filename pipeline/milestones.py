@@ -25,10 +25,11 @@ from pipeline.base.files import atomic_stream, sha256_file
 from pipeline.base.text import number
 from pipeline.compute.distributed import StopFlag, ranks
 from pipeline.config.load import load_step
-from pipeline.config.paths import out_folder, record_file, reference_file, run_folder
+from pipeline.config.paths import duals_file, out_folder, record_file, reference_file, run_folder
 from pipeline.config.samplers import check_guidance, class_numbers, sampler_name
 from pipeline.config.schema import Config
 from pipeline.config.stages import rank_keys, write_config
+from pipeline.data.duals import load_duals, with_hash
 from pipeline.data.pack import DataAbout, Record
 from pipeline.drawing.milestones_chart import milestones_chart
 from pipeline.images.sources.find import resolve_image_set
@@ -104,6 +105,9 @@ def job_of(config: Config, words: dict[str, str]) -> Job:
     folder = Path(words.get("training", run_folder(config) / "train"))
     scratch = Path(words["checkpoints"]) if "checkpoints" in words else None
     run = open_run(config, folder, scratch, DataAbout.of(record).to_json())
+    if run.config.train.coupling == "semidiscrete":
+        identified = with_hash(record, load_duals(duals_file(run.config)))
+        run = open_run(config, folder, scratch, DataAbout.of(identified).to_json())
 
     # What measures it
     KINDS[config.evaluate.extractor].find(config.evaluate.weights)

@@ -20,10 +20,17 @@ from pipeline.concept import pack as documents_pack
 from pipeline.concept.pack import Documents, check_record, open_documents
 from pipeline.config.image_sets import check_classless
 from pipeline.config.load import load_step, validate
-from pipeline.config.paths import out_folder, pack_folder, run_folder, weights_files
+from pipeline.config.paths import (
+    duals_file,
+    out_folder,
+    pack_folder,
+    run_folder,
+    weights_files,
+)
 from pipeline.config.schema import Config
 from pipeline.config.stages import write_config
 from pipeline.config.words import merge
+from pipeline.data.duals import check_duals, load_duals, with_duals
 from pipeline.data.pack import Pack, Record, open_pack, read_record
 from pipeline.images.sources.find import resolve_image_set
 from pipeline.launching.handover import hand_over
@@ -125,7 +132,17 @@ def open_images(config: Config, paths: dict[str, str]) -> tuple[Config, Data]:
     record = Record.read(Path(paths["record"])) if "record" in paths else read_record(folder)
     pack = open_pack(folder, record)
     check_classless(f"the pack in {folder}", record.classes, config.model.class_conditional)
+    if config.train.coupling == "semidiscrete":
+        pack = open_duals(config, paths, pack)
     return config, Data(pack, pack.record.sha256.to_json(), len(record.classes))
+
+
+def open_duals(config: Config, paths: dict[str, str], pack: Pack) -> Pack:
+    """`pack` with the duals that the word `duals` names; raises UserError if they are others."""
+    path = Path(paths.get("duals", duals_file(config)))
+    duals = load_duals(path)
+    check_duals(path, duals, pack.record, config.model.class_conditional, config.train.flip)
+    return with_duals(pack, duals)
 
 
 def open_concept(config: Config, paths: dict[str, str]) -> tuple[Config, Data]:

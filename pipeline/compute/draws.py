@@ -18,7 +18,7 @@ from torch import Tensor
 
 # Streams: the uses of random numbers.
 ORDER, FLIP, TIME, TRAIN_NOISE, LABEL_DROPOUT, SAMPLE_NOISE, SAMPLE_CLASS, DROPOUT = range(8)
-SAMPLE_TOKENS, HELD_OUT = 8, 9
+SAMPLE_TOKENS, HELD_OUT, DUALS, DUALS_CHECK = range(8, 12)
 
 # Constants of Philox
 _MASK = 0xFFFFFFFF

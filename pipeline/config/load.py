@@ -265,7 +265,7 @@ def of_stage(
     # Stage keys over those
     tree = merge({k: v for k, v in base.items() if k != "experiments"}, named)
     config = parsed(lay(tree, lay(with_later(keys, every), words)), environment)
-    if "model" in keys:
+    if {*(keys.get("model") or ())} - {"class_conditional"}:  # which `coupling` reads alone
         check_training(config)
     return config
 

@@ -87,6 +87,13 @@ def reference_file(config: Config) -> Path:
     return RESULTS / "reference" / f"{data_name(config)}-{config.evaluate.extractor}.npz"
 
 
+def duals_file(config: Config) -> Path:
+    """Duals of train.coupling=semidiscrete, shared by every experiment that needs the same ones."""
+    kind = "classes" if config.model.class_conditional else "whole"
+    flip = "-flip" if config.train.flip else ""
+    return RESULTS / "coupling" / f"{data_name(config)}-{kind}{flip}.npz"
+
+
 def extractor_file(config: Config) -> Path:
     """Record of the extractor's weights, which lie in the cache: their sha256."""
     return RESULTS / "extractors" / f"{config.evaluate.extractor}.json"

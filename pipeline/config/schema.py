@@ -52,6 +52,11 @@ class Downsample(Section):
     allow_ignored: Annotated[int, Field(ge=0)]  # images that may be passed over by their names
 
 
+class Coupling(Section):
+    tolerance: Annotated[float, Field(gt=0, le=1)]  # relative deviation of the images' shares, RMS
+    max_draws: PositiveInt  # noises per image that the fit draws at most
+
+
 FixedGridSolver = Literal["euler", "midpoint", "heun", "rk4"]  # rows of sampling/solvers.py
 MultistepSolver = Literal["ab2", "ab3"]  # on a grid too, with memory of the last steps
 AdaptiveSolver = Literal["dopri5"]
@@ -217,6 +222,7 @@ class Config(Section):
     concept: Concept | None  # documents; None: images are trained on
     model: Model
     train: Train
+    coupling: Coupling  # the fit of train.coupling=semidiscrete
     sample: Sample
     select: Select | None  # None: nothing is chosen after the training
     evaluate: Evaluate

@@ -66,6 +66,11 @@ SCORED = tuple(key for key in Evaluate.model_fields if key not in ("weights", *M
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "downsample": (*DATA_KEYS, "data.expected_images", "data.expected_classes", "downsample"),
     "train": ("workload", *DATA_KEYS, "model", "train"),
+    # those that say which duals they are
+    "coupling": (
+        *DATA_KEYS,
+        *("model.class_conditional", "train.coupling", "train.flip", "coupling"),
+    ),
     # the keys of one set of samples: not the list of seeds, nor the other samplers
     "sample": (
         *DATA_KEYS,

@@ -32,7 +32,7 @@ class Train(Section):
     mask_exponent: Positive  # a value is open at time t with probability t to this power
     token_loss: Literal["cross_entropy", "generalised_kl"]
     # Noise and images
-    coupling: Literal["independent", "optimal_transport"]
+    coupling: Literal["independent", "optimal_transport", "semidiscrete"]
     coupling_images: PositiveInt  # consecutive images among which noise is reassigned
     # Learning rate
     lr: Positive

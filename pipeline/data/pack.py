@@ -58,6 +58,7 @@ class Hashes(JsonObject):
 
     images: str
     labels: str
+    duals: str | None = None  # of a training with train.coupling=semidiscrete: see data/duals.py
 
 
 class DataAbout(JsonObject):
@@ -144,11 +145,15 @@ class Manifest(Record):
 
 @dataclass(frozen=True)
 class Pack:
-    """Images uint8 (N,H,W,3) and labels int64 (N,), memory-mapped, and their record."""
+    """Images uint8 (N,H,W,3) and labels int64 (N,), memory-mapped, and their record.
+
+    `duals` (N,) float64 of a training with train.coupling=semidiscrete: see data/duals.py.
+    """
 
     images: np.ndarray
     labels: np.ndarray
     record: Record
+    duals: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)

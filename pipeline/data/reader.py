@@ -69,6 +69,10 @@ class Mapped:
             self._coming[following.tobytes()] = self._thread.submit(self.gather, following)
         return moved(pixels, self.device), moved(labels, self.device)
 
+    def take(self, rows: Tensor) -> Tensor:
+        """Pixels uint8 (K,H,W,3) of rows (K,) of the pack, on the device."""
+        return moved(self.pack.images[rows.cpu().numpy()], self.device)
+
     def gather(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pixels and labels of positions (B,), in host memory."""
         rows = rows_at(positions, self.seed, len(self.pack))
@@ -89,7 +93,11 @@ class Resident:
     def read(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
         """Pixels uint8 (B,H,W,3) and labels int64 (B,) of positions (B,), on the device."""
         rows = moved(rows_at(positions, self.seed, len(self.pack)), self.device)
-        return self.images.index_select(0, rows), self.labels.index_select(0, rows)
+        return self.take(rows), self.labels.index_select(0, rows)
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Pixels uint8 (K,H,W,3) of rows (K,) of the pack, on the device."""
+        return self.images.index_select(0, rows)
 
 
 Reader = Mapped | Resident

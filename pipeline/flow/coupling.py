@@ -1,8 +1,9 @@
-"""Which noise goes with which image: any, or the nearest within groups (optimal transport).
+"""Which noise goes with which image: any, the nearest within groups (optimal transport), or the
+best image of all for the noise (semidiscrete: transport.py).
 
-If the network knows classes, only images of one class of a group exchange their noise. Sampling
-draws the noise without looking at the class, so the noise of every class must stay standard normal;
-images of all classes together would give the bright class the bright noise.
+In groups: if the network knows classes, only images of one class of a group exchange their noise.
+Sampling draws the noise without looking at the class, so the noise of every class must stay
+standard normal; images of all classes together would give the bright class the bright noise.
 
 A group is so many consecutive positions of the run, n // size = constant; the batch is a multiple
 of it, so no group lies in two steps. A rank whose micro-batch cuts through a group draws the whole
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from pipeline.compute import draws
 from pipeline.config.schema import Config
-from pipeline.data.reader import Reader, load_batch, moved
+from pipeline.data.reader import Reader, load_batch, moved, to_float
+from pipeline.flow.transport import Transport
 
 DECIMALS = 6  # of a cost: far above the rounding of its sum, far below what tells two apart
 ENOUGH = 0.5  # share of the images that should meet another of their class in a group
@@ -74,21 +76,41 @@ def small_groups_note(config: Config, labels: np.ndarray) -> str:
     )
 
 
-def pairs(reader: Reader, config: Config, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+def transport(reader: Reader, config: Config) -> Transport | None:
+    """The map of train.coupling=semidiscrete on an open pack, made once; None of the others."""
+    if config.train.coupling != "semidiscrete":
+        return None
+    return Transport(reader, config.model.class_conditional, config.train.flip)
+
+
+def noise_at(config: Config, positions: np.ndarray, reader: Reader) -> Tensor:
+    """The noise (B,3,H,W) float32 of `positions` (B,) of the run."""
+    size, index = reader.pack.record.resolution, moved(positions, reader.device)
+    return draws.normal(config.train.seed, draws.TRAIN_NOISE, index, (3, size, size))
+
+
+def pairs(
+    reader: Reader, config: Config, positions: np.ndarray, by_duals: Transport | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Noise x0 and images x1 (B,3,H,W) float32, labels (B,) int64, at `positions` (B,) of the run.
 
-    Images and labels are those of their positions; the noise moves within its group, and within
-    the class if the network knows classes.
+    By `transport` the noise stays and the image is chosen. Otherwise images and labels are those of
+    their positions; the noise moves within its group, and within the class if the network knows
+    classes.
     """
+    # The best image
+    if by_duals is not None:
+        x0 = noise_at(config, positions, reader)
+        pixels, labels = by_duals.images(positions, x0)
+        return x0, to_float(pixels), labels
+
     # all that the positions and their groups draw
     train = config.train
     # Images and labels
     grouped = train.coupling == "optimal_transport"
     drawn = whole_groups(positions, train.coupling_images) if grouped else positions
     x1, labels = load_batch(reader, drawn, train.flip)
-    # Noise of each
-    index = moved(drawn, reader.device)
-    x0 = draws.normal(train.seed, draws.TRAIN_NOISE, index, tuple(x1.shape[1:]))
+    x0 = noise_at(config, drawn, reader)
 
     # Independent noise
     if not grouped:

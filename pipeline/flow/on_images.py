@@ -85,10 +85,14 @@ class OnImages:
 
     def locate(self, positions: np.ndarray) -> str:
         """The rows of the pack at the positions, the first few by number."""
-        rows = rows_at(positions, self.config.train.seed, len(self.pack))
+        rows = self.rows(positions)
         shown = ", ".join(str(row) for row in rows[:MOST_ROWS])
         more = len(rows) - MOST_ROWS
         return f"rows {shown}{f' and {more:,} more' if more > 0 else ''} of the pack"
+
+    def rows(self, positions: np.ndarray) -> np.ndarray:
+        """Rows of the pack that the positions see."""
+        return rows_at(positions, self.config.train.seed, len(self.pack))
 
     def about(self) -> dict[str, Any]:
         """The part of the pack's record that weights carry, as JSON."""

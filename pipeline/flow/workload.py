@@ -13,6 +13,7 @@ from pipeline.data.reader import Reader, moved
 from pipeline.flow import coupling, probability_path
 from pipeline.flow.on_images import OnImages
 from pipeline.flow.times import sample_times
+from pipeline.flow.transport import Transport
 from pipeline.flow.weighting import denoising_loss
 from pipeline.networks import families
 
@@ -36,9 +37,23 @@ class Batch:
 class FlowMatching(OnImages):
     """Trains the velocity v(x_t, t, label) of the conditional optimal-transport path."""
 
+    by_duals: Transport | None = None  # of train.coupling=semidiscrete, once it is placed
+
+    def place(self, device: torch.device, announce: bool) -> None:
+        """Open the pack for batches on `device`: a copy there, or the memory map."""
+        super().place(device, announce)
+        self.by_duals = coupling.transport(self.opened, self.config)
+
     def batch(self, positions: np.ndarray) -> Batch:
         """All that the given positions (B,) of the run see."""
-        return draw(self.opened, self.config, positions)
+        return draw(self.opened, self.config, positions, self.by_duals)
+
+    def rows(self, positions: np.ndarray) -> np.ndarray:
+        """Rows of the pack that the positions see."""
+        if self.by_duals is None:
+            return super().rows(positions)
+        x0 = coupling.noise_at(self.config, positions, self.opened)
+        return self.by_duals.chosen(positions, x0)[0].cpu().numpy()
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Squared error of the velocity at x_t by train.weighting, its mean: a float32 scalar."""
@@ -67,11 +82,16 @@ class FlowMatching(OnImages):
         return Batch(x, x, torch.zeros(num, device=device), labels, keys)
 
 
-def draw(reader: Reader, config: Config, positions: np.ndarray) -> Batch:
-    """All that the given positions (B,) of the run see: a pure function of (seed, position)."""
+def draw(
+    reader: Reader, config: Config, positions: np.ndarray, by_duals: Transport | None = None
+) -> Batch:
+    """All that the given positions (B,) of the run see: a pure function of (seed, position).
+
+    `by_duals`: coupling.transport of the reader and the configuration.
+    """
     # Images and noise
     train, seed, classes = config.train, config.train.seed, reader.pack.record.classes
-    x0, x1, labels = coupling.pairs(reader, config, positions)
+    x0, x1, labels = coupling.pairs(reader, config, positions, by_duals)
     # Draws by position
     index = moved(positions, reader.device)
     uniform = draws.uniform(seed, draws.TIME, index)

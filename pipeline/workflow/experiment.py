@@ -3,21 +3,21 @@
 import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.config import paths
 from pipeline.config.load import layered, resolve_resolution, validate
 from pipeline.config.samplers import by_sampler, check_guidance, class_numbers
 from pipeline.config.schema import Config, Guide
-from pipeline.config.stages import stage_keys
+from pipeline.config.stages import settings_words, stage_keys
 from pipeline.config.workloads import TOKENS, check_solver
 from pipeline.images.sources.find import resolve_image_set
 from pipeline.training.milestones import check_planned
 from pipeline.workflow.current_pack import pack_problem
 from pipeline.workflow.selection import Selection, all_recipes
 from pipeline.workflow.shared import Shared, existing
-from pipeline.workflow.trainings import guide_config, guide_file
+from pipeline.workflow.trainings import Training, guide_config, guide_file
 
 
 class Experiment(Shared):
@@ -44,6 +44,7 @@ class Experiment(Shared):
         self.scored_milestones = [self.milestones] if self.config.evaluate.milestones else []
         chosen += [f"milestones={file}" for file in self.scored_milestones]
         self.report_settings = shlex.join([*shlex.split(self.settings), *chosen])
+        self.couplings = couplings(self.trainings.values())
         self.extractor = str(paths.extractor_file(self.config))
         self.given_extractor = existing("evaluate.weights", self.config.evaluate.weights)
         # Samplers, and the files of each set of samples.
@@ -121,6 +122,22 @@ class Experiment(Shared):
             f"experiment {self.config.experiment}, data {self.data} "
             f"(resolution {self.config.data.resolution} from {self.resolution_source})"
         )
+
+
+class Coupling:
+    """The rule that fits the duals of trainings: its file, keys and settings."""
+
+    def __init__(self, config: Config) -> None:
+        self.duals = str(paths.duals_file(config))
+        self.keys = json.dumps(stage_keys(config, "coupling"), sort_keys=True)
+        self.settings = settings_words(config)
+
+
+def couplings(trainings: Iterable[Training]) -> dict[str, Coupling]:
+    """Rules by their names, coupling, coupling_2, ...: one for each file of duals."""
+    configs = {file: training.config for training in trainings for file in training.duals}
+    names = ("coupling", *(f"coupling_{k}" for k in range(2, len(configs) + 1)))
+    return {name: Coupling(c) for name, c in zip(names, configs.values(), strict=False)}
 
 
 def check_classes(config: Config, names: Sequence[str] | None) -> None:

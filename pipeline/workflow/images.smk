@@ -84,6 +84,33 @@ rule reference:
         " record={input.record:q} out={output.statistics:q}"
 
 
+# only if a training has train.coupling=semidiscrete
+for NAME, COUPLING in X.couplings.items():
+
+    rule:
+        name:
+            NAME
+        input:
+            record=lambda wildcards: X.current_record(workflow),
+        output:
+            duals=COUPLING.duals,
+        log:
+            f"{COUPLING.duals}.log",
+        conda:
+            "../../envs/pipeline.yaml"
+        threads: X.threads("reference", workflow)
+        resources:
+            gpu=X.runtime.gpus.reference,
+            env=f"{X.pack_env} CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
+            settings=COUPLING.settings,
+        params:
+            config=lambda wildcards, coupling=COUPLING: coupling.keys,
+        shell:
+            "python -m pipeline.launch --gpus {resources.gpu} --threads {threads} --log {log}"
+            " -- -m pipeline.coupling config={params.config:q} {resources.settings}"
+            " record={input.record:q} out={output.duals:q}"
+
+
 rule average:
     input:
         weights="{run}/train/weights.safetensors",

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.base.errors import UserError
 from pipeline.base.files import read_json
 from pipeline.config.load import layered, validate
-from pipeline.config.paths import run_folder, weights_file, weights_files
+from pipeline.config.paths import duals_file, run_folder, weights_file, weights_files
 from pipeline.config.samplers import guide_name
 from pipeline.config.schema import Config, Guide, Sample
 from pipeline.config.stages import settings_words, stage_keys
@@ -35,6 +35,8 @@ class Training:
         self.folder = f"{self.run}/train"
         self.weights = [f"{self.folder}/{name}" for name in weights_files(config.train).values()]
         self.settings = settings_words(config)
+        is_semidiscrete = config.train.coupling == "semidiscrete"
+        self.duals = [str(duals_file(config))] if is_semidiscrete else []
         if config.train.start is not None:
             start_weights.locate(config.train.start)
             start_weights.check_kept(config.train.start, map(Path, self.weights))
