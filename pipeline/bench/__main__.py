@@ -21,6 +21,7 @@ NAMES = (
     "edm2",
     "sampling",
     "solvers",
+    "couplings",
     "scoring",
     "noise",
 )
