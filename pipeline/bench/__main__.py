@@ -24,6 +24,7 @@ NAMES = (
     "couplings",
     "scoring",
     "noise",
+    "seeds",
 )
 
 

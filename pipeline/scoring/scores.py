@@ -1,10 +1,11 @@
 """Scores of images from their features: distances, and their records in the result.
 
 Features are (N,D) float32 tensors, or moments of any number of them. The distances are those of
-torch-fidelity 0.4.0, and MIND that of its 0.5.
+torch-fidelity 0.4.0 but for rounding, and MIND that of its 0.5.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,16 +41,38 @@ NAMES = {
 # --- pure scores -------------------------------------------------------------------------------
 
 
-def frechet(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
-    """Fréchet distance of two Gaussians (Heusel et al. 2017, eq. 6), from float64 moments.
+@dataclass(frozen=True)
+class Gaussian:
+    """Moments with which several others are compared."""
 
-    Never below 0, though rounding puts the result for equal sets on either side of it.
-    """
-    first, second = {"mu": mu1, "sigma": sigma1}, {"mu": mu2, "sigma": sigma2}
-    torch_fidelity = load_torch_fidelity()
-    scores = torch_fidelity.metric_fid.fid_statistics_to_metric(first, second, False)
-    distance = float(scores[torch_fidelity.KEY_METRIC_FID])
-    return 0.0 if distance < 0 else distance
+    mu: np.ndarray  # (D) float64
+    sigma: np.ndarray  # (D,D) float64, symmetric, no negative eigenvalues but of rounding
+
+    @cached_property
+    def root(self) -> np.ndarray:
+        """R (D,r) with sigma = R R^T; r is the numerical rank, at least 1."""
+        values, vectors = np.linalg.eigh(self.sigma)
+        least = values[-1] * len(values) * np.finfo(np.float64).eps
+        num = max(1, int((values > least).sum()))
+        root: np.ndarray = vectors[:, -num:] * np.sqrt(values[-num:].clip(min=0))
+        return root
+
+    def distance(self, mu: np.ndarray, sigma: np.ndarray) -> float:
+        """Fréchet distance from a Gaussian of these moments (Heusel et al. 2017, eq. 6).
+
+        The eigenvalues of sigma R R^T, of whose root the formula takes the trace, are those of the
+        symmetric R^T sigma R, and zeros. Never below 0, though rounding puts the result for equal
+        sets on either side of it.
+        """
+        values = np.linalg.eigvalsh(self.root.T @ sigma @ self.root)
+        root_trace = np.sqrt(values.clip(min=0)).sum()
+        squared = np.square(mu - self.mu).sum()
+        return max(0.0, float(squared + sigma.trace() + self.sigma.trace() - 2 * root_trace))
+
+
+def frechet(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
+    """Fréchet distance of two Gaussians, from float64 moments."""
+    return Gaussian(mu2, sigma2).distance(mu1, sigma1)
 
 
 def kernel_distance(
@@ -178,12 +201,13 @@ def fid_score(measured: Measured, extractor: Extractor) -> Score:
     # Its bracket
     more: dict[str, Bracket] = {}
     if sides := measured.sides:
-        real = sides.real_b.moments
+        part_b = sides.real_b.moments
+        num, real = part_b.num, Gaussian(part_b.mu, part_b.sigma)
         floor, near, ceiling = (
-            frechet(side.moments.mu, side.moments.sigma, real.mu, real.sigma)
+            real.distance(side.moments.mu, side.moments.sigma)
             for side in (sides.real_a, sides.chosen, sides.noise)
         )
-        more["bracket"] = Bracket(num_images=real.num, floor=floor, value=near, ceiling=ceiling)
+        more["bracket"] = Bracket(num_images=num, floor=floor, value=near, ceiling=ceiling)
     return named("fid", extractor, value, samples.num, "lower", **more)
 
 
