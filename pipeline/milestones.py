@@ -104,10 +104,7 @@ def job_of(config: Config, words: dict[str, str]) -> Job:
     record = Record.read(Path(words.get("record", record_file(config))))
     folder = Path(words.get("training", run_folder(config) / "train"))
     scratch = Path(words["checkpoints"]) if "checkpoints" in words else None
-    run = open_run(config, folder, scratch, DataAbout.of(record).to_json())
-    if run.config.train.coupling == "semidiscrete":
-        identified = with_hash(record, load_duals(duals_file(run.config)))
-        run = open_run(config, folder, scratch, DataAbout.of(identified).to_json())
+    run = trained_run(config, folder, scratch, record)
 
     # What measures it
     KINDS[config.evaluate.extractor].find(config.evaluate.weights)
@@ -123,6 +120,15 @@ def job_of(config: Config, words: dict[str, str]) -> Job:
     sampling.check_counts(sample, weights)
     check_guidance(sample, weights.classes is not None, run.config.train.label_dropout)
     return replace(job, guide=sampling.read_guide(sample, weights, words.get("guide")))
+
+
+def trained_run(config: Config, folder: Path, scratch: Path | None, record: Record) -> Run:
+    """The training in `folder` on the pack of `record`, and on its duals if it has some."""
+    run = open_run(config, folder, scratch, DataAbout.of(record).to_json())
+    if run.config.train.coupling != "semidiscrete":
+        return run
+    identified = with_hash(record, load_duals(duals_file(run.config)))
+    return open_run(config, folder, scratch, DataAbout.of(identified).to_json())
 
 
 def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, Any]:

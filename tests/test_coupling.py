@@ -1,20 +1,23 @@
 """The step `coupling`: its file, what training takes of it, and what is refused."""
 
+import hashlib
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline import coupling, train
+from pipeline import coupling, milestones, train
 from pipeline.base.errors import UserError
 from pipeline.data.duals import load_duals
 from pipeline.data.pack import DataAbout, read_record
 from pipeline.training.identity import scratch_folder
 from pipeline.training.weights_file import read_about
-from tests.conftest import resolved, write_pack
-from tests.test_train import losses, outcome
+from tests.conftest import ROOT, resolved, write_pack
+from tests.test_train import difference, losses, outcome
 
 WORDS = ["experiment=tiny", "train.coupling=semidiscrete", "runtime.device=cpu"]
 SHORT = [
@@ -41,8 +44,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rewrite(folder: Path, images: np.ndarray) -> None:
     """Other images in a pack, with their record."""
-    import hashlib
-
     np.save(folder / "images.npy", images)
     record = read_record(folder)
     sha256 = record.sha256.model_copy(
@@ -89,7 +90,9 @@ def test_a_cap_is_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "above coupling.tolerance=0.001 after coupling.max_draws=1 noises per image" in printed
 
 
-def test_a_training_resumes_to_the_bit_and_names_the_duals(folder: Path, tmp_path: Path) -> None:
+def test_a_training_resumes_to_the_bit_and_names_the_duals(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = f"duals={folder}/duals.npz"
     whole, curve = training(folder, tmp_path / "whole", given)
     training(folder, tmp_path / "parts", given, "train.images=48")
@@ -107,6 +110,29 @@ def test_a_training_resumes_to_the_bit_and_names_the_duals(folder: Path, tmp_pat
     record = read_record(folder)
     assert scratch != scratch_folder(tmp_path / "whole", config, record.sha256.to_json())
     assert "duals" not in record.sha256.to_json()
+    # Its milestones are looked for there
+    monkeypatch.setattr(milestones, "duals_file", lambda _: folder / "duals.npz")
+    run = milestones.trained_run(config, tmp_path / "whole", None, record)
+    assert run.scratch == scratch and run.data == about.record
+
+
+@pytest.mark.slow
+def test_two_ranks_fit_the_same_duals_and_train_the_same_model(
+    folder: Path, tmp_path: Path
+) -> None:
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    both = [*WORDS, *place(folder)]
+    for words in (
+        ["pipeline.coupling", *both, f"out={tmp_path}/duals.npz"],
+        ["pipeline.train", *both, *SHORT, f"duals={tmp_path}/duals.npz", f"out={tmp_path}/two"],
+    ):
+        done = subprocess.run([*ranks, "-m", *words], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "duals.npz").read_bytes() == (folder / "duals.npz").read_bytes()
+    one, _ = training(
+        folder, tmp_path / "one", f"duals={folder}/duals.npz", "runtime.micro_batch=4"
+    )
+    assert difference(outcome(tmp_path / "two")[0], one) < 1e-5
 
 
 def test_duals_that_do_not_fit_are_refused_by_name(folder: Path, tmp_path: Path) -> None:

@@ -18,11 +18,13 @@ from torch import Tensor
 
 from pipeline.compute import draws
 from pipeline.compute.distributed import Ranks
-from pipeline.flow.atoms import CHUNK, LEVEL, Atoms, in_units, views
+from pipeline.flow.atoms import LEVEL, Atoms, in_units, views
 
 ROUNDS = 32  # gradient steps of a stage
 FIRST_DRAWS = 256  # of the first step, at least
 STEP = 0.5  # of the first stage, in units of the deviation that a step should remove
+PIECE = {"cuda": 2**24}  # values of the noises, or of their products, that are there at once …
+SMALL_PIECE = 2**21  # … on other devices
 SEED = 0  # of the noises: duals are shared by trainings with any seed
 
 Say = Callable[[str], None]
@@ -53,8 +55,10 @@ class Problem:
         rank, world, device = self.group.rank, self.group.world, self.group.device
         own = range(first + num * rank // world, first + num * (rank + 1) // world)
         counts = torch.zeros(len(self.weights), dtype=torch.int64, device=device)
-        units, size = in_units(duals).to(device), max(1, CHUNK // math.prod(self.shape))
+        units = in_units(duals).to(device)
         # Piece by piece
+        width = max(math.prod(self.shape), min(len(self.weights), self.atoms.size))
+        size = max(1, PIECE.get(device.type, SMALL_PIECE) // width)
         for start in range(own.start, own.stop, size):
             index = torch.arange(start, min(start + size, own.stop), device=device)
             noise = draws.normal(SEED, stream, index, self.shape)
