@@ -5,7 +5,7 @@
 Pixels are those that Pillow gives, byte for byte (images/recipes.py); EXIF orientation is left
 alone. The rows are sorted by (class, file), whatever the packaging of the image set, the number of
 worker processes and the way in which they start. Finished rows stay when a run ends in any way
-(pipeline/images/spool.py), and the same command goes on from them.
+(pipeline/images/spool.py), and the same command resumes from them.
 """
 
 import signal
@@ -43,7 +43,7 @@ def downsample(config: Config, record: Path) -> None:
 
 def stop(signal_number: int, frame: object) -> None:
     """Signal handler: end the step in order."""
-    raise Stopped("the finished part of the pack is kept; the same command goes on from there")
+    raise Stopped("the finished part of the pack is kept; the same command resumes after it")
 
 
 def main(argv: list[str]) -> None:

@@ -239,7 +239,7 @@ def wait(judge: Judge) -> None:
     while time.monotonic() < end:
         time.sleep(0.2)
     if judge.stop.agree()[0]:
-        raise Stopped("finished milestones are kept; the same command goes on")
+        raise Stopped("finished milestones are kept; the same command resumes")
 
 
 def write(job: Job, rows: list[MilestoneRow]) -> None:

@@ -50,7 +50,7 @@ def prepare(argv: list[str]) -> None:
 
 def stop(signal_number: int, frame: object) -> None:
     """Signal handler: end the step in order."""
-    raise Stopped("finished files are kept; the same command goes on after them")
+    raise Stopped("finished files are kept; the same command resumes after them")
 
 
 def main(argv: list[str]) -> None:

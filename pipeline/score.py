@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
 
 def stop(signal_number: int, frame: object) -> None:
     """Signal handler: end the step in order."""
-    raise Stopped("nothing is kept; the same command begins anew")
+    raise Stopped("nothing is kept; the same command starts over")
 
 
 if __name__ == "__main__":

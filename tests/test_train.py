@@ -227,7 +227,7 @@ def test_sigterm_saves_and_says_resumable(pack: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=600)
     assert process.returncode != 0
-    assert "the same command goes on" in output
+    assert "the same command resumes" in output
     saved = list(tmp_path.glob("checkpoints/*/step-*.pt"))
     rows = [json.loads(line) for line in metrics[0].read_text().splitlines()]
     assert checkpoint.step_of(saved[-1]) == rows[-1]["step"]  # nothing lost
@@ -236,7 +236,7 @@ def test_sigterm_saves_and_says_resumable(pack: Path, tmp_path: Path) -> None:
 def test_signal_in_one_process_raises_stopped(pack: Path, tmp_path: Path) -> None:
     signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     signal.setitimer(signal.ITIMER_REAL, 1.0)
-    with pytest.raises(Stopped, match="the same command goes on"):
+    with pytest.raises(Stopped, match="the same command resumes"):
         train.main(words(pack, tmp_path, "train.images=1200000"))
 
 
@@ -346,7 +346,7 @@ def test_sigterm_through_the_launcher_leaves_with_75(pack: Path, tmp_path: Path)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 75, output
-    assert "the same command goes on" in output and "Traceback" not in output
+    assert "the same command resumes" in output and "Traceback" not in output
     assert list(tmp_path.glob("checkpoints/*/step-*.pt"))
 
 

@@ -10,7 +10,7 @@ from pipeline.base.processes import keep_exit_status
 # Exit statuses
 EXIT_USER_ERROR = 2  # bad input; nothing was started
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-EXIT_RESUMABLE = 75  # EX_TEMPFAIL: stopped by a signal after saving; the same command goes on
+EXIT_RESUMABLE = 75  # EX_TEMPFAIL: stopped by a signal after saving; the same command resumes
 
 
 class UserError(Exception):
@@ -22,7 +22,7 @@ class OneRankError(UserError):
 
 
 class Stopped(BaseException):
-    """A signal asked the step to stop; its state is saved and the same command goes on.
+    """A signal asked the step to stop; its state is saved and the same command resumes.
 
     Not an Exception: a signal handler may raise it inside code that expects a damaged file.
     """

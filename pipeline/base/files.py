@@ -120,5 +120,5 @@ def user_error_if_unwritable(path: Path, error_type: type[Exception]) -> Iterato
     except error_type as error:
         raise UserError(
             f"{path} could not be written ({str(error).splitlines()[0]}): is there space on the "
-            f"disk of {path.parent}? The same command goes on from the checkpoint before"
+            f"disk of {path.parent}? The same command resumes from the checkpoint before"
         ) from error

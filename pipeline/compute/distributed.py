@@ -181,7 +181,7 @@ def ranks(device: str, identity: Mapping[str, Any], join_seconds: float) -> Iter
         reason = str(error).splitlines()[0].rpartition("] ")[2]
         raise SystemExit(
             f"error: rank {rank} lost another rank ({reason[:80]}), which was killed or failed: "
-            "the same command goes on from the last checkpoint"
+            "the same command resumes from the last checkpoint"
         ) from error
     finally:
         if not lost:  # nccl would wait for the rank that is gone

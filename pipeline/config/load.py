@@ -243,8 +243,8 @@ def load_step(
     experiment = words.get("experiment") or tree.get("experiment") or experiment_of(file)
     if experiment is None and "out" not in step_words:
         raise UserError(
-            f"{file} holds the keys of a stage but not the name of an experiment, and does not lie "
-            "in the folder of one: give experiment=NAME or out=PATH"
+            f"{file} holds the keys of a stage but not the name of an experiment, and is not in "
+            "the folder of one: give experiment=NAME or out=PATH"
         )
     return of_stage(tree, words, experiment, environment), step_words
 

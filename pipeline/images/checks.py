@@ -18,7 +18,7 @@ NAMED = 20  # files that an error names
 ARRAYS = ("batches", "cifar")  # kinds of image sets whose square pixels no order changes
 OTHER_ORDER = (
     "downsample: note: it was made by an earlier version, which filtered the columns of tall "
-    "images first, and is kept: a pack that is made anew has other pixels there"
+    "images first, and is kept: a new pack would have different pixels there"
 )
 MAKE_AGAIN = "downsample: the pack in {} is damaged ({}): making it again"
 

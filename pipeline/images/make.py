@@ -103,8 +103,8 @@ def notes_on(manifest: Manifest, source: Source) -> Iterator[str]:
         yield f"the images of {source.place} have no classes: {CLASSLESS}"
     elif source.kind == "adm":
         yield (
-            f"the {len(manifest.classes)} classes are what stands before the first _ of the "
-            "images' names, as ADM has it: if that is wrong, set data.layout=flat (no classes)"
+            f"the {len(manifest.classes)} classes are the parts of the images' names before the "
+            "first _, as in ADM's data: if that is wrong, set data.layout=flat (no classes)"
         )
 
 
@@ -151,7 +151,7 @@ class Reading:
         except OSError as error:
             raise UserError(
                 f"{self.source.place} cannot be read on ({error.strerror}: {error.filename}): "
-                "mend it and run the same command again, which goes on from the finished part"
+                "fix that and run the same command again, which resumes after the finished part"
             ) from error
 
 
@@ -200,5 +200,5 @@ def check_there(unreadable: list[Item]) -> None:
             if not holder.exists():
                 raise UserError(
                     f"{holder} has vanished: bring it back and run the same command again, "
-                    "which goes on from the finished part"
+                    "which resumes after the finished part"
                 )

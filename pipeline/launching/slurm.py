@@ -173,7 +173,7 @@ def wait_for_end(parents: Sequence[psutil.Process], ended: threading.Event) -> N
         if ended.wait(1):
             return
     os.kill(os.getpid(), signal.SIGTERM)
-    write(b"what started this in its Slurm job is gone: it is told to stop\n")
+    write(b"the process that started this in its Slurm job is gone: stopping it\n")
 
 
 def is_alive(process: psutil.Process) -> bool:

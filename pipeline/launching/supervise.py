@@ -78,7 +78,7 @@ def supervise(
     if signals:
         return program.status_after_stop(exit_status(status), signals[0])
     if status < 0:
-        then = ": the same command goes on" if program.is_step else ""
+        then = ": the same command resumes" if program.is_step else ""
         print(f"error: the job was killed by {signal.Signals(-status).name}{then}", file=sys.stderr)
     return exit_status(status)
 

@@ -89,7 +89,7 @@ def sample_shards(job: Job, networks: Networks, group: Ranks, shards: Path) -> f
         if group.first and progress.due():
             progress.show(min(num_before + num_made * group.world, num))
         if stop.agree()[0] and turn < num_rounds - 1:
-            raise Stopped("finished batches are kept; the same command goes on")
+            raise Stopped("finished batches are kept; the same command resumes")
     return num_made / (time.monotonic() - progress.start_time)
 
 

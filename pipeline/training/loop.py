@@ -112,7 +112,7 @@ def run(trainer: Trainer, stop: StopFlag) -> None:
             trainer.writer.wait()
             trainer.group.barrier()  # nobody leaves before the checkpoint of rank 0 is whole
             raise Stopped(
-                f"saved at step {trainer.step:,} of {job.steps:,}; the same command goes on"
+                f"saved at step {trainer.step:,} of {job.steps:,}; the same command resumes"
             )
     trainer.writer.wait()
     if metrics:

@@ -99,7 +99,7 @@ def image_batches(
     # As many rounds on each rank, for the stop flag
     for turn in range(math.ceil(num / (size * group.world))):
         if judge.stop.agree()[0]:
-            raise Stopped("finished trials are kept; the same command goes on")
+            raise Stopped("finished trials are kept; the same command resumes")
         if turn < len(starts):
             execution.set_float32(job.config.sample.precision, device)
             with execution.enough_memory(size, "runtime.sample_batch", device):

@@ -1,4 +1,4 @@
-"""Whatever ends a training run, the same command goes on and makes the same weights."""
+"""Whatever ends a training run, the same command resumes and makes the same weights."""
 
 import json
 import os
@@ -142,7 +142,7 @@ def assert_saved(launched: Launched) -> None:
     """It ended with 75, and the one checkpoint is of the last step that has a row."""
     status, output = launched.end()
     assert status == 75, output
-    assert output.count("the same command goes on") == 1 and "Traceback" not in output
+    assert output.count("the same command resumes") == 1 and "Traceback" not in output
     [saved] = launched.out.glob("checkpoints/*/step-*.pt")
     rows = (saved.parent / "metrics.jsonl").read_text().splitlines()
     assert checkpoint.load(saved)["step"] == json.loads(rows[-1])["step"]

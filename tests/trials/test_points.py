@@ -137,7 +137,7 @@ def test_stopped(weights: Path, tmp_path: Path) -> None:
         signal.raise_signal(signal.SIGTERM)
         return build(work, ALONE)
 
-    with pytest.raises(Stopped, match="the same command goes on"):
+    with pytest.raises(Stopped, match="the same command resumes"):
         points.trial(work, sums, networks)
     assert contents(tmp_path) == {}
 
