@@ -12,8 +12,9 @@ names. Runs as one process or, under torchrun, as several with the same result.
 The Fréchet distance compares all images with the whole reference. Beside it stands a bracket at
 equal numbers n of images: two disjoint random parts A and B of the real images, the samples, and
 uniform noise, each against B. d(A,B) is what a perfect model would get (floor), d(noise,B) what
-images without any content get (ceiling). The kernel distance and precision/recall need features,
-not moments, so they compare n samples with B.
+images without any content get (ceiling). The kernel distance, precision and recall compare all
+samples with all real images too, up to 50,000 on each side, since they need the features; the
+Monge distance needs equal numbers.
 """
 
 import os
@@ -114,8 +115,9 @@ def show(result: ImagesEvaluation) -> None:
         if near := score.bracket:
             line += f" (at {near.num_images:,} images: floor {near.floor:.4g}, "
             line += f"value {near.value:.4g}, ceiling {near.ceiling:.4g})"
-        if score.real is not None:
-            line += f" (real images: {score.real:.4g})"
+        if score.real is not None and score.near is not None:
+            line += f" (at {score.real_num:,} images: {score.near:.4g}, "
+            line += f"real images {score.real:.4g})"
         print(line)
     # Classes
     if accuracy := result.class_accuracy:

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.linalg import sqrtm
 
 from pipeline import evaluate, reference
-from pipeline.scoring import measure, protocol, scores
+from pipeline.scoring import measure, scores, whole_sets
 from pipeline.scoring.extractors import Extractor
 from pipeline.scoring.fidelity import load_torch_fidelity
 from pipeline.scoring.references import load_reference
@@ -93,7 +93,6 @@ def test_values_and_protocol(world: World, capsys: pytest.CaptureFixture[str]) -
     for score in (first, kid):
         assert score["bracket"]["num_images"] == 21
         assert score["bracket"]["floor"] < score["bracket"]["ceiling"] / 3
-    assert kid["value"] == kid["bracket"]["value"]
     parts = measure.split(21, 60, 2020)
     a, b = (extractor.features(sides[1][np.sort(rows)])[0] for rows in (parts.a, parts.b))
     actual = [score["real"] for score in result["metrics"][2:]]
@@ -144,9 +143,12 @@ def test_more_samples_than_half_the_pack(world: World) -> None:
     np.save(world.root / "samples" / "labels.npy", labels)
     world.run(evaluate, "evaluate.kid_subset_size=40")
     result = world.result()
-    assert [m["num_images"] for m in result["metrics"]] == [50, 30, 30, 30]
-    assert result["protocol"]["kid_subset_size"] == 30
-    assert any("kid_subset_size is 30 instead of 40" in note for note in result["notes"])
+    assert [m["num_images"] for m in result["metrics"]] == [50, 50, 50, 50]
+    assert [m["real_num"] for m in result["metrics"][2:]] == [30, 30]
+    assert result["protocol"]["kid_subset_size"] == 40
+    assert any("by subsets of 30 images instead of 40" in note for note in result["notes"])
+    world.run(evaluate, "evaluate.kid_subset_size=51")
+    assert any("subset_size is 50 instead of 51" in note for note in world.result()["notes"])
 
 
 def test_the_result_does_not_depend_on_the_batch_size(world: World) -> None:
@@ -198,14 +200,15 @@ def test_features_are_held_for_so_many_images_and_no_more(
 ) -> None:
     world.run(evaluate)
     whole = world.result()["metrics"]
-    for module in (measure, protocol):
+    for module in (measure, whole_sets):
         monkeypatch.setattr(module, "HELD", 12)
     world.run(evaluate)
     result = world.result()
     assert [m["num_images"] for m in result["metrics"]] == [21, 12, 12, 12]
     assert result["metrics"][0] == whole[0]  # moments hold nothing
     assert result["protocol"]["kid_subset_size"] == 12
-    assert any("compare 12 images on each side instead of 21" in note for note in result["notes"])
+    assert result["protocol"]["num_feature_images"] == 12
+    assert any("compare 12 of the 21 samples" in note for note in result["notes"])
 
 
 def test_copies_of_real_images_are_found_among_the_neighbours(world: World) -> None:

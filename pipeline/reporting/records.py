@@ -154,6 +154,8 @@ class Score(JsonObject):
     better: str  # lower or higher
     std: float | None = None
     real: float | None = None  # the value of other real images
+    near: float | None = None  # the value of as many samples as those; None: `value` itself
+    real_num: int | None = None  # how many; None: num_images
     bracket: Bracket | None = None
 
 
@@ -217,6 +219,9 @@ class Protocol(JsonObject):
     isc_splits: int | None = None
     prc_neighbourhood: int | None = None
     mind_directions: int | None = None
+    # Real images whose features KID, precision and recall compare with all samples; None: as many
+    # as in the bracket, on both sides (before there was this key)
+    num_feature_images: int | None = None
     # What changes numbers
     seed: int | None = None
     versions: dict[str, str] | None = None

@@ -29,6 +29,8 @@ class Row:
     num_images: int
     # For comparison
     real: float | None  # the value of other real images
+    near: float | None  # the value of as many samples
+    real_num: int | None
     bracket: Bracket | None
     # The samples
     sampler: str
@@ -48,8 +50,8 @@ class Row:
 
     @property
     def at(self) -> float | None:
-        """The distance of the samples at the bracket's number of images."""
-        return self.bracket.value if self.bracket else None
+        """The value of the samples at the number of images of the bracket, or of `real`."""
+        return self.bracket.value if self.bracket else self.near
 
     @property
     def ceiling(self) -> float | None:
@@ -58,8 +60,8 @@ class Row:
 
     @property
     def num_bracket(self) -> int | None:
-        """Number of images on each side of the bracket."""
-        return self.bracket.num_images if self.bracket else None
+        """Number of images on each side of the bracket, or of `real`."""
+        return self.bracket.num_images if self.bracket else self.real_num
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +103,8 @@ def score_row(score: Score, evaluation: Evaluation, protocol: int | None) -> Row
         better=score.better,
         num_images=score.num_images,
         real=score.real,
+        near=score.near,
+        real_num=score.real_num,
         bracket=score.bracket,
         sampler=sample.sampler,
         family=family(sample.to_json()),

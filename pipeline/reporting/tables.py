@@ -54,8 +54,8 @@ ARROWS = {"lower": "↓", "higher": "↑"}
 LEGEND = (
     "↓ lower is better, ↑ higher is better. N: samples in the value. Floor, at n, ceiling: other "
     "real images, the samples, and uniform noise, each against the same n real images. Real: the "
-    "value of other real images. NFE: network evaluations an image. Seconds: wall time of "
-    "sampling. Over seeds, ± is the standard deviation of their values."
+    "value of other real images, n against n. NFE: network evaluations an image. Seconds: wall "
+    "time of sampling. Over seeds, ± is the standard deviation of their values."
 )
 
 

@@ -39,7 +39,7 @@ def evaluate(work: Work) -> Evaluated | None:
         class_accuracy=accuracy_record(accuracy) if accuracy else None,
         neighbours=neighbours.record() if neighbours else None,
         notes=notes,
-        protocol=protocol_of(inputs, extractor, settings, parts),
+        protocol=protocol_of(inputs, extractor, settings),
         sample=inputs.how,
     )
     return Evaluated(scores, neighbours)

@@ -32,7 +32,17 @@ from pipeline.scoring.keepers import (
 from pipeline.scoring.kept_features import SEED, draw, noise_images
 from pipeline.scoring.neighbours import NEAREST, REAL, Nearest, Neighbours, queries
 from pipeline.scoring.references import Reference
-from pipeline.scoring.scores import HELD, OF_FEATURES, OF_NOISE, Measured, Side, Sides
+from pipeline.scoring.scores import (
+    HELD,
+    OF_FEATURES,
+    OF_NOISE,
+    OF_SETS,
+    Measured,
+    Side,
+    Sides,
+    WholeSets,
+)
+from pipeline.scoring.whole_sets import RealSet, num_held
 
 
 class Accuracy(NamedTuple):
@@ -111,6 +121,13 @@ class Work:
         metrics = scores & set(self.config.evaluate.metrics)
         return Side(self.moments(), held if metrics else None)
 
+    def real_set(self, parts: Parts, total: int) -> RealSet | None:
+        """The empty set of real images for all samples; None if no metric is asked for."""
+        settings = self.config.evaluate
+        if not OF_SETS & set(settings.metrics):
+            return None
+        return RealSet(parts.a, parts.b, total, self.extractor.width, settings.seed)
+
     def inception(self) -> InceptionScore | None:
         """An empty Inception score of the samples; None if it is not asked for or possible."""
         settings = self.config.evaluate
@@ -172,26 +189,28 @@ def measure_bracket(work: Work, real: ImageSet, parts: Parts, classes: bool) -> 
     side_a = work.side(parts.a, total, OF_FEATURES)
     side_b = work.side(parts.b, total, OF_FEATURES)
     means = class_means(work) if classes else None
-    search = Search(work, real, rows_a)
+    search, real_set = Search(work, real, rows_a), work.real_set(parts, total)
+    in_b, in_a = (real_set.in_b, real_set.in_a) if real_set else (None, None)
 
     # Real images
     near_b = (search.near_b, search.near_real)
-    work.show("real images, part B", rows_b, of_real, *side_b.keepers, means, *near_b)
+    work.show("real images, part B", rows_b, of_real, *side_b.keepers, in_b, means, *near_b)
     hits_a = hits_of(inputs.real_labels, means)
     near_a = search.near_a
-    work.show("real images, part A", rows_a, of_real, *side_a.keepers, hits_a, near_a)
-    reference = inputs.reference or whole(work, real, parts, side_a, side_b)
+    work.show("real images, part A", rows_a, of_real, *side_a.keepers, in_a, hits_a, near_a)
+    reference = measure_rest(work, real, parts, (side_a, side_b), real_set)
 
     # Samples and noise
     hits = hits_of(inputs.labels, means)
-    everything, chosen, inception = measure_samples(work, parts.chosen, hits)
+    everything, chosen, inception, held = measure_samples(work, parts.chosen, hits)
     noise = measure_noise(work, len(parts.a))
 
     # Result
     sides = Sides(chosen, side_a, side_b, noise)
+    sets = WholeSets(held.features, real_set.features) if held and real_set else None
     accuracy = Accuracy(hits, hits_a) if hits and hits_a else None
     neighbours = search.result() if work.group.first else None
-    return Result(Measured(everything, reference, sides, inception), accuracy, neighbours)
+    return Result(Measured(everything, reference, sides, inception, sets), accuracy, neighbours)
 
 
 def class_means(work: Work) -> ClassMeans:
@@ -206,27 +225,46 @@ def hits_of(labels: np.ndarray | None, means: ClassMeans | None) -> Hits | None:
     return Hits(labels, means.means) if means and labels is not None else None
 
 
-def whole(work: Work, real: ImageSet, parts: Parts, side_a: Side, side_b: Side) -> Reference:
-    """Statistics of all real images: those of neither part are streamed, and the parts added."""
+def measure_rest(
+    work: Work, real: ImageSet, parts: Parts, sides: tuple[Side, Side], real_set: RealSet | None
+) -> Reference:
+    """Show the real images of neither part, as far as they are needed; the statistics of all."""
+    # A few for the metrics of features
+    reference, title, of_real = work.inputs.reference, "real images, rest", work.of_real(real)
+    if reference and real_set and len(real_set.rest):
+        work.show(title, real_set.rest, of_real, real_set.in_rest)
+    if reference:
+        return reference
+
+    # All for the statistics, to which the parts are added
     remainder = np.flatnonzero(~mask(np.concatenate([parts.a, parts.b]), len(real)))
     moments = work.moments()
-    work.show("real images, rest", remainder, work.of_real(real), moments)
-    moments.include(side_a.moments)
-    moments.include(side_b.moments)
+    work.show(title, remainder, of_real, moments, real_set.in_rest if real_set else None)
+    for side in sides:
+        moments.include(side.moments)
     return Reference(moments.mu, moments.sigma, moments.num)
 
 
 def measure_samples(
     work: Work, chosen: np.ndarray, hits: Hits | None
-) -> tuple[Moments, Side, InceptionScore | None]:
-    """Moments of all samples, the side of the chosen ones, and the Inception score."""
+) -> tuple[Moments, Side, InceptionScore | None, Held | None]:
+    """Moments of all samples, the side of the chosen ones, the Inception score, and features.
+
+    The features are of all samples, or of HELD of them, if a metric compares them.
+    """
+    # Empty sums of all and of the chosen ones
     everything, total = work.moments(), len(work.inputs.images)
     side, inception = work.side(chosen, total, OF_FEATURES), work.inception()
     part = Only(mask(chosen, total), side.moments) if len(chosen) < total else None
-    rows = np.arange(total)
-    keepers = (everything, part, side.held, hits, inception)
-    work.show("samples", rows, work.of_samples(), *keepers)
-    return everything, side if part else Side(everything, side.held), inception
+    # Features
+    held, settings = side.held, work.config.evaluate
+    if held and len(chosen) < num_held(total):
+        held = Held(mask(draw(num_held(total), total, settings.seed), total), work.extractor.width)
+    more = held if held is not side.held else None
+    # All samples
+    keepers = (everything, part, side.held, more, hits, inception)
+    work.show("samples", np.arange(total), work.of_samples(), *keepers)
+    return everything, side if part else Side(everything, side.held), inception, held
 
 
 def measure_noise(work: Work, num: int) -> Side:

@@ -1,6 +1,6 @@
 """Everything that scores depend on except the samples, and the notes that a reader needs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -11,18 +11,20 @@ from pipeline.config.schema import Evaluate as Settings
 from pipeline.data.pack import balance_note, chosen_note
 from pipeline.reporting.records import Protocol
 from pipeline.scoring.extractors import Extractor
+from pipeline.scoring.image_sets import ImageSet
 from pipeline.scoring.inputs import Inputs
 from pipeline.scoring.measure import Parts
 from pipeline.scoring.mind import DIRECTIONS
-from pipeline.scoring.scores import HELD, OF_FEATURES
+from pipeline.scoring.scores import OF_FEATURES, OF_SETS
+from pipeline.scoring.whole_sets import num_held
 
 
-def protocol_of(
-    inputs: Inputs, extractor: Extractor, settings: Settings, parts: Parts | None
-) -> Protocol:
-    """The protocol of the scores of `inputs`; `parts` are None without real images."""
-    num = settings.kid_subset_size if parts is None else min(len(parts.a), HELD)
-    mind = {"mind_directions": DIRECTIONS} if "mind" in settings.metrics else {}
+def protocol_of(inputs: Inputs, extractor: Extractor, settings: Settings) -> Protocol:
+    """The protocol of the scores of `inputs`."""
+    num = settings.kid_subset_size if inputs.real is None else fewest(inputs, inputs.real)
+    more = {"mind_directions": DIRECTIONS} if "mind" in settings.metrics else {}
+    if inputs.real and OF_SETS & set(settings.metrics):
+        more["num_feature_images"] = num_held(len(inputs.real))
     return Protocol(
         extractor=extractor.name,
         weights_sha256=extractor.weights_sha256,
@@ -31,7 +33,7 @@ def protocol_of(
         kid_subset_size=min(settings.kid_subset_size, num),
         isc_splits=settings.isc_splits,
         prc_neighbourhood=settings.prc_neighbourhood,
-        **mind,
+        **more,
         seed=settings.seed,
         # without +cpu or +cu130: the machine is not a part of the protocol
         versions={
@@ -66,7 +68,7 @@ def notes_on(
             "are left out: the reference holds statistics and no images"
         )
         return notes
-    return notes + notes_on_counts(settings, len(parts.a))
+    return notes + list(notes_on_counts(inputs, settings, len(parts.a)))
 
 
 def notes_on_classes(inputs: Inputs) -> list[str]:
@@ -95,19 +97,31 @@ def chosen_classes(how: Mapping[str, Any]) -> list[Any]:
     return sample if isinstance(sample, list) else []
 
 
-def notes_on_counts(settings: Settings, num: int) -> list[str]:
-    """Notes if fewer images are compared than the `num` on each side or the configured subset."""
+def fewest(inputs: Inputs, real: ImageSet) -> int:
+    """Images on the smaller side of the metrics that compare all samples."""
+    return min(num_held(len(inputs.images)), num_held(len(real)))
+
+
+def notes_on_counts(inputs: Inputs, settings: Settings, num: int) -> Iterator[str]:
+    """Notes if fewer images are compared than there are, or than kid_subset_size.
+
+    `num`: images on each side of the bracket.
+    """
     # Capped number of features
-    notes = []
-    if num > HELD and OF_FEATURES & set(settings.metrics):
-        notes.append(
-            f"kernel distance, Monge distance, precision and recall compare {HELD:,} images on "
-            f"each side instead of {num:,}: no more features are held"
+    num_samples, size = len(inputs.images), settings.kid_subset_size
+    if num_samples > num_held(num_samples) and OF_FEATURES & set(settings.metrics):
+        yield (
+            f"kernel distance, Monge distance, precision and recall compare "
+            f"{num_held(num_samples):,} of the {num_samples:,} samples: no more features are held"
         )
     # Smaller subsets
-    if num < settings.kid_subset_size and "kid" in settings.metrics:
-        notes.append(
-            f"kid_subset_size is {num} instead of {settings.kid_subset_size}: there are no more "
-            "images on each side"
+    if inputs.real is None or "kid" not in settings.metrics:
+        return
+    least, held = fewest(inputs, inputs.real), num_held(num)
+    if least < size:
+        yield f"kid_subset_size is {least} instead of {size}: there are no more images"
+    elif held < size:
+        yield (
+            f"the bracket of the kernel distance is by subsets of {held} images instead of {size}: "
+            "there are no more on each side"
         )
-    return notes

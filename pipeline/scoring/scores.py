@@ -6,7 +6,7 @@ torch-fidelity 0.4.0 but for rounding, and MIND that of its 0.5.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -26,6 +26,7 @@ HELD = 50_000  # images per side whose features are held for the metrics of OF_F
 # Metrics that compare features and not their moments, and those of them that compare with noise
 OF_FEATURES = {"kid", "mind", "prc"}
 OF_NOISE = {"kid", "mind"}
+OF_SETS = {"kid", "prc"}  # those that compare all samples: the others need equal numbers
 
 # Name and label of a score in the features of FID's network, and of any other.
 NAMES = {
@@ -139,6 +140,18 @@ class Sides:
     noise: Side
 
 
+class WholeSets(NamedTuple):
+    """Features of all samples (N,D) and of the real images (M,D), up to HELD on each side."""
+
+    samples: Tensor
+    real: Tensor
+
+    def equal(self, side: Side) -> bool:
+        """Whether both have as many images as a side of the bracket, and so are its sides."""
+        num = len(features(side))
+        return len(self.samples) == num and len(self.real) == num
+
+
 @dataclass(frozen=True)
 class Measured:
     """Sums and features of all images, on rank 0."""
@@ -149,6 +162,7 @@ class Measured:
     # Only if possible
     sides: Sides | None  # None: there are no real images, only their statistics
     inception: InceptionScore | None  # of all samples; None: not asked for, or there are no logits
+    sets: WholeSets | None = None  # features of all; None: no metric of OF_SETS is possible
 
 
 def all_scores(measured: Measured, extractor: Extractor, settings: Settings) -> list[Score]:
@@ -161,12 +175,12 @@ def all_scores(measured: Measured, extractor: Extractor, settings: Settings) -> 
     for metric in dict.fromkeys(settings.metrics):
         if metric == "fid":
             result.append(fid_score(measured, extractor))
-        elif metric == "kid" and measured.sides:
-            result.append(kid_score(measured.sides, extractor, settings))
+        elif metric == "kid" and measured.sides and measured.sets:
+            result.append(kid_score(measured.sides, measured.sets, extractor, settings))
         elif metric == "mind" and measured.sides:
             result.append(mind_score(measured.sides, extractor, settings))
-        elif metric == "prc" and measured.sides:
-            result += prc_scores(measured.sides, extractor, settings)
+        elif metric == "prc" and measured.sides and measured.sets:
+            result += prc_scores(measured.sides, measured.sets, extractor, settings)
         elif metric == "isc" and measured.inception:
             value, std = measured.inception.score()
             num = measured.samples.num
@@ -217,21 +231,22 @@ def features(side: Side) -> Tensor:
     return side.held.features
 
 
-def kid_score(sides: Sides, extractor: Extractor, settings: Settings) -> Score:
-    """Kernel distance of the n samples to part B, with its bracket."""
-    # The n real images
+def kid_score(sides: Sides, sets: WholeSets, extractor: Extractor, settings: Settings) -> Score:
+    """Kernel distance of all samples to the real images, with the bracket against part B."""
+
+    # By the same subsets of both
+    def distance(first: Tensor, second: Tensor) -> tuple[float, float]:
+        size = min(settings.kid_subset_size, len(first), len(second))
+        return kernel_distance(first, second, settings.kid_subsets, size, settings.seed)
+
+    value, std = distance(*sets)
+
+    # Its bracket
     real = features(sides.real_b)
-    size = min(settings.kid_subset_size, len(real))
-
-    # Value between bounds
-    (floor, _), (value, std), (ceiling, _) = (
-        kernel_distance(features(side), real, settings.kid_subsets, size, settings.seed)
-        for side in (sides.real_a, sides.chosen, sides.noise)
-    )
-
-    # With the bracket
-    bracket = Bracket(num_images=len(real), floor=floor, value=value, ceiling=ceiling)
-    return named("kid", extractor, value, len(real), "lower", std=std, bracket=bracket)
+    floor, ceiling = (distance(features(side), real)[0] for side in (sides.real_a, sides.noise))
+    near = value if sets.equal(sides.real_b) else distance(features(sides.chosen), real)[0]
+    bracket = Bracket(num_images=len(real), floor=floor, value=near, ceiling=ceiling)
+    return named("kid", extractor, value, len(sets.samples), "lower", std=std, bracket=bracket)
 
 
 def mind_score(sides: Sides, extractor: Extractor, settings: Settings) -> Score:
@@ -245,16 +260,26 @@ def mind_score(sides: Sides, extractor: Extractor, settings: Settings) -> Score:
     return named("mind", extractor, value, len(real), "lower", bracket=bracket)
 
 
-def prc_scores(sides: Sides, extractor: Extractor, settings: Settings) -> list[Score]:
-    """Precision and recall of the n samples against part B; `real` are those of part A."""
-    # Both against part B
-    size, real = settings.prc_neighbourhood, features(sides.real_b).to(extractor.device)
-    shares, real_shares = (
-        precision_recall(features(side).to(extractor.device), real, size)
-        for side in (sides.chosen, sides.real_a)
-    )
+def prc_scores(
+    sides: Sides, sets: WholeSets, extractor: Extractor, settings: Settings
+) -> list[Score]:
+    """Precision and recall of all samples against the real images.
+
+    `real` are those of part A against part B, and `near` those of as many samples.
+    """
+
+    # On the device
+    def shares(first: Tensor, second: Tensor) -> tuple[float, float]:
+        sides_there = first.to(extractor.device), second.to(extractor.device)
+        return precision_recall(*sides_there, settings.prc_neighbourhood)
+
+    values = shares(*sets)
+    real, num = features(sides.real_b), len(sets.samples)
+    bests = shares(features(sides.real_a), real)
+    nears = values if sets.equal(sides.real_b) else shares(features(sides.chosen), real)
     # A record for each
+    kinds = zip(("precision", "recall"), values, bests, nears, strict=True)
     return [
-        named(kind, extractor, value, len(real), "higher", real=best)
-        for kind, value, best in zip(("precision", "recall"), shares, real_shares, strict=True)
+        named(kind, extractor, value, num, "higher", real=best, near=near, real_num=len(real))
+        for kind, value, best, near in kinds
     ]

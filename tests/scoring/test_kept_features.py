@@ -80,7 +80,7 @@ def test_another_seed_costs_its_own_samples_alone(
     seen.clear()
     without_features(world)
     assert_close(with_file, scores(world))
-    assert sum(seen) == 4 * 21 + 8 + 21
+    assert sum(seen) == 60 + 2 * 21 + 8 + 21  # the pack, samples and noise, and the neighbours
 
 
 def test_each_image_is_seen_once_for_a_reference(
