@@ -7,6 +7,7 @@ of 2^-24. So neither the split of a batch, nor the order of a sum, nor the devic
 which atom is the largest; of equal ones the first is taken.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -90,8 +91,8 @@ def distinct(images: np.ndarray, rows: np.ndarray, flip: bool) -> tuple[np.ndarr
     first: dict[bytes, int] = {}
     counts: dict[int, int] = {}
     for row in rows.tolist():
-        image = images[row]
-        keys = [image.tobytes(), np.ascontiguousarray(image[:, ::-1]).tobytes()]
-        kept = first.setdefault(min(keys) if flip else keys[0], row)
+        sides = [images[row], images[row][:, ::-1]] if flip else [images[row]]
+        key = min(hashlib.blake2b(side.tobytes(), digest_size=16).digest() for side in sides)
+        kept = first.setdefault(key, row)
         counts[kept] = counts.get(kept, 0) + 1
     return np.array([*counts], np.int64), np.array([*counts.values()], np.int64)
