@@ -228,7 +228,7 @@ def announce(job: Job, count: int, visible: list[str], chosen: Launcher) -> None
     """Say in one line if the job has no GPUs, or only declared ones."""
     why = "visible" if not visible else "asked for (--gpus N)"
     if gpus.declared():
-        print(f"REHEARSAL: {gpus.said_by()} declares GPUs that are not there; all computes on CPU")
+        print(f"REHEARSAL: {gpus.said_by()} declares GPUs that are not there; all runs on the CPU")
     elif (job.wanted and not visible) or not (job.wanted or job.ours):
         how = f"{count} processes (gloo)" if count > 1 else "one process"
         more = how_to_get_several(job) if count == 1 and chosen.starts_ranks else ""

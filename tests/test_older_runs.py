@@ -48,7 +48,7 @@ def test_the_pack_is_still_the_pack(run: Path, capsys: pytest.CaptureFixture) ->
 
 def test_the_training_goes_on(run: Path, capsys: pytest.CaptureFixture) -> None:
     train.main([*WORDS, "train.images=96", "record=record.json", "out=train"])
-    assert "going on from step 4 of 8" in capsys.readouterr().out
+    assert "resuming from step 4 of 8" in capsys.readouterr().out
     (folder,) = (run / "train" / "checkpoints").iterdir()  # the name is the run's identity
     assert folder.name == "4aadd61fea23"
     expected = losses(run / "curve_of_96_images.jsonl")
@@ -59,7 +59,7 @@ def test_a_finished_training_is_finished(run: Path, capsys: pytest.CaptureFixtur
     before = json.loads((run / "train" / "config.json").read_text())
     curve = (run / "train" / "curve.jsonl").read_bytes()
     train.main([*WORDS, "train.images=48", "record=record.json", "out=train"])
-    assert "going on from step 4 of 4" in capsys.readouterr().out
+    assert "resuming from step 4 of 4" in capsys.readouterr().out
     assert (run / "train" / "curve.jsonl").read_bytes() == curve
     assert json.loads((run / "train" / "config.json").read_text()) == before
 

@@ -243,7 +243,7 @@ def test_signal_in_one_process_raises_stopped(pack: Path, tmp_path: Path) -> Non
 def test_a_longer_run_goes_on(pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run(pack, tmp_path, "train.images=48")
     _, rows = run(pack, tmp_path)
-    assert "going on from step 4 of 8" in capsys.readouterr().out
+    assert "resuming from step 4 of 8" in capsys.readouterr().out
     assert [row["step"] for row in rows] == list(range(1, 9))
 
 
@@ -253,9 +253,9 @@ def test_each_experiment_has_its_own_checkpoints(
     first, _ = run(pack, tmp_path)
     second, _ = run(pack, tmp_path, "train.lr=2e-4")
     assert difference(first, second) > 1e-6
-    assert "going on" not in capsys.readouterr().out
+    assert "resuming" not in capsys.readouterr().out
     again, _ = run(pack, tmp_path)
-    assert "going on from step 8 of 8" in capsys.readouterr().out
+    assert "resuming from step 8 of 8" in capsys.readouterr().out
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 

@@ -183,7 +183,7 @@ def fill(spool: Spool, source: Source, config: Config) -> int:
             if progress.due():
                 progress.show(num_decoded + reading.skipped)
     if reading.skipped:
-        print(f"downsample: went on after {reading.skipped} images of an earlier run", flush=True)
+        print(f"downsample: resumed after {reading.skipped} images of an earlier run", flush=True)
     return reading.seen
 
 

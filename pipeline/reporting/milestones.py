@@ -61,6 +61,6 @@ def in_words(rows: Sequence[MilestoneRow]) -> str:
     values = (f"{name} {number(r.distance)} at {r.images:,} images" for name, r in names.items())
     return (
         f"Over the training, {last.label}: {', '.join(values)} ({last.sampler}, {last.num:,} "
-        f"samples with seed {last.seed} each). A distance depends on the number of samples: these "
-        "are comparable with each other, and with no score of another number."
+        f"samples with seed {last.seed} each). A distance depends on the number of samples: "
+        "compare these with each other, not with scores of another number."
     )

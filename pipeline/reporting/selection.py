@@ -31,9 +31,9 @@ def chosen_in_words(choice: Choice | None, rows: Sequence[Row]) -> list[str]:
             f"{row.num_images:,} samples ({row.sampler})."
         )
     if not reported:
-        sentences.append("No reported sampler takes the choice: give one sample.selected=true.")
+        sentences.append("No reported sampler uses the choice: set sample.selected=true for one.")
     return [
         *sentences,
         "The distance of the search is not comparable with reported ones: it is of another number "
-        "of images, and the least of several.",
+        "of images, and the smallest of several.",
     ]

@@ -57,7 +57,7 @@ def resume(trainer: Trainer, newest: dict[str, Any] | None) -> None:
         newest = checkpoint.load(checkpoint.at_step(job.scratch, step))
     trainer.load_state(newest)
     if group.first:
-        print(f"train: going on from step {step:,} of {job.steps:,}", flush=True)
+        print(f"train: resuming from step {step:,} of {job.steps:,}", flush=True)
 
 
 def begin(trainer: Trainer) -> None:

@@ -76,7 +76,7 @@ def test_killed_twice_with_equal_bytes(tmp_path: Path) -> None:
     last = subprocess.run(
         command(tmp_path, killed), cwd=ROOT, check=True, capture_output=True, text=True
     )
-    assert "went on after" in last.stdout
+    assert "resumed after" in last.stdout
     for name in ("images.npy", "labels.npy", "manifest.json"):
         one, two = (tmp_path / where / "train_64/box" / name for where in ("once", "killed"))
         assert one.read_bytes() == two.read_bytes(), name

@@ -94,7 +94,7 @@ def kill_and_resume(root: Path, folder: Path, kind: str, chosen: tuple[str, ...]
     run = start(root, *chosen)
     output, error = run.communicate(timeout=600)
     assert run.returncode == 0, error
-    assert f"went on after {done} images" in output
+    assert f"resumed after {done} images" in output
 
 
 # Where the images lie, and where the same lie in class folders
@@ -193,14 +193,14 @@ def bad_file(root: Path) -> Path:
 def test_a_mended_image_is_decoded_again(spoiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad_file(spoiled).write_bytes((spoiled / "good").read_bytes())
     again = make(spoiled)
-    assert f"went on after {IMAGES - 80} images" in capsys.readouterr().out
+    assert f"resumed after {IMAGES - 80} images" in capsys.readouterr().out
     fresh = make(spoiled, f"data.pack_dir={spoiled}/fresh")
     assert (again[1], again[0]) == (pytest.approx(fresh[1], abs=0), fresh[0])
 
 
 def test_leaving_out_goes_on_too(spoiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, images, _, manifest = make(spoiled, "downsample.allow_bad=1")
-    assert f"went on after {IMAGES - 80} images" in capsys.readouterr().out
+    assert f"resumed after {IMAGES - 80} images" in capsys.readouterr().out
     assert len(images) == IMAGES - 1 and len(manifest["left_out"]) == 1
     assert not (images == 0).all((1, 2, 3)).any()  # the blank row is gone
 
@@ -212,7 +212,7 @@ def test_changed_rows_are_noticed(spoiled: Path, capsys: pytest.CaptureFixture[s
     content[-5] ^= 1  # in the last class
     rows.write_bytes(content)
     again = make(spoiled)
-    assert f"went on after {IMAGES - 160} images" in capsys.readouterr().out
+    assert f"resumed after {IMAGES - 160} images" in capsys.readouterr().out
     assert again[0] == make(spoiled, f"data.pack_dir={spoiled}/fresh")[0]
 
 
@@ -222,7 +222,7 @@ def test_new_images_are_noticed(spoiled: Path, capsys: pytest.CaptureFixture[str
     bad_file(spoiled).write_bytes((spoiled / "good").read_bytes())
     again = make(spoiled)
     # the classes after it have other places now
-    assert "went on after 80 images" in capsys.readouterr().out
+    assert "resumed after 80 images" in capsys.readouterr().out
     assert again[0] == make(spoiled, f"data.pack_dir={spoiled}/fresh")[0]
 
 
@@ -233,7 +233,7 @@ def test_other_libraries_start_anew(
     monkeypatch.setattr(decode, "version", lambda name: "0.0")
     make(spoiled)
     out = capsys.readouterr().out
-    assert "starting anew" in out and "went on" not in out
+    assert "starting anew" in out and "resumed" not in out
 
 
 def test_a_torn_journal_line_is_taken_off(spoiled: Path) -> None:

@@ -333,14 +333,14 @@ def test_submitit_queues_a_job_again_that_is_preempted_or_at_its_time_limit(
     until("images/s", run)
     slurm.output(one_node, "scancel", "--signal=TERM", job)
     saved = until("stopped: saved at step", run)
-    until("going on from step", run)
+    until("resuming from step", run)
     until("images/s", run)
     # Slurm looks each 30 s whether a job has less than 30 s more than the warning needs: now this
     # one has, with 14 steps or more to do, which take longer.
     slurm.output(one_node, "scontrol", "update", f"JobId={job}", "EndTime=now+55seconds")
     assert until("stopped: saved at step", run) != saved
     text = run.communicate(timeout=600)[0]
-    assert run.returncode == 0 and "going on from step" in text, text
+    assert run.returncode == 0 and "resuming from step" in text, text
     logs = "".join(p.read_text() for p in project.glob("results/jobs/*/*_0_log.out"))
     assert logs.count("Requeued job") == logs.count("stopped: saved at step") == 2
     assert same(outcome(project / "out"), training(finished))

@@ -116,7 +116,7 @@ def test_a_machine_that_dies_ends_the_job_or_with_restarts_is_waited_for(
     training = words(pack, out, *TRAINING)
     again = start(machines(2), 1, training, out, *MEETING, "launch.max_restarts=2")
     assert (first.wait(600), again.wait(600)) == (0, 0), (out / "printed").read_text()
-    assert (out / "printed").read_text().count("going on from step") == 2
+    assert (out / "printed").read_text().count("resuming from step") == 2
     one = tmp_path / "one"
     assert same(outcome(out), on_one(2, words(pack, one, *TRAINING), one))
 

@@ -64,7 +64,7 @@ def by_two(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         more = [*keys("denoising"), f"runtime.strategy={strategy}", middle]
         runs.append(words(pack, root / strategy, *more))
     output = train_on_ranks(2, *runs)
-    assert output.count("going on from step 4 of 8") == 2, output
+    assert output.count("resuming from step 4 of 8") == 2, output
     return root
 
 

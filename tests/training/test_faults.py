@@ -106,13 +106,13 @@ def test_killed_ranks_start_again_then_end_and_the_same_command_goes_on(
     said = r"error: rank {} \(process \d+\) was killed by SIGKILL: {}; .* from the last checkpoint"
     assert re.search(said.format(1, r"all start again \(1 of 1\)"), output)
     assert re.search(said.format(0, "all have ended"), output)
-    assert output.count("going on from step") == 1 and "Traceback" not in output
+    assert output.count("resuming from step") == 1 and "Traceback" not in output
 
     launched = Launched(pack, tmp_path, *LONG, "launch.max_restarts=1")
     kill_a_rank(launched, 1, 50)
     status, output = launched.end()
     assert status == 0 and "all start again (1 of 1)" in output, output
-    assert output.count("going on from step") == 2
+    assert output.count("resuming from step") == 2
     weights, rows = outcome(tmp_path)
     assert same(weights, reference)
     assert [row["step"] for row in rows] == list(range(1, 101))

@@ -54,7 +54,7 @@ def by_two(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         words(pack, root / "from fsdp2", *fsdp2, half),
         words(pack, root / "from fsdp2", *ddp),
     )
-    assert output.count("going on from step 5 of 10") == 2, output
+    assert output.count("resuming from step 5 of 10") == 2, output
     return root
 
 
@@ -97,7 +97,7 @@ def test_one_process_goes_on_from_fsdp2(
 ) -> None:
     out = half_of(fsdp2, tmp_path / "run")
     run(pack, out, *KEYS, "runtime.strategy=fsdp2")  # which one process has no use for
-    assert "going on from step 5 of 10" in capsys.readouterr().out
+    assert "resuming from step 5 of 10" in capsys.readouterr().out
     assert_same(fsdp2, out)
 
 
@@ -113,6 +113,6 @@ def test_three_ranks_that_go_on_add_gradients_in_the_same_order(pack: Path, tmp_
     keys += ["runtime.checkpoint_images=12", "runtime.keep_checkpoints=9"]
     whole, cut = (words(pack, tmp_path / name, *keys) for name in ("whole", "cut"))
     output = train_on_ranks(3, whole, [*cut, "train.images=12"], cut)
-    assert output.count("going on from step 1 of 3") == 1, output
+    assert output.count("resuming from step 1 of 3") == 1, output
     one, two = (outcome(tmp_path / name)[0] for name in ("whole", "cut"))
     assert all(torch.equal(one[name], two[name]) for name in one)

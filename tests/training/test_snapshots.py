@@ -109,7 +109,7 @@ def test_two_ranks_go_on_from_one_and_store_the_same(pack: Path, tmp_path: Path)
         run(pack, out, *more, "train.images=48")
         parts.append(words(pack, out, *more, "runtime.micro_batch=3"))
     output = train_on_ranks(2, *parts)
-    assert output.count("going on from step 4 of 8") == 2, output
+    assert output.count("resuming from step 4 of 8") == 2, output
     for folder in (tmp_path / "ddp", tmp_path / "fsdp2"):
         one, two = (snapshots.stored(folder_of(folder / name)) for name in ("one", "two"))
         assert one.keys() < two.keys() and len(one) == 6  # and the end at 48 images

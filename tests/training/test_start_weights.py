@@ -169,7 +169,7 @@ def test_the_content_is_the_identity_not_the_place(
 
     run(pack, out, f"train.start={averaged}", "train.images=24")
     run(pack, out, f"train.start={moved}", "train.images=24")
-    assert "going on from step 2 of 2" in capsys.readouterr().out
+    assert "resuming from step 2 of 2" in capsys.readouterr().out
     assert folder(out) == here.scratch
 
 
@@ -197,7 +197,7 @@ def test_resumed_it_is_the_same_to_the_bit(
     capsys.readouterr()
     again, rows_again = run(pack, tmp_path / "cut", *more)
     said = capsys.readouterr().out
-    assert "going on from step 2 of 4" in said and "starting at step 0" not in said
+    assert "resuming from step 2 of 4" in said and "starting at step 0" not in said
     assert same(weights, again) and losses(rows) == losses(rows_again)
 
     # Without the file its hash does, which config.json has, but not for a new training
@@ -206,13 +206,13 @@ def test_resumed_it_is_the_same_to_the_bit(
     with pytest.raises(UserError, match=r"start.safetensors is not a file: give a file of"):
         run(pack, tmp_path / "cut", *more)
     run(pack, tmp_path / "cut", f"train.start={digest}", "train.images=60")
-    assert "going on from step 4 of 5" in capsys.readouterr().out
+    assert "resuming from step 4 of 5" in capsys.readouterr().out
     start = read_about(tmp_path / "cut" / "weights.safetensors").start
     assert start is not None and start["file"] == file.name
     train.main(
         [f"config={tmp_path}/whole/config.json", f"data.path={pack}", f"out={tmp_path}/whole"]
     )
-    assert "going on from step 4 of 4" in capsys.readouterr().out
+    assert "resuming from step 4 of 4" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"names a file by its hash, .*: give the file with this"):
         run(pack, tmp_path / "new", f"train.start={digest}")
 

@@ -169,7 +169,7 @@ def test_every_rule_runs_in_a_pod_and_a_killed_training_goes_on(volume: Volume) 
     assert sorted(rules) == sorted([*GPUS, "downsample", "train", "report"])
     for manifest in volume.cluster.manifests:
         check_manifest(manifest, volume)
-    assert killed and "train: going on from step" in volume.cluster.logs()
+    assert killed and "train: resuming from step" in volume.cluster.logs()
     run = volume.work / "results/tiny/shapes_tiny_8-box"
     assert (run / "report/summary.txt").read_text() in done.stdout
     again = volume.snakemake("--dry-run")

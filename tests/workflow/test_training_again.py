@@ -56,7 +56,7 @@ def test_longer_training_goes_on(copied: Callable[[], Project]) -> None:
     done = project.snakemake("--until", "train", set="train.images=704")
     output = done.stdout + done.stderr
     assert done.returncode == 0 and rules(output) == ["train"], output
-    assert "going on from step 20 of 22" in output
+    assert "resuming from step 20 of 22" in output
 
 
 @pytest.mark.slow
@@ -64,10 +64,10 @@ def test_another_rate_starts_anew_and_the_old_one_is_kept(copied: Callable[[], P
     project = copied()
     first = (project.folder / RUN / "train/weights.safetensors").read_bytes()
     changed = project.snakemake("--until", "train", set="train.lr=2e-4 train.images=64")
-    assert changed.returncode == 0 and "going on" not in changed.stdout + changed.stderr
+    assert changed.returncode == 0 and "resuming" not in changed.stdout + changed.stderr
     assert len(list((project.folder / RUN / "train/checkpoints").iterdir())) == 2
     back = project.snakemake("--until", "train")
-    assert "going on from step 20 of 20" in back.stdout + back.stderr
+    assert "resuming from step 20 of 20" in back.stdout + back.stderr
     assert (project.folder / RUN / "train/weights.safetensors").read_bytes() == first
 
 
@@ -89,7 +89,7 @@ def test_a_killed_snakemake_goes_on_and_never_trains_twice(
     again = project.snakemake("--until", "train", set=long)
     output = again.stdout + again.stderr
     assert again.returncode == 0, output
-    assert re.search(r"waiting: .* is in use by process \d+|going on from step", output)
+    assert re.search(r"waiting: .* is in use by process \d+|resuming from step", output)
     assert len(trainers) == 1 and not psutil.pid_exists(trainers[0])
     rows = (project.folder / RUN / "train/curve.jsonl").read_text().splitlines()
     assert len(rows) == 25  # 1,600 images in rows of 64: none missing, none twice
