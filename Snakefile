@@ -8,6 +8,7 @@
 # With train.ema=power and sample.ema_width: train -> average -> sample. An experiment in sample.guide:
 # guide -> sample, or guide -> average -> sample; its results have a folder of their own.
 # With the section select: train -> select -> sample, for samplers with sample.selected=true.
+# With sample.solver=learned: train -> solver -> sample.
 # With evaluate.milestones: train -> milestones -> report.
 #
 # On documents, workload=concept (pipeline/workflow/documents.smk):
@@ -18,7 +19,7 @@
 # results/extractors/<extractor>.json  record of the weights that make features of images
 # results/reference/<data>-<extractor>.npz   feature statistics of the real images
 # results/coupling/<data>-….npz        duals of train.coupling=semidiscrete
-# results/<experiment>/<data>/         train/ milestones/ average/ select/ sample/ metrics/ report/
+# results/<experiment>/<data>/         train/ milestones/ average/ select/ solver/ sample/ metrics/ report/
 # results/index.html                   all experiments; each has report/index.html
 # results/experiments.html             the scores of all experiments
 # results/report.html                  Snakemake's own report of the last complete run

@@ -1,8 +1,9 @@
 """A pipeline that trains, samples and scores image flow-matching models.
 
 The steps, one per rule of the Snakefile: downsample -> train -> sample -> evaluate -> report, with
-fetch, reference, coupling, average, select and milestones beside them; of documents prepare ->
-train -> predict -> score. Commands for people: launch, plan, status, stop, export, import_weights.
+fetch, reference, coupling, average, select, solver and milestones beside them; of documents
+prepare -> train -> predict -> score. Commands for people: launch, plan, status, stop, export,
+import_weights.
 Each is a module here; what they are made of lies below, each package knowing only those above it:
 
 base        files, locks, processes, messages: knows nothing of learning

@@ -42,7 +42,12 @@ ALL = (
     Step("train", ("record", "out", "checkpoints", "duals"), ranked=True),
     Step("average", ("weights", "snapshots", "out")),
     Step("select", ("weights", "guide", "record", "reference", "out"), ranked=True, like="sample"),
-    Step("sample", ("weights", "guide", "choice", "seed", "out", "sampler"), ranked=True),
+    Step("solver", ("weights", "guide", "choice", "out", "sampler"), ranked=True, like="sample"),
+    Step(
+        "sample",
+        ("weights", "guide", "choice", "solver", "seed", "out", "sampler"),
+        ranked=True,
+    ),
     Step("evaluate", ("samples", "record", "reference", "out", "images", "across"), ranked=True),
     Step(
         "milestones",

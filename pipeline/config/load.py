@@ -22,7 +22,7 @@ from pipeline.config.paths import experiment_of
 from pipeline.config.reading import read_values
 from pipeline.config.samplers import check_names
 from pipeline.config.schema import Config, Sample
-from pipeline.config.selection import check_select
+from pipeline.config.selection import check_learned, check_select
 from pipeline.config.words import merge, nested, parse_overrides
 from pipeline.config.workloads import check_training
 
@@ -176,6 +176,7 @@ def validate(tree: Mapping[str, Any], environment: Mapping[str, str] = os.enviro
     config = parsed(tree, environment)
     check_runs(config.sample)
     check_select(config)
+    check_learned(config)
     check_training(config)
     return config
 

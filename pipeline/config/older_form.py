@@ -37,6 +37,8 @@ LATER: dict[str, dict[str, Any]] = {
         "ema_snapshot_precision": "fp32",
     },
     "sample": {
+        "fit_images": 256,
+        "fit_seed": 2000000,
         "divergence_free": "none",
         "temperature": 1.0,
         "categorical": "float32",

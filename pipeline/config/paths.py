@@ -176,6 +176,11 @@ def chosen_weights_file(config: Config) -> Path:
     return choice_file(config).with_name("weights.safetensors")
 
 
+def solver_file(config: Config) -> Path:
+    """The solver that was fitted for `config.sample`: `.../solver/<sampler>.json`."""
+    return run_folder(config) / "solver" / f"{sampler_name(config.sample)}.json"
+
+
 def check_profile(config: Config) -> None:
     """Raise UserError if sample.* chooses an average of another profile than train.ema has."""
     train, sample = config.train, config.sample

@@ -16,7 +16,16 @@ from pipeline.config.schema import Config, Guide, Sample
 
 # Network evaluations of a step, by the solvers that follow a grid; a multistep one has one more
 # whenever it starts
-EVALUATIONS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "ab2": 1, "ab3": 1, "jump": 1}
+EVALUATIONS = {
+    "euler": 1,
+    "midpoint": 2,
+    "heun": 2,
+    "rk4": 4,
+    "ab2": 1,
+    "ab3": 1,
+    "jump": 1,
+    "learned": 1,
+}
 SHORT = 24  # characters of class numbers that a sampler's name shows
 BF16_TOLERANCE = 1e-4  # the least at which dopri5 in bf16 needs about what it needs in fp32 at 1e-5
 

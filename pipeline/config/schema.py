@@ -60,6 +60,7 @@ class Coupling(Section):
 FixedGridSolver = Literal["euler", "midpoint", "heun", "rk4"]  # rows of sampling/solvers.py
 MultistepSolver = Literal["ab2", "ab3"]  # on a grid too, with memory of the last steps
 AdaptiveSolver = Literal["dopri5"]
+LearnedSolver = Literal["learned"]  # on times of its own: sampling/fitting.py
 JumpSolver = Literal["jump"]  # of tokens: sampling/jumps.py
 
 
@@ -67,12 +68,15 @@ class Sample(Section):
     # Number of samples
     num: PositiveInt
     # The solver
-    solver: Literal[FixedGridSolver, MultistepSolver, AdaptiveSolver, JumpSolver]
+    solver: Literal[FixedGridSolver, MultistepSolver, AdaptiveSolver, LearnedSolver, JumpSolver]
     steps: PositiveInt  # of the named grids
     # Times, or a name for them; not of adaptive solvers
     grid: Literal["uniform", "edm", "sigma"] | tuple[Fraction, ...]
     rtol: Positive  # of adaptive solvers
     atol: Positive
+    # The fit of a learned one
+    fit_images: PositiveInt
+    fit_seed: Seed  # not among the reported seeds
     # Jumps of tokens
     divergence_free: Literal["none", "symmetric"] | NotNegativeNumber  # c(t) of jumps both ways
     temperature: Positive  # logits are divided by it
@@ -141,6 +145,11 @@ class Sample(Section):
     def multistep(self) -> bool:
         """Whether a step of the solver uses the slopes of those before it."""
         return self.solver in get_args(MultistepSolver)
+
+    @property
+    def learned(self) -> bool:
+        """Whether the solver is fitted to the network."""
+        return self.solver in get_args(LearnedSolver)
 
     @property
     def jumps(self) -> bool:

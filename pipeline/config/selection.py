@@ -32,6 +32,24 @@ def check_select(config: Config) -> None:
         )
 
 
+def check_learned(config: Config) -> None:
+    """Raise UserError if a solver is fitted to images that are reported, or to no one network."""
+    for sample in (sampler for sampler in config.sample.samplers if sampler.learned):
+        if sample.fit_seed in sample.seeds:
+            raise UserError(
+                f"sample.fit_seed={sample.fit_seed} is among sample.seeds: the solver would be "
+                "scored on the images that it was fitted by, so give another seed to one of them"
+            )
+    first = config.sample.samplers[0]
+    users = {"select": config.select and base_sampler(config).sample.learned}
+    users["evaluate.milestones=true"] = config.evaluate.milestones and first.learned
+    for user in (name for name, uses_it in users.items() if uses_it):
+        raise UserError(
+            f"{user} samples many networks, and sample.solver=learned is fitted to one: give "
+            "another solver in sample, and the learned one in sample.runs, not as the first"
+        )
+
+
 def searched(config: Config) -> list[str]:
     """The keys of `sample` that `select` chooses; none without that section."""
     if config.select is None:

@@ -76,6 +76,11 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
         *DATA_KEYS,
         *(f"sample.{k}" for k in SAMPLED),
     ),
+    # the keys of one sampler, whatever its number of images
+    "solver": (
+        *DATA_KEYS,
+        *(f"sample.{k}" for k in SAMPLED if k != "num"),
+    ),
     # the sampler that is searched: its number of images is another
     "select": (
         *DATA_KEYS,

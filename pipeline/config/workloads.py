@@ -84,10 +84,17 @@ def check_solver(sample: Sample, of_tokens: bool) -> None:
     # One or the other
     if of_tokens != sample.jumps:
         network = "tokens, which jump" if of_tokens else "velocities, which an ODE follows"
-        remedy = "jump" if of_tokens else "euler, midpoint, heun, rk4, ab2, ab3 or dopri5"
+        remedy = "jump" if of_tokens else "euler, midpoint, heun, rk4, ab2, ab3, dopri5 or learned"
         raise UserError(
             f"sample.solver={sample.solver} is not possible, since the network is one of "
             f"{network}: give sample.solver={remedy}"
+        )
+
+    # Times of its own
+    if sample.learned and sample.grid != "uniform":
+        raise UserError(
+            "sample.solver=learned finds its times itself: leave sample.grid=uniform, or give "
+            "another solver"
         )
 
     # From all masks on

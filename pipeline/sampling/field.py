@@ -16,7 +16,9 @@ from pipeline.compute import execution
 from pipeline.config.schema import Sample
 from pipeline.data.reader import to_uint8
 from pipeline.flow import probability_path
+from pipeline.reporting.learned import LearnedSolver
 from pipeline.sampling import along_sigma, solvers
+from pipeline.sampling.learned import Course
 from pipeline.sampling.multistep import Past
 
 
@@ -35,13 +37,18 @@ class Field:
         labels: Tensor,
         no_class: int | None,
         guide: nn.Module | None = None,
+        learned: LearnedSolver | None = None,
     ) -> None:
-        """`no_class` None: the network knows no classes, and only a `guide` can guide it."""
+        """`no_class` None: the network knows no classes, and only a `guide` can guide it.
+
+        `learned`: the solver, if sample.solver is `learned`.
+        """
         self.sample, self.net, self.guide = sample, net, guide
         self.labels, self.no_class = labels, no_class
         self.guided = sample.guidance != 1 and (guide is not None or no_class is not None)
         self.interval = sample.guidance_interval
         self.evaluations = torch.zeros_like(labels)
+        self.course = None if learned is None else Course(learned)
         # Of a multistep solver
         self.past: Past = []  # slopes of the last steps, all at times guided alike
         self.past_end = (0.0, False)  # the time that the last step led to; whether it was guided
@@ -69,10 +76,12 @@ class Field:
         `times` (N+1,) float64 increase; a fixed grid steps from each to the next. The velocity
         jumps at the edges of the guidance interval, so dopri5, whose error estimate needs a smooth
         one, ends a solve at each. Fixed grids step across them; multistep solvers then start anew.
-        A multistep solver goes on from where the last call has ended.
+        A multistep or a learned solver goes on from where the last call has ended.
         Raises ArithmeticError if a step of an adaptive solver underflows.
         """
         keys, start, stop = self.sample, float(times[0]), float(times[-1])
+        if self.course is not None:
+            return self.course.solve(self, x, times)
         if keys.multistep:
             return self.multistep(x, times)
         if keys.along_sigma:

@@ -8,13 +8,20 @@ from pipeline.base.errors import UserError
 from pipeline.config.load import load_step
 from pipeline.config.model_keys import kind_of
 from pipeline.config.older_form import LATER
-from pipeline.config.paths import choice_file, out_folder, samples_folder, weights_file
+from pipeline.config.paths import (
+    choice_file,
+    out_folder,
+    samples_folder,
+    solver_file,
+    weights_file,
+)
 from pipeline.config.samplers import check_guidance, class_numbers, one_sampler
 from pipeline.config.schema import Config, Guide, Sample
 from pipeline.config.stages import rank_keys
 from pipeline.config.workloads import check_solver
 from pipeline.data.pack import DataAbout
 from pipeline.images.sources.find import resolve_image_set
+from pipeline.reporting.learned import LearnedSolver
 from pipeline.reporting.trials import Choice
 from pipeline.steps import STEPS
 from pipeline.training.weights_file import WeightsAbout, read_about
@@ -64,12 +71,15 @@ class Job:
     seed: int
     # Where it goes
     out: Path
+    learned: LearnedSolver | None = None  # of sample.solver=learned
 
     @property
     def identity(self) -> dict[str, Any]:
         """What all ranks must have in common; the weights by what they say of themselves."""
         files = {"weights": self.weights, "guide": self.guide}
-        about = {name: weights and weights.about.to_json() for name, weights in files.items()}
+        about: dict[str, Any] = {k: w and w.about.to_json() for k, w in files.items()}
+        if self.learned is not None:
+            about["solver"] = self.learned.to_json()
         return {**rank_keys(self.config, "sample"), "seed": self.seed, **about}
 
 
@@ -82,6 +92,7 @@ def job_of(config: Config, words: dict[str, str]) -> Job:
     """The job that a configuration and the paths of the command line ask for: see `prepare`."""
     # The sampler and seed
     config = one_sampler(resolve_image_set(config), words.get("sampler"))
+    learned = read_solver(config, words.get("solver"))
     try:
         seed = int(words.get("seed", config.sample.seeds[0]))
     except ValueError as error:
@@ -109,7 +120,24 @@ def job_of(config: Config, words: dict[str, str]) -> Job:
     # The guide
     guide = read_guide(config.sample, weights, words.get("guide"))
     out = out_folder(Path(words.get("out", samples_folder(config, seed))))
-    return Job(config, weights, guide, seed, out)
+    return Job(config, weights, guide, seed, out, learned)
+
+
+def read_solver(config: Config, file: str | None) -> LearnedSolver | None:
+    """The fitted solver in `file`, or where rule `solver` writes it; None for another solver.
+
+    Raises UserError if it is missing or damaged, or was fitted for another sampler.
+    """
+    if not config.sample.learned:
+        if file is not None:
+            raise UserError(
+                f"solver={file} is read with sample.solver=learned alone: give that, too, or leave "
+                "solver= out"
+            )
+        return None
+    solver = LearnedSolver.read(solver_file(config) if file is None else Path(file))
+    solver.check(config.sample)
+    return solver
 
 
 def with_choice(config: Config, choice: Choice) -> Config:

@@ -61,6 +61,13 @@ def class_labels(job: Job, index: np.ndarray) -> np.ndarray:
     return draws.category(job.seed, draws.SAMPLE_CLASS, index, counts)
 
 
+def grid_of(job: Job) -> Tensor:
+    """The times (N+1,) float64 of the sampler's steps: see time_grids.times."""
+    if job.learned is not None:
+        return torch.tensor(job.learned.times, dtype=torch.float64)
+    return time_grids.times(job.config.sample)
+
+
 def start_batch(
     job: Job, networks: Networks, index: np.ndarray, device: torch.device
 ) -> tuple[Field, Tensor]:
@@ -84,8 +91,8 @@ def start_batch(
     x0 = draws.normal(job.seed, draws.SAMPLE_NOISE, indices, shape)
     x0 = x0.contiguous(memory_format=execution.memory_format(device))
     net, guide = networks
-    field = Field(sample, net, labels, no_class, guide)
-    return field, time_grids.start_state(x0, time_grids.times(sample))
+    field = Field(sample, net, labels, no_class, guide, job.learned)
+    return field, time_grids.start_state(x0, grid_of(job))
 
 
 @torch.inference_mode()
@@ -96,11 +103,11 @@ def sample_images(
 
     Raises OneRankError if their velocity is not finite, or a step underflows.
     """
-    sample, label = job.config.sample, f"images {index[0]} to {index[-1]} of seed {job.seed}"
+    label = f"images {index[0]} to {index[-1]} of seed {job.seed}"
     # From noise on
     field, x = start_batch(job, networks, index, device)
     try:
-        x = field.solve(x, time_grids.times(sample))
+        x = field.solve(x, grid_of(job))
     except ArithmeticError as error:
         raise OneRankError(f"{label} cannot be sampled: {error}") from error
 
@@ -119,7 +126,8 @@ def states(
 ) -> tuple[list[float], np.ndarray]:
     """Times (T,) on the way to the images with the given indices, and states uint8 (T,B,H,W,3)."""
     field, x = start_batch(job, networks, index, device)
-    times, columns = zip(*strip.states(job.config.sample, field.solve, x), strict=True)
+    sections = strip.sections(grid_of(job), job.config.sample.adaptive)
+    times, columns = zip(*strip.states(sections, field.solve, x), strict=True)
     return list(times), np.stack([field.pixels(column) for column in columns])
 
 

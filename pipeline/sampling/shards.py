@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pipeline.base.errors import Stopped
+from pipeline.base.errors import Stopped, UserError
 from pipeline.base.files import atomic_stream, sha256_file, sha256_json
 from pipeline.base.npy import load_npy, save_npy, write_header
 from pipeline.base.progress import Progress
@@ -32,7 +32,8 @@ class Checksums(NamedTuple):
 def checksums(job: Job, group: Ranks) -> Checksums:
     """The checksums on every rank; the first rank of each machine reads the files for them.
 
-    Raises UserError on all ranks if the machines have other files.
+    Raises UserError on all ranks if the machines have other files, or the solver was fitted to
+    other ones.
     """
     # The same on every machine
     files = {"weights": job.weights.path} | ({"guide": job.guide.path} if job.guide else {})
@@ -44,7 +45,13 @@ def checksums(job: Job, group: Ranks) -> Checksums:
     if group.first:
         digests = torch.tensor([list(bytes.fromhex(digest)) for digest in hashes.values()]).byte()
     shared = [bytes(row.tolist()).hex() for row in group.sum(digests)]
-    return Checksums(shared[0], shared[1] if job.guide is not None else None)
+    sums = Checksums(shared[0], shared[1] if job.guide is not None else None)
+    if job.learned is not None and (job.learned.weights, job.learned.guide) != sums:
+        raise UserError(
+            "the fitted solver is one for other weights, or another guide: fit one for these by "
+            "`python -m pipeline.solver`"
+        )
+    return sums
 
 
 def shard_folder(job: Job, sums: Checksums) -> Path:
@@ -52,6 +59,8 @@ def shard_folder(job: Job, sums: Checksums) -> Path:
     keys = stage_keys(job.config, "sample")["sample"]
     work: dict[str, Any] = {"weights": sums.weights, "guide": sums.guide, "keys": keys}
     work |= {"seed": job.seed, "batch": job.config.runtime.sample_batch}
+    if job.learned is not None:
+        work["solver"] = job.learned.to_json()
     if job.config.sample.adaptive and job.config.sample.guidance_edges:
         work["ends"] = "at the edges of guidance"  # earlier versions stepped across them
     return job.out / "shards" / sha256_json(work)[:12]

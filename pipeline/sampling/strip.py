@@ -6,22 +6,19 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from pipeline.config.schema import Sample
-from pipeline.sampling import time_grids
-
 # Size of the strip
 ROWS = 8  # images
 COLUMNS = 9  # times, at most
 
 
-def sections(sample: Sample) -> list[Tensor]:
-    """The sampler's grid in at most COLUMNS-1 slices of about equal length, sharing their ends.
+def sections(grid: Tensor, adaptive: bool) -> list[Tensor]:
+    """The sampler's grid (N+1,) in at most COLUMNS-1 slices of about equal length, sharing their
+    ends.
 
     An adaptive solver has no grid: it is stopped at equal distances.
     """
-    grid = time_grids.times(sample)
     targets = torch.linspace(float(grid[0]), 1, COLUMNS, dtype=torch.float64)
-    if sample.adaptive:
+    if adaptive:
         grid = targets
     nearest = (grid - targets[:, None]).abs().argmin(dim=1)
     ends = nearest.unique(sorted=True).tolist()
@@ -29,14 +26,13 @@ def sections(sample: Sample) -> list[Tensor]:
 
 
 def states(
-    sample: Sample, solve: Callable[[Tensor, Tensor], Tensor], x: Tensor
+    slices: list[Tensor], solve: Callable[[Tensor, Tensor], Tensor], x: Tensor
 ) -> Iterator[tuple[float, Tensor]]:
-    """Time and state (B,C,H,W) at the ends of all sections, from the first state x on.
+    """Time and state (B,C,H,W) at the ends of all slices, from the first state x on.
 
     `solve(x, times)` carries x from times[0] to times[-1], as Field.solve does.
     With a fixed grid these are the states of one pass over all of it.
     """
-    slices = sections(sample)
     yield float(slices[0][0]), x
     for times in slices:
         x = solve(x, times)

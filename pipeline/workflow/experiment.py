@@ -66,12 +66,22 @@ class Experiment(Shared):
         """The keys that `stage` reads, as canonical JSON; in `sample` those of one sampler."""
         return json.dumps(stage_keys(self.samplers[sampler], stage), sort_keys=True)
 
-    def sample_settings(self, sampler: str) -> str:
+    def solver_settings(self, sampler: str) -> str:
         """Places, runtime and launch of a sampler, with the file of a guide that a rule trains."""
         files = self.guides[sampler] if self.samplers[sampler].sample.guide in self.guiding else []
         words = [f"guide={file}" for file in files]
         words += [f"choice={file}" for file in self.choice(sampler)]
         return shlex.join([*shlex.split(self.settings), *words])
+
+    def sample_settings(self, sampler: str) -> str:
+        """The same with the file of a fitted solver."""
+        words = [f"solver={file}" for file in self.solver(sampler)]
+        return shlex.join([*shlex.split(self.solver_settings(sampler)), *words])
+
+    def solver(self, sampler: str) -> list[str]:
+        """The file of rule `solver`, if this sampler's solver is fitted."""
+        config = self.samplers[sampler]
+        return [str(paths.solver_file(config))] if config.sample.learned else []
 
     @property
     def milestones_settings(self) -> str:

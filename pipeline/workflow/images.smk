@@ -170,11 +170,39 @@ if X.selection:
             " out={params.folder:q}"
 
 
+# only of samplers whose solver is fitted
+rule solver:
+    input:
+        weights=lambda wildcards: X.sampled_weights[wildcards.sampler],
+        guide=lambda wildcards: X.guides[wildcards.sampler],
+        choice=lambda wildcards: X.choice(wildcards.sampler),
+    output:
+        solver=f"{RUN}/solver/{{sampler}}.json",
+    log:
+        f"{RUN}/solver/{{sampler}}.log",
+    benchmark:
+        f"{RUN}/solver/{{sampler}}.benchmark.tsv"
+    conda:
+        "../../envs/pipeline.yaml"
+    threads: X.threads("sample", workflow)
+    resources:
+        gpu=X.runtime.gpus.sample,
+        env="CUDA_VISIBLE_DEVICES? CUDA_DEVICE_ORDER?",
+        settings=lambda wildcards: X.solver_settings(wildcards.sampler),
+    params:
+        config=lambda wildcards: X.sampler_keys("solver", wildcards.sampler),
+    shell:
+        "python -m pipeline.launch --gpus {resources.gpu} --threads {threads} --log {log}"
+        " -- -m pipeline.solver config={params.config:q} {resources.settings}"
+        " weights={input.weights:q} out={output.solver:q}"
+
+
 rule sample:
     input:
         weights=lambda wildcards: X.sampled_weights[wildcards.sampler],
         guide=lambda wildcards: X.guides[wildcards.sampler],
         choice=lambda wildcards: X.choice(wildcards.sampler),
+        solver=lambda wildcards: X.solver(wildcards.sampler),
     output:
         images=f"{SAMPLE}/images.npy",
         labels=f"{SAMPLE}/labels.npy",

@@ -15,10 +15,15 @@ from tests.random_networks import save_network
 def test_distances_of_all_solvers_at_equal_evaluations(tmp_path: Path) -> None:
     weights = save_network(tmp_path / "weights.safetensors", channel_mult=[1], attention_at=[])
     bench = Bench(["experiment=tiny", f"weights={weights}"], torch.device("cpu"), images=2)
-    values = solvers.distances(bench)
+    exact = solvers.ends(bench, *solvers.EXACT)
+    values = solvers.distances(bench, exact)
     assert len(values) == 2 * 6 and all(0 < value[0] < 1 for value in values.values())
     nearest = [solvers.nearest(values, budget, ("ab3",)) for budget in solvers.BUDGETS]
     assert nearest[1] < nearest[0] < solvers.nearest(values, 8, ("euler",))
+    learned = solvers.learned_ends(bench, 8, tmp_path, "sample.fit_images=8")
+    values |= {solvers.case(solvers.LEARNED, 8): [solvers.rmse(learned, exact)]}
+    bars = solvers.bars(values, [2.0, 2.1])
+    assert [bar["holds"] for bar in bars[2:]] == [True, False]
 
 
 def test_frechet_of_few_images() -> None:

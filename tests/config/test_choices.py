@@ -34,7 +34,7 @@ def choices(section: Any, key: str) -> set[str]:
         (
             schema.Sample,
             "solver",
-            {*FIXED_GRID, *MULTISTEP, *ADAPTIVE, *get_args(schema.JumpSolver)},
+            {*FIXED_GRID, *MULTISTEP, *ADAPTIVE, "learned", *get_args(schema.JumpSolver)},
         ),
         (schema.Evaluate, "extractor", {*KINDS}),
     ],

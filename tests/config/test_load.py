@@ -174,6 +174,7 @@ def test_every_other_key_is_read_by_some_stage() -> None:
     sample = ["sample.ema_width=0.07", "sample.ema_images=128"]
     sample += ["sample.temperature=0.9", "sample.categorical=float64", "sample.divergence_free=2"]
     sample += ["sample.selected=true", "select.guidance=[1,2]"]
+    sample += ["sample.fit_images=9", "sample.fit_seed=9"]
     config = resolved("downsample.allow_ignored=1", *train, *sample)
     stages = [stage_keys(config, stage) for stage in STAGE_KEYS]
     for other in ("edm2_s", "cifar10_discrete"):  # other families

@@ -73,8 +73,9 @@ def test_every_solver_keeps_its_order(name: str, order: int) -> None:
 
 def test_the_strip_shows_states_of_the_same_pass() -> None:
     keys, x = sample("sample.solver=heun", "sample.steps=21"), torch.randn(2, 3, 4, 4)
+    sections = strip.sections(time_grids.times(keys), adaptive=False)
     columns = list(
-        strip.states(keys, lambda x, times: along_sigma.solve("heun", gaussian, x, times), x)
+        strip.states(sections, lambda x, times: along_sigma.solve("heun", gaussian, x, times), x)
     )
     whole = along_sigma.solve("heun", gaussian, x, time_grids.times(keys))
     assert torch.equal(columns[-1][1], whole)

@@ -135,7 +135,8 @@ def test_the_order_along_sigma(name: str) -> None:
 def test_the_strip_shows_states_of_the_same_pass(name: str, grid: str) -> None:
     words = (f"sample.solver={name}", "sample.steps=21", f"sample.grid={grid}", "sample.guidance=2")
     whole, parts, x = field(*words), field(*words), noise(5, torch.float32)
-    columns = list(strip.states(parts.sample, parts.solve, x))
+    sections = strip.sections(time_grids.times(parts.sample), adaptive=False)
+    columns = list(strip.states(sections, parts.solve, x))
     assert torch.equal(columns[-1][1], whole.solve(x, time_grids.times(whole.sample)))
     assert torch.equal(parts.evaluations, whole.evaluations)
 

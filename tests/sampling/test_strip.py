@@ -19,11 +19,15 @@ def sample(*words: str) -> Sample:
     return resolved("experiment=tiny", *words).sample
 
 
+def slices(keys: Sample) -> list[Tensor]:
+    return strip.sections(time_grids.times(keys), keys.adaptive)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from(["uniform", "edm"]), st.integers(1, 300))
 def test_sections_are_slices_of_the_grid(name: str, steps: int) -> None:
     keys = sample(f"sample.grid={name}", f"sample.steps={steps}")
-    parts = strip.sections(keys)
+    parts = slices(keys)
     assert torch.equal(
         torch.cat([parts[0][:1], *(part[1:] for part in parts)]), time_grids.times(keys)
     )
@@ -46,7 +50,7 @@ def by(keys: Sample) -> Callable[[Tensor, Tensor], Tensor]:
 def test_states_of_a_fixed_grid_are_exact(name: str) -> None:
     keys, x = sample(f"sample.solver={name}", "sample.steps=21"), torch.randn(2, 3, 4, 4)
     times = time_grids.times(keys)
-    found = list(strip.states(keys, by(keys), x))
+    found = list(strip.states(slices(keys), by(keys), x))
     assert len(found) == strip.COLUMNS and found[0][0] == 0 and found[-1][0] == 1
     for time, state in found:
         until = times[times <= time]
@@ -56,7 +60,7 @@ def test_states_of_a_fixed_grid_are_exact(name: str) -> None:
 
 def test_states_of_dopri5_are_within_its_tolerance() -> None:
     keys, x = sample("sample.solver=dopri5"), torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    found = dict(strip.states(keys, by(keys), x))
+    found = dict(strip.states(slices(keys), by(keys), x))
     assert list(found) == [k / 8 for k in range(9)]
     exact = dopri5(wave, x, 1e-11, 1e-11, stop=0.625).x
     torch.testing.assert_close(found[0.625], exact, atol=1e-4, rtol=0)

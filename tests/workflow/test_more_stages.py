@@ -68,17 +68,20 @@ def test_scores_over_the_training_run_nothing_else(finished: Project) -> None:
 
 
 SEARCH = "select.ema_widths=[0.05,0.2] select.num=20 select.guidance=[1,3] select.max_tries=6"
-MORE = f"{POWER} {SEARCH} {MILESTONES} sample.runs=[{{classes: [1]}}, {{selected: true}}]"
+FITTED = "{solver: learned, steps: 2, fit_images: 4}"
+MORE = f"{POWER} {SEARCH} {MILESTONES} sample.runs=[{{classes: [1]}}, {{selected: true}}, {FITTED}]"
 
 
 @pytest.fixture(scope="module")
 def more(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The finished project, and one run of it with averages, a search, milestones and classes."""
+    """The finished project, and one run of it with averages, a search, milestones, classes and a
+    fitted solver.
+    """
     project = copied_to(tmp_path_factory.mktemp("more"), tiny_run)
     done = project.snakemake(set=MORE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert rules(done.stdout + done.stderr) == sorted(
-        ["train", "milestones", "select", *["sample", "evaluate"] * 2, "report"]
+        ["train", "milestones", "select", "solver", *["sample", "evaluate"] * 3, "report"]
     )
     return project
 
@@ -91,7 +94,7 @@ def summary_of(project: Project) -> str:
 @pytest.mark.slow
 def test_nothing_of_them_is_left_to_do(more: Project) -> None:
     assert more.jobs(set=MORE) == []
-    assert more.jobs(set=f"{MORE} evaluate.kid_subsets=7") == ["evaluate", "evaluate", "report"]
+    assert more.jobs(set=f"{MORE} evaluate.kid_subsets=7") == [*["evaluate"] * 3, "report"]
     # search and milestones
     assert (more.folder / RUN / "report/index.html").read_text().count("data:image/png") == 6
     assert more.jobs() == FROM_TRAIN
@@ -102,6 +105,21 @@ def test_chosen_classes_are_sampled_scored_and_named_in_the_report(more: Project
     [labels] = (more.folder / RUN / "sample").glob("*classes1*/seed0/labels.npy")
     assert set(np.load(labels)) == {1}
     assert "sample.classes: 1" in (more.folder / RUN / "report/table.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_solver_is_fitted_before_its_samples(more: Project) -> None:
+    """Another number of samples, another seed or class of them fits none again."""
+    run = more.folder / RUN
+    fitted = json.loads((run / "solver/learned-2-g2.json").read_text())
+    about = json.loads((run / "sample/learned-2-g2/seed0/sample.json").read_text())
+    assert (fitted["num"], about["nfe_mean"]) == (4, 4)
+    assert fitted["weights"] == about["weights_sha256"]
+    # In the last sampler alone
+    again = ["evaluate", "report", "sample"]
+    for key, jobs in (("fit_seed: 5", sorted([*again, "solver"])), ("num: 30", again)):
+        changed = MORE.replace("steps: 2", f"steps: 2, {key}")
+        assert more.jobs(set=changed) == jobs
 
 
 @pytest.mark.slow

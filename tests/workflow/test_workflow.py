@@ -129,6 +129,11 @@ def test_new_samplers_and_seeds_run_beside_the_old(
     assert finished.jobs(set=change) == expected
 
 
+def test_a_solver_that_is_fitted_comes_before_its_samples(finished: Project) -> None:
+    found = finished.jobs(set="sample.runs=[{}, {solver: learned, steps: 2}]")
+    assert found == ["evaluate", "report", "sample", "solver"]
+
+
 def test_samplers_by_snakemakes_own_config(finished: Project) -> None:
     runs = "sample={runs: [{}, {solver: heun, steps: 2}]}"
     done = finished.snakemake(runs, "--dry-run")
