@@ -204,7 +204,8 @@ def test_another_resolution_lies_beside(finished: Project) -> None:
 def test_the_plan_reads_the_snakefile(fresh: Project) -> None:
     done = fresh.plan_of("--cores", "8", "--resources", "gpu=4")
     assert done.returncode == 0, done.stderr
-    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+    rows = [line for line in done.stdout.splitlines() if line.strip()]
+    lines = {line.split()[0]: line for line in reversed(rows)}  # of the jobs, which come first
     assert lines["train"].split()[1] == "4"
     assert lines["reference"].split()[1] == "4" and lines["extractor"].split()[1] == "-"
     assert sum(line.startswith("sample (dopri5") for line in done.stdout.splitlines()) == 3
