@@ -22,22 +22,27 @@ def is_progress(line: str) -> bool:
     return re.match(PATTERN, line) is not None
 
 
-PATTERN = r"[^:]+: [\d,]+ (of [\d,]+ )?images  .* images/s"
+PATTERN = r"[^:]+: [\d,]+ (of [\d,]+ )?([a-z]+)  .* \2/s"
 
 
 class Progress:
-    """Prints at most one line every `interval_s` seconds: images done, images/s and time left.
+    """Prints at most one line every `interval_s` seconds: items done, items/s and time left.
 
-    `num_before` of the images were there before this process and do not count for its speed; a step
-    that discovers them on its way raises the number itself.
+    `unit` is what several items are called. `num_before` of them were there before this process and
+    do not count for its speed; a step that discovers them on its way raises the number itself.
     """
 
     def __init__(
-        self, step: str, total: int | None, interval_s: float, num_before: int = 0
+        self,
+        step: str,
+        total: int | None,
+        interval_s: float,
+        num_before: int = 0,
+        unit: str = "images",
     ) -> None:
-        """`total` None: nobody knows how many images there will be."""
+        """`total` None: nobody knows how many there will be."""
         self.step, self.total, self.interval_s = step, total, interval_s
-        self.num_before = num_before
+        self.num_before, self.unit = num_before, unit
         self.start_time = self.last_time = time.monotonic()
 
     def rate(self, num_done: int) -> float:
@@ -57,9 +62,9 @@ class Progress:
     def line(self, num_done: int, note: str = "") -> str:
         """The line without the step's name."""
         rate = self.rate(num_done)
-        parts = [f"{num_done:,} images", note, f"{rate:,.0f} images/s"]
+        parts = [f"{num_done:,} {self.unit}", note, f"{rate:,.0f} {self.unit}/s"]
         if self.total is not None:
-            parts[0] = f"{num_done:,} of {self.total:,} images"
+            parts[0] = f"{num_done:,} of {self.total:,} {self.unit}"
             num_left = max(0, self.total - num_done)
             parts.append(f"{clock(num_left / rate) if rate > 0 else '?'} left")
         return "  ".join(part for part in parts if part)

@@ -146,7 +146,7 @@ def make_pack(folder: Path, config: Config) -> None:
             shutil.rmtree(making)
             return
         spool = Spool(making, keys.dimension, header)
-        progress = Progress("prepare", None, config.runtime.progress_seconds)
+        progress = Progress("prepare", None, config.runtime.progress_seconds, unit="sentences")
         for name, file in zip(names, source.files, strict=True):
             if name not in spool.finished:
                 spool.add(name, ended(source.read(file), suffix))

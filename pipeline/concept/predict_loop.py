@@ -119,7 +119,8 @@ def predict(job: Job, net: nn.Module, chosen: Targets, group: Ranks) -> None:
     """
     size, num = job.config.runtime.sample_batch, len(chosen.pieces.starts)
     places = np.concatenate([[0], np.cumsum(chosen.pieces.lengths - 1)])  # of a piece's targets
-    progress = Progress("predict", len(chosen.rows), job.config.runtime.progress_seconds)
+    seconds = job.config.runtime.progress_seconds
+    progress = Progress("predict", len(chosen.rows), seconds, unit="sentences")
     row_bytes = np.dtype(FLOAT).itemsize * job.documents.record.dimension
     with write_only(job.out / MAKING) as stream:
         begin = os.fstat(stream.fileno()).st_size - len(chosen.rows) * row_bytes

@@ -70,6 +70,11 @@ class NextSentence:
         return len(self.pieces.starts)
 
     @property
+    def unit(self) -> str:
+        """Pieces."""
+        return "pieces"
+
+    @property
     def most_items(self) -> int:
         """Pieces of one pass at most if no GPU can measure it."""
         return max(1, AUTO_NUMBERS // (self.most * self.keys.channels))

@@ -38,6 +38,11 @@ class OnImages:
         return len(self.pack)
 
     @property
+    def unit(self) -> str:
+        """Images."""
+        return "images"
+
+    @property
     def most_items(self) -> int:
         """Images of one pass at most if no GPU can measure it."""
         return max(1, round(AUTO_IMAGES * (AUTO_SIZE / self.config.data.resolution) ** 2))

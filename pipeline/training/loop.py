@@ -85,7 +85,8 @@ def run(trainer: Trainer, stop: StopFlag) -> None:
     every = max(1, runtime.log_images // batch)
     metrics = Metrics(job.scratch, trainer.step, job.steps) if group.first else None
     # Progress and marks
-    progress = Progress("train", job.steps * batch, runtime.progress_seconds, trainer.images)
+    total, unit = job.steps * batch, job.workload.unit
+    progress = Progress("train", total, runtime.progress_seconds, trainer.images, unit)
     saved = Mark(trainer.images)
     logged = Mark(trainer.images)
     while trainer.step < job.steps:
@@ -135,4 +136,4 @@ def finish(trainer: Trainer, averages: list[dict[str, Tensor]]) -> None:
         save_weights(job.out / name, weights, trainer.about(average, **more))
     # The closing line
     names = ", ".join(files.values())
-    print(f"train: {trainer.images:,} images, {job.out}: {names}", flush=True)
+    print(f"train: {trainer.images:,} {job.workload.unit}, {job.out}: {names}", flush=True)

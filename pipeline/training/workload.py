@@ -16,7 +16,11 @@ class Workload(Protocol):
 
     @property
     def num_items(self) -> int:
-        """Items of an epoch: images, documents."""
+        """Items of an epoch: images, pieces of documents."""
+
+    @property
+    def unit(self) -> str:
+        """What several items are called, in one word."""
 
     @property
     def most_items(self) -> int:

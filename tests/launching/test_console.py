@@ -32,11 +32,13 @@ STAYS.append("an end without its newline")
     st.integers(0, 10**9),
     st.none() | st.integers(1, 10**9),
     st.sampled_from(["", "loss 0.3", "loss nan  grad 3e+02"]),
+    st.sampled_from(["images", "pieces", "sentences"]),
 )
 def test_every_line_of_progress_is_known(
-    step: str, done: int, total: int | None, note: str
+    step: str, done: int, total: int | None, note: str, unit: str
 ) -> None:
-    assert is_progress(f"{step}: {Progress(step, total, 0).line(done, note)}")
+    line = Progress(step, total, 0, unit=unit).line(done, note)
+    assert is_progress(f"{step}: {line}") and f" {unit}/s" in line
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class Pairs(NamedTuple):
 class Vectors:
     """Learns y = |x| rolled by one place, on vectors x that only their position names."""
 
-    num_items, most_items = 10**6, 64
+    num_items, most_items, unit = 10**6, 64, "vectors"
 
     def check(self) -> None:
         """There is no file that could have changed."""
