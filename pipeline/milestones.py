@@ -6,7 +6,7 @@
 Milestones are the averages that a training with train.ema=power has stored, or else the averages in
 the checkpoints that runtime.milestone_images keeps. The training is only read, so it may be under
 way. Each is scored by evaluate.milestone_num samples of the first sampler with its first seed, and
-kept in `points/`, so a killed run goes on, and a later one scores the new milestones alone. Writes
+kept in `points/`, so a killed run resumes, and a later one scores only the new milestones. Writes
 curve.jsonl and curve.png after each.
 """
 

@@ -5,7 +5,7 @@
 Beside the pack it writes the pack's record to `out`, by default results/data/<concept.name>.json.
 The folder holds Parquet files in the layout of the Large Concept Model (concept.source=parquet), or
 .txt files (text), one document each. Finished files stay when a run ends in any way, and the same
-command goes on from them. What is there already is not made again.
+command resumes after them. What is there already is not made again.
 """
 
 import signal

@@ -8,7 +8,7 @@ whatever the batch size and the number of ranks. Its pixels do depend on them by
 sample.precision: at most one grey level was seen in fp32 and tf32, four in bf16. At one
 runtime.sample_batch they do not depend on the number of ranks, nor, with a solver of fixed steps,
 on any number of samples that fills a batch (equal to the bit on a CPU). Finished batches are kept
-in `shards/` until all are there, so an interrupted run goes on.
+in `shards/` until all are there, so an interrupted run resumes.
 """
 
 from typing import Any

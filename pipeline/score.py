@@ -2,8 +2,8 @@
 
     python -m pipeline.score experiment=lcm_mse_smoke [predictions=FOLDER out=FILE.json]
 
-The network stands beside two predictors that are fitted to the documents of its own training: their
-mean vector, and a ridge regression from the sentence before. All of them are measured on the same
+The network is compared with two predictors that are fitted to its training documents: their mean
+vector, and a ridge regression from the sentence before. All of them are measured on the same
 sentences of held-out documents.
 """
 

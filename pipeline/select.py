@@ -5,7 +5,7 @@
 
 Each try is a few samples of the sampler in `sample`, without its runs, with seeds that are not
 among those reported, and their Fréchet distance to the whole reference. Trials are kept in
-`trials/`, so a killed search goes on, and a longer one repeats none of them. Writes choice.json,
+`trials/`, so a killed search resumes, and a longer one repeats none of them. Writes choice.json,
 surface.png and, if it searched for a width, weights.safetensors, the chosen average. Samplers with
 sample.selected=true use them.
 """

@@ -1,7 +1,7 @@
-"""Stop all that runs in this folder, saved: `python -m pipeline.stop` or `make stop`.
+"""Save and stop all that runs in this folder: `python -m pipeline.stop` or `make stop`.
 
 Snakemake is told to start nothing more, then every launcher on this machine to let its job save
-and leave; the same commands go on from there.
+and exit; the same commands resume.
 """
 
 import json

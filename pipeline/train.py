@@ -4,7 +4,7 @@ Each further half-life of the average gives a weights-ema<images>.safetensors.
 
     torchrun --standalone --nproc-per-node=4 -m pipeline.train data.path=PACK train.lr=2e-4
 
-Everything needed to go on lies in `checkpoints/<hash of the experiment keys>/`, which the workflow
+Everything needed to resume is in `checkpoints/<hash of the experiment keys>/`, which the workflow
 does not declare and so never deletes; checkpoints=FOLDER names another folder, which must hold
 checkpoints or not exist yet.
 """

@@ -28,11 +28,16 @@ class Stopped(BaseException):
     """
 
 
-def run_main(step: Callable[[list[str]], None]) -> NoReturn:
+def run_main(step: Callable[[list[str]], None], own_help: bool = False) -> NoReturn:
     """Run `step(argv)` and exit: 0, 2 after a UserError, 75 after Stopped.
 
-    Under a launcher the first rank of each machine prints an error that every rank meets.
+    Under a launcher the first rank of each machine prints an error that every rank meets. With -h
+    or --help as its first word a step prints what its module says of it, unless it has `own_help`.
     """
+    # Help
+    if not own_help and sys.argv[1:2] in (["-h"], ["--help"]):
+        print(sys.modules[step.__module__].__doc__)
+        sys.exit(0)
     # One message per job
     rank = os.environ.get("RANK", "0")
     first_here = os.environ.get("LOCAL_RANK", "0") == "0"
