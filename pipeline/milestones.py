@@ -109,7 +109,7 @@ def job_of(config: Config, words: dict[str, str]) -> Job:
     # What measures it
     KINDS[config.evaluate.extractor].find(config.evaluate.weights)
     file = Path(words.get("reference", reference_file(config)))
-    reference = load_reference(file)
+    reference = load_reference(file, config.evaluate.extractor)
     check_reference(reference, record, config.evaluate.extractor, file)
 
     # The sampler fits

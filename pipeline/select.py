@@ -88,7 +88,7 @@ def job_of(config: Config, words: dict[str, str]) -> Job:
     KINDS[config.evaluate.extractor].find(config.evaluate.weights)
     file = Path(words.get("reference", reference_file(config)))
     record = Record.read(Path(words.get("record", record_file(config))))
-    reference = load_reference(file)
+    reference = load_reference(file, config.evaluate.extractor)
     check_reference(reference, record, config.evaluate.extractor, file)
     check_pack(job, record)
 

@@ -193,6 +193,7 @@ Extractor = Literal[  # rows of scoring/extractors.py
     "dinov2-vit-s-14",
     "dinov2-vit-b-14",
     "dinov2-vit-l-14",
+    "dinov2-vit-l-14-edm2",
 ]
 
 

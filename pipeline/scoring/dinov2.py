@@ -130,7 +130,7 @@ class DinoV2(nn.Module):
 
 
 class DinoV2Features(nn.Module):
-    """DINOv2 on images of any size, with the resizing and the colours of torch-fidelity.
+    """DINOv2 on images of any size, with the colours of torch-fidelity, which are EDM2's, too.
 
     `resize(images, size=(H,W), align_corners=False)` resizes float images (B,3,h,w).
     """

@@ -7,7 +7,8 @@ gets a copy of the tensors saved again.
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from pipeline.base.errors import OneRankError, UserError
 from pipeline.scoring.dinov2 import DinoV2, DinoV2Features
 from pipeline.scoring.fidelity import load_torch_fidelity
 from pipeline.scoring.keepers import FeaturesOf
+from pipeline.scoring.references import DINOV2_OF_EDM2
 from pipeline.scoring.weights import (
     Packaged,
     Published,
@@ -123,12 +125,23 @@ class EfficientNetLite0(nn.Module):
         return (self.network.extract_features((resized - 127) / 128).mean((2, 3)),)
 
 
-def build_dinov2(kind: Kind, state: State) -> nn.Module:
-    """DINOv2 of the width of `kind`, on images resized by torch-fidelity."""
+def dinov2(kind: Kind, state: State) -> DinoV2:
+    """DINOv2 of the width of `kind`."""
     network = DinoV2(kind.width)
     network.load_state_dict(state)
+    return network
+
+
+def build_dinov2(kind: Kind, state: State) -> nn.Module:
+    """DINOv2 on images resized by torch-fidelity."""
     resizing = load_torch_fidelity().interpolate_compat_tensorflow
-    return DinoV2Features(network, resizing.interpolate_bilinear_2d_like_tensorflow1x)
+    return DinoV2Features(dinov2(kind, state), resizing.interpolate_bilinear_2d_like_tensorflow1x)
+
+
+def build_dinov2_as_edm2(kind: Kind, state: State) -> nn.Module:
+    """DINOv2 on images resized as in EDM2: bicubic, with antialiasing (Karras et al. 2024)."""
+    resize = partial(nn.functional.interpolate, mode="bicubic", antialias=True)
+    return DinoV2Features(dinov2(kind, state), resize)
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -149,6 +162,7 @@ def _dinov2(size: str, width: int, sha256: str) -> Kind:
     )
 
 
+_LARGE = _dinov2("l", 1024, "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428")
 # URLs, hashes and names in the cache are those of torch-fidelity 0.4.0; it names no hash of
 # DINOv2's files, which are those in the conversion scripts of finegrain-ai/refiners.
 _ROWS = (
@@ -189,7 +203,15 @@ _ROWS = (
     ),
     _dinov2("s", 384, "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"),
     _dinov2("b", 768, "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73"),
-    _dinov2("l", 1024, "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"),
+    _LARGE,
+    # the same weights, other features
+    replace(
+        _LARGE,
+        name=DINOV2_OF_EDM2,
+        title=f"{_LARGE.title} as in EDM2",
+        label=f"{_LARGE.label}_edm2",
+        build=build_dinov2_as_edm2,
+    ),
 )
 KINDS = {kind.name: kind for kind in _ROWS}
 

@@ -58,7 +58,7 @@ def read_inputs(
     """
     # The pack's record and its statistics
     facts = Record.read(record)
-    statistics = load_reference(reference)
+    statistics = load_reference(reference, config.evaluate.extractor)
     check_reference(statistics, facts, config.evaluate.extractor, reference)
     # Samples
     images = of_array(f"samples {samples}", load_npy(samples / "images.npy"))
@@ -244,7 +244,7 @@ def read_any(config: Config, path: Path, reference: Path, across: str | None) ->
     """
     # Images and reference, of one size
     images = open_images(path)
-    statistics, real = open_reference(reference)
+    statistics, real = open_reference(reference, config.evaluate.extractor)
     if statistics:
         check_extractor(statistics, config.evaluate.extractor, reference)
     size = real.size if real else images.size
@@ -276,7 +276,7 @@ def read_any(config: Config, path: Path, reference: Path, across: str | None) ->
     return Inputs(images, None, how, real, None, [], statistics, about, notes)
 
 
-def open_reference(path: Path) -> tuple[Reference | None, ImageSet | None]:
+def open_reference(path: Path, extractor: str) -> tuple[Reference | None, ImageSet | None]:
     """The statistics and the images that a reference has; raises UserError if it has neither."""
     if path.is_dir() or path.suffix not in STATISTICS:
         return None, open_images(path)
@@ -284,7 +284,7 @@ def open_reference(path: Path) -> tuple[Reference | None, ImageSet | None]:
     real = None if images is None else of_array(f"reference {path}", images)
     if real and not has_statistics(path):
         return None, real
-    return load_reference(path), real
+    return load_reference(path, extractor), real
 
 
 def has_statistics(path: Path) -> bool:

@@ -1,8 +1,8 @@
 """Files of feature statistics: the project's own references, and those of other evaluators.
 
 The project's is an .npz with `mu`, `sigma` and what they depend on. Others are read too: ADM's and
-EDM's .npz (`mu`, `sigma`), and EDM2's .pkl ({"fid": {"mu", "sigma"}, ...}), of whose metrics only
-`fid` is used. Those name neither images nor network, which is the Inception network of FID.
+EDM's .npz (`mu`, `sigma`), and EDM2's .pkl ({"fid": {"mu", "sigma"}, "fd_dinov2": ...}), of which
+the part of the extractor is used. Those name neither images nor network.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,6 +17,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import atomic_stream
 from pipeline.base.safe_pickle import load_arrays
 
+DINOV2_OF_EDM2 = "dinov2-vit-l-14-edm2"
 NAMED = 6  # names of arrays that a message lists
 
 
@@ -72,13 +73,17 @@ def export_reference(path: Path, reference: Reference) -> None:
         np.savez(stream, mu=reference.mu, sigma=reference.sigma)
 
 
-def load_reference(path: Path) -> Reference:
-    """The reference in `path`; raises UserError if it is missing, damaged or of another kind."""
+def load_reference(path: Path, extractor: str | None = None) -> Reference:
+    """The reference in `path`; raises UserError if it is missing, damaged or of another kind.
+
+    `extractor`: the one that is asked for, if a file may hold several.
+    """
+    metric = "fd_dinov2" if extractor == DINOV2_OF_EDM2 else "fid"
     # Format by its content
     try:
         with path.open("rb") as stream:
             zipped = stream.read(2) == b"PK"
-        return from_npz(path) if zipped or path.suffix != ".pkl" else from_pickle(path)
+        return from_npz(path) if zipped or path.suffix != ".pkl" else from_pickle(path, metric)
     except FileNotFoundError as error:
         raise UserError(
             f"reference {path} is missing: run `python -m pipeline.reference` with the same config"
@@ -105,14 +110,16 @@ def from_npz(path: Path) -> Reference:
         return checked(data, more)
 
 
-def from_pickle(path: Path) -> Reference:
-    """The FID statistics in a .pkl; raises UserError if it holds more than arrays."""
+def from_pickle(path: Path, metric: str) -> Reference:
+    """The statistics of a metric in a .pkl; raises UserError if it holds more than arrays."""
     with path.open("rb") as stream:
         content = load_arrays(stream, f"reference {path}")
     if not isinstance(content, dict):
         raise ValueError("no dict of metrics")
     num = content.get("num_images")
-    return checked(content["fid"], {} if num is None else {"num_images": int(num)})
+    if metric not in content:
+        raise Unnamed(", ".join(sorted(map(str, content))[:NAMED]) or "nothing")
+    return checked(content[metric], {} if num is None else {"num_images": int(num)})
 
 
 def checked(data: Mapping[str, Any], more: dict[str, Any]) -> Reference:

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from pipeline.base.errors import UserError
-from pipeline.scoring.references import Reference, export_reference, load_reference, save_reference
+from pipeline.scoring.references import (
+    DINOV2_OF_EDM2,
+    Reference,
+    export_reference,
+    load_reference,
+    save_reference,
+)
 
 MU, SIGMA = np.arange(3.0), np.eye(3) * 2
 
@@ -43,6 +49,11 @@ def test_edm2_files_are_read(tmp_path: Path, protocol: int) -> None:
     np.testing.assert_array_equal(actual.mu, MU)
     np.testing.assert_array_equal(actual.sigma, SIGMA)
     assert actual.num_images == 9
+    actual = load_reference(tmp_path / "edm2.pkl", DINOV2_OF_EDM2)
+    np.testing.assert_array_equal(actual.sigma, np.eye(5))
+    (tmp_path / "edm2.pkl").write_bytes(pickle.dumps({"fid": value["fid"]}, protocol))
+    with pytest.raises(UserError, match=r"it holds fid\)"):
+        load_reference(tmp_path / "edm2.pkl", DINOV2_OF_EDM2)
 
 
 class Bomb:
