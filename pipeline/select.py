@@ -179,6 +179,7 @@ def finish(job: Job, candidates: Candidates, best: Try, average: Path | None) ->
         seeds=list(config.select.seeds),
         sampler=sampler_name(config.sample.model_copy(update={"selected": True})),
         metric=f"Fréchet distance, {KINDS[config.evaluate.extractor].title}",
+        extractor=config.evaluate.extractor,
         images=job.images or None,
         weights=candidates.sums.weights,
         guide=candidates.sums.guide,

@@ -152,6 +152,8 @@ FIGURES = [
     ("sampling-and-scoring", "solvers", "{median[ab2 at 16]:.4f}", "0.0077", "| 0.0077"),
     ("sampling-and-scoring", "solvers", "{median[ab3 at 8]:.4f}", "0.0192", "| 0.0192"),
     ("sampling-and-scoring", "solvers", "{median[ab3 at 16]:.4f}", "0.0051", "| 0.0051"),
+    ("sampling-and-scoring", "seeds", "{median[kept in the reference]:.0f}", "54", "took 54 CPU"),
+    ("sampling-and-scoring", "seeds", "{median[made for each seed]:.0f}", "124", "124 s when"),
     ("sampling-and-scoring", "noise", "{noise[fid][std]:.3g}", "45.6", "| 45.6 | 4.5 |"),
     ("sampling-and-scoring", "noise", "{noise[fid][difference_in_stds]:.1f}", "4.5", "| 4.5 |"),
     ("sampling-and-scoring", "noise", "{noise[kid][std]:.3g}", "0.059", "| 0.059 | 3.0 |"),

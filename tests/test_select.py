@@ -122,6 +122,8 @@ def test_a_sampler_takes_the_choice(world: Path, golden: Path, tmp_path: Path) -
     about, choice = SampleAbout.read(tmp_path / "sample.json"), Choice.read(golden / "choice.json")
     assert about.sampler == "euler-4-select"
     assert about.guidance == choice.chosen.guidance
+    assert about.selection and about.selection.tries == len(choice.tries)
+    assert about.selection.extractor == choice.extractor is not None
     assert about.config is not None
     assert about.config["sample"]["ema_width"] == choice.chosen.ema_width
     weights = f"weights={world}/train/weights.safetensors"

@@ -87,7 +87,8 @@ class Sample(Section):
     # Weights that guide, or the experiment that trains them; None: the network without the class
     guide: Guide | str | None
     # Classes and seeds
-    classes: Literal["balanced", "histogram"] | tuple[int | str, ...]  # a list: numbers, names
+    # A list holds numbers and names
+    classes: Literal["balanced", "histogram", "random"] | tuple[int | str, ...]
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     ema_halflife_images: NotNegative | None  # which average of the weights; None: the first
     ema_width: Width | None  # width of an average of power profile; None: the first
@@ -119,7 +120,7 @@ class Sample(Section):
         value = [value] if type(value) is int else value
         are_other = isinstance(value, list | tuple) and {*map(type, value)} - {int, str}
         if are_other or value in ([], ()):
-            raise ValueError("expected balanced, histogram, or a list of class numbers and names")
+            raise ValueError("expected balanced, histogram, random, or a list of numbers and names")
         return value
 
     @field_validator("seeds", "classes")

@@ -7,6 +7,7 @@ prints the table. Files that are damaged or of another program are named and lef
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -24,12 +25,14 @@ from pipeline.reporting.score_rows import (
     over_seeds,
     table_rows,
 )
+from pipeline.reporting.score_sheet import comparison, score_sheet
 from pipeline.reporting.tables import cells, numbered, text_table, wrapped
 
 # Columns of the page: attribute of a row -> heading.
 COLUMNS = {
     "experiment": "experiment", "data": "data", "sampler": "sampler", "seeds": "seeds",
     "nfe_mean": "NFE", "num_images": "N", "label": "metric", "protocol": "protocol",
+    "sheet": "sheet",
     "mean": "mean", "better": "better", "min": "min", "max": "max", "floor": "floor",
     "ceiling": "ceiling", "real": "real", "trained": "images trained", "gpu_hours": "GPU-hours",
     "weights": "weights", "start": "started from",
@@ -37,14 +40,16 @@ COLUMNS = {
 TEXT_COLUMNS = {
     "name": "metric", "data": "data", "experiment": "experiment", "sampler": "sampler",
     "seeds": "seeds", "nfe_mean": "NFE", "num_images": "N", "mean": "mean", "better": "",
-    "min": "min", "protocol": "protocol",
+    "min": "min", "protocol": "protocol", "sheet": "sheet",
 }  # fmt: skip
 LEGEND = (
     "Mean, min, max: over the seeds. ↓ lower is better, ↑ higher is better. N: samples in the "
     "value. NFE: network evaluations an image. Floor, ceiling: other real images and noise, at "
     "their own number of images (the table of each run has it). Real: the value of other real "
     "images. GPU-hours: hours times devices, of the training; processes on a CPU. Weights: the "
-    "first digits of their sha256. Only values of one protocol and one data set can be compared."
+    "first digits of their sha256. Only values of one protocol and one data set can be compared, "
+    "and rows are ranked within one sheet: another sheet is of other labels, other numbers of "
+    "samples, or other choices."
 )
 
 
@@ -59,6 +64,7 @@ class Overview(NamedTuple):
     # Its content
     rows: list["ExperimentRow"]
     protocols: list[str]
+    sheets: list[str]  # by number
     left_out: list[str]
 
 
@@ -84,6 +90,9 @@ class ExperimentRow(SeedsRow):
     gpu_hours: float | None
     weights: str  # first digits of their sha256
     start: str | None  # file of the first weights
+    # The sheets of all seeds
+    sheet_text: str
+    sheet: int = 0  # its number below the table, from 1
 
 
 def read(results: Path) -> tuple[list[Scored], list[str]]:
@@ -105,22 +114,30 @@ def read(results: Path) -> tuple[list[Scored], list[str]]:
 def experiment_rows(entries: list[Scored], protocols: list[str]) -> list[ExperimentRow]:
     """One row per metric of a sampler of an experiment: equal in all but the seed."""
     # Equal but for seeds
-    groups: dict[tuple[object, ...], tuple[Scored, list[Row]]] = {}
+    groups: dict[tuple[object, ...], list[tuple[Scored, Row]]] = {}
     for entry in entries:
         protocol = protocols.index(entry.evaluation.protocol_text) + 1
         for row in table_rows([entry.evaluation]):
             row = replace(row, protocol=protocol)
             key = (row.name, row.sampler, row.num_images, protocol)
             place = (entry.data, entry.experiment, weights(entry))
-            groups.setdefault((place, key), (entry, []))[1].append(row)
+            groups.setdefault((place, key), []).append((entry, row))
 
-    # The best first
-    return sorted((experiment_row(entry, rows) for entry, rows in groups.values()), key=rank)
+    # The best first, among those that can be ranked
+    return numbered_sheets(sorted(map(experiment_row, groups.values()), key=rank))
 
 
-def experiment_row(entry: Scored, rows: list[Row]) -> ExperimentRow:
-    """One row of rows that differ in their seed; `entry` is that of the first."""
+def numbered_sheets(rows: list[ExperimentRow]) -> list[ExperimentRow]:
+    """The rows with the numbers of their sheets; those of equal sheets together."""
+    texts = list(dict.fromkeys(row.sheet_text for row in rows))
+    rows = [replace(row, sheet=texts.index(row.sheet_text) + 1) for row in rows]
+    return sorted(rows, key=rank)
+
+
+def experiment_row(group: Sequence[tuple[Scored, Row]]) -> ExperimentRow:
+    """One row of rows that differ in their seed."""
     # Cost of the training
+    entry, rows = group[0][0], [row for _, row in group]
     train = entry.evaluation.sample.train or TrainAbout()
     return ExperimentRow(
         **vars(over_seeds(rows)),
@@ -130,6 +147,7 @@ def experiment_row(entry: Scored, rows: list[Row]) -> ExperimentRow:
         gpu_hours=train.gpu_hours,
         weights=weights(entry),
         start=train.start.text if train.start else None,
+        sheet_text=comparison(score_sheet(scored.evaluation) for scored, _ in group),
     )
 
 
@@ -139,9 +157,9 @@ def weights(entry: Scored) -> str:
 
 
 def rank(row: ExperimentRow) -> tuple[object, ...]:
-    """Sort key: data sets, Fréchet distances before other metrics, the best first."""
+    """Sort key: data sets, Fréchet distances before other metrics, sheets, the best first."""
     sign = -1 if row.better == "higher" else 1
-    return row.data, not is_frechet(row), row.name, sign * row.mean
+    return row.data, not is_frechet(row), row.name, row.sheet, sign * row.mean
 
 
 def find(results: Path) -> Overview:
@@ -149,7 +167,10 @@ def find(results: Path) -> Overview:
     entries, left_out = read(results)
     texts = list(dict.fromkeys(entry.evaluation.protocol_text for entry in entries))
     rows = experiment_rows(entries, texts)
-    return Overview(results / "experiments.html", rows, numbered(texts, always=True), left_out)
+    sheets = {row.sheet: f"Sheet {row.sheet}: {row.sheet_text}" for row in rows}
+    named = [sheets[number] for number in sorted(sheets)]
+    protocols = numbered(texts, always=True)
+    return Overview(results / "experiments.html", rows, protocols, named, left_out)
 
 
 def write(results: Path) -> Overview:
@@ -157,7 +178,7 @@ def write(results: Path) -> Overview:
     scores = find(results)
     rows = cells(scores.rows, COLUMNS)
     table = html_table(rows, COLUMNS) if rows else paragraphs([NO_SCORES])
-    below = paragraphs([LEGEND, *scores.protocols, *scores.left_out])
+    below = paragraphs([LEGEND, *scores.protocols, *scores.sheets, *scores.left_out])
     with atomic_stream(scores.page) as stream:
         stream.write(page("Scores of all experiments", [table, below]).encode())
     return scores
@@ -167,7 +188,7 @@ def text(scores: Overview) -> str:
     """The table as plain text."""
     rows = cells(scores.rows, TEXT_COLUMNS)
     lines = text_table(rows, TEXT_COLUMNS) if rows else [NO_SCORES]
-    for line in [*scores.protocols, *scores.left_out]:
+    for line in [*scores.protocols, *scores.sheets, *scores.left_out]:
         lines += wrapped(line)
     return "\n".join([*lines, f"page: {scores.page}"]) + "\n"
 

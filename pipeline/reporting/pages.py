@@ -4,7 +4,7 @@ import html
 import string
 from collections.abc import Mapping, Sequence
 
-from pipeline.reporting import score_rows, tables
+from pipeline.reporting import score_rows, score_sheet, tables
 from pipeline.reporting.records import CurveRow, Evaluation
 from pipeline.reporting.tables import NAMES, Cell, cell_text, cells
 
@@ -133,6 +133,7 @@ def report_parts(
     # rows of the two tables
     rows = score_rows.table_rows(evaluations)
     over = score_rows.seed_rows(score_rows.frechet_rows(rows))
+    sheets = score_sheet.sheet_rows(evaluations)
     heading = f"<h2>{score_rows.seeds_title(over)}</h2>\n"
     seeds = html_table(cells(over, tables.SEED_COLUMNS), tables.SEED_COLUMNS)
     return [
@@ -140,7 +141,9 @@ def report_parts(
         heading + seeds if over else "",
         "<h2>Every set of samples</h2>",
         html_table(cells(rows, tables.COLUMNS), tables.COLUMNS),
-        paragraphs([*notes, *tables.remarks(evaluations)]),
+        "<h2>Score sheet</h2>",
+        html_table(cells(sheets, score_sheet.COLUMNS), score_sheet.COLUMNS),
+        paragraphs([*notes, score_sheet.LEGEND, *tables.remarks(evaluations)]),
         class_table("Accuracy of each class", accuracies(evaluations), classes),
         class_table("Images of each class", counts, classes),
     ]

@@ -85,6 +85,14 @@ class TrainAbout(JsonObject):
     start: StartAbout | None = None  # None: weights drawn by the seed, or not known
 
 
+class SelectionAbout(JsonObject):
+    """The choice by trials that samples follow."""
+
+    tries: int  # variants that were compared
+    metric: str  # for people
+    extractor: str | None = None  # of the features; None: not known
+
+
 class SampleAbout(JsonObject):
     """A sample.json: how a set of samples was made. Keys that may be None may be missing."""
 
@@ -103,6 +111,7 @@ class SampleAbout(JsonObject):
     precision: str
     rounding: str | None = None  # how pixels became integers, in words; None: not known
     config: dict[str, Any] | None = None  # the keys that the sampling read
+    selection: SelectionAbout | None = None  # None: nothing was chosen by trials, or not known
     # Origin
     weights_sha256: str | None = None
     guide_sha256: str | None = None
@@ -232,6 +241,25 @@ class Protocol(JsonObject):
         return json.dumps(self.to_json(), sort_keys=True).replace('"', "")[1:-1]
 
 
+class ScoreSheet(JsonObject):
+    """Facts on scored images; None: not known. See reporting/score_sheet.py."""
+
+    # The images
+    labels: str | None = None  # sample.classes
+    seed: int | None = None
+    num: int
+    nfe: float | None = None  # mean network evaluations of an image
+    # The weights
+    weights: str | None = None  # hex sha256
+    average: str | None = None  # in words; None: the first, or not known
+    chosen: str | None = None  # when, in words
+    tries: int | None = None  # variants that rule `select` compared
+    # Whether the features that score were seen
+    seen_by_training: bool | None = None
+    seen_by_guidance: bool | None = None
+    seen_by_choice: bool | None = None
+
+
 class Scores(JsonObject):
     """The scores of a set of images and everything they depend on."""
 
@@ -245,6 +273,7 @@ class Scores(JsonObject):
     # For the reader
     notes: list[str]
     protocol: Protocol
+    sheet: ScoreSheet | None = None  # None: of an earlier version
     seconds: float | None = None  # wall time of the evaluation
 
 

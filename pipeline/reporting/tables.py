@@ -18,6 +18,9 @@ from pipeline.reporting.score_rows import (
     seeds_title,
     table_rows,
 )
+from pipeline.reporting.score_sheet import LEGEND as SHEET_LEGEND
+from pipeline.reporting.score_sheet import TEXT_COLUMNS as SHEET_COLUMNS
+from pipeline.reporting.score_sheet import sheet_rows
 
 # Width of plain text
 WIDTH = 110  # columns of the plain text, at most
@@ -48,7 +51,8 @@ SAMPLE_COLUMNS = {
 }  # fmt: skip
 NAMES = {  # columns of words
     "name", "label", "sampler", "device", "precision", "class", "seeds", "values", "experiment",
-    "data", "weights", "start", "classes", "predictor",
+    "data", "weights", "start", "classes", "predictor", "labels", "average", "chosen", "training",
+    "selection",
 }  # fmt: skip
 ARROWS = {"lower": "↓", "higher": "↑"}
 LEGEND = (
@@ -162,7 +166,9 @@ def summary(
         ]
     lines += [*text_table(cells(rows, TEXT_COLUMNS), TEXT_COLUMNS), ""]
     lines += [*text_table(cells(samples, SAMPLE_COLUMNS), SAMPLE_COLUMNS), ""]
+    sheets, columns = cells(sheet_rows(evaluations), SHEET_COLUMNS), SHEET_COLUMNS
+    lines += [*text_table(sheets, columns), ""]
     # notes and protocols
-    for line in [*notes, *remarks(evaluations)]:
+    for line in [*notes, SHEET_LEGEND, *remarks(evaluations)]:
         lines += wrapped(line)
     return "\n".join(lines) + "\n"

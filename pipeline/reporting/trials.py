@@ -58,6 +58,7 @@ class Choice(JsonObject):
     seeds: list[int]
     sampler: str  # that was searched
     metric: str  # for people
+    extractor: str | None = None  # of the features; None: of an earlier version
     # Of what
     images: int | None  # seen in the training
     weights: str  # hex sha256 of the training's file of weights

@@ -72,6 +72,8 @@ class Job:
     # Where it goes
     out: Path
     learned: LearnedSolver | None = None  # of sample.solver=learned
+    # What was chosen by trials; None: nothing
+    choice: Choice | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -104,9 +106,10 @@ def job_of(config: Config, words: dict[str, str]) -> Job:
             f"choice={words['choice']} is read with sample.selected=true alone: give that, too, or "
             "leave choice= out"
         )
+    choice = None
     if config.sample.selected:
-        file = Path(words["choice"]) if "choice" in words else choice_file(config)
-        config = with_choice(config, Choice.read(file))
+        choice = Choice.read(Path(words["choice"]) if "choice" in words else choice_file(config))
+        config = with_choice(config, choice)
 
     # Weights that match
     weights = read_weights(Path(words["weights"]) if "weights" in words else weights_file(config))
@@ -120,7 +123,7 @@ def job_of(config: Config, words: dict[str, str]) -> Job:
     # The guide
     guide = read_guide(config.sample, weights, words.get("guide"))
     out = out_folder(Path(words.get("out", samples_folder(config, seed))))
-    return Job(config, weights, guide, seed, out, learned)
+    return Job(config, weights, guide, seed, out, learned, choice)
 
 
 def read_solver(config: Config, file: str | None) -> LearnedSolver | None:

@@ -16,7 +16,8 @@ from pipeline.compute.distributed import ranks
 from pipeline.config.samplers import notes, sampler_name
 from pipeline.config.stages import stage_keys, write_config
 from pipeline.data.reader import ROUNDING
-from pipeline.reporting.records import SampleAbout, StartAbout, TrainAbout
+from pipeline.reporting.records import SampleAbout, SelectionAbout, StartAbout, TrainAbout
+from pipeline.reporting.trials import Choice
 from pipeline.sampling.job import Job
 from pipeline.sampling.network import Networks, build, save_strip
 from pipeline.sampling.shards import Checksums, checksums, collect, sample_shards, shard_folder
@@ -81,15 +82,22 @@ def finish(job: Job, networks: Networks, shards: Path, sums: Checksums, speed: S
     print(f"sample: {job.config.sample.num:,} images in {speed.seconds:.0f} s, {job.out}")
 
 
+def selection_of(choice: Choice) -> SelectionAbout:
+    """The choice by trials, as the samples' description has it."""
+    return SelectionAbout(tries=len(choice.tries), metric=choice.metric, extractor=choice.extractor)
+
+
 def describe(job: Job, sums: Checksums, evaluations: np.ndarray, speed: Speed) -> SampleAbout:
     """The content of sample.json; `evaluations` (N,) are those of each image."""
     keys, about = job.config.sample, job.weights.about
     start = {"start": StartAbout.parse(about.start, job.weights.path)} if about.start else {}
+    chosen = {} if job.choice is None else {"selection": selection_of(job.choice)}
 
     # Sampler and its keys
     return SampleAbout(
         sampler=sampler_name(keys),
         config=stage_keys(job.config, "sample"),
+        **chosen,
         seed=job.seed,
         num=keys.num,
         guidance=keys.guidance,

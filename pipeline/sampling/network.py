@@ -51,11 +51,15 @@ def class_labels(job: Job, index: np.ndarray) -> np.ndarray:
 
     # Equal shares of all, or of the chosen ones
     sample = job.config.sample
-    if sample.classes != "histogram":
+    if sample.classes not in ("histogram", "random"):
         chosen = class_numbers(sample, names)
         return index % len(names) if chosen is None else np.array(chosen)[index % len(chosen)]
 
-    # Shares of the training
+    # Drawn, each class as likely as any other
+    if sample.classes == "random":
+        return draws.category(job.seed, draws.SAMPLE_CLASS, index, [1] * len(names))
+
+    # Drawn by the shares of the training
     per_class = job.weights.data.per_class or {}
     counts = [per_class[name] for name in names]
     return draws.category(job.seed, draws.SAMPLE_CLASS, index, counts)

@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from pipeline.reporting.records import ClassAccuracy, ImagesEvaluation
+from pipeline.reporting.records import ClassAccuracy, ImagesEvaluation, SampleAbout, ScoreSheet
+from pipeline.reporting.score_sheet import sheet_of
 from pipeline.scoring.measure import Accuracy, Work, measure, split, why_no_accuracy
 from pipeline.scoring.neighbours import Neighbours
 from pipeline.scoring.protocol import notes_on, protocol_of
@@ -34,12 +35,14 @@ def evaluate(work: Work) -> Evaluated | None:
         notes.append(why_not)
 
     # The record
+    about = SampleAbout.parse_if_any(inputs.how)
     scores = ImagesEvaluation(
         metrics=all_scores(measured, extractor, settings),
         class_accuracy=accuracy_record(accuracy) if accuracy else None,
         neighbours=neighbours.record() if neighbours else None,
         notes=notes,
         protocol=protocol_of(inputs, extractor, settings),
+        sheet=sheet_of(about, extractor.name) if about else ScoreSheet(num=len(inputs.images)),
         sample=inputs.how,
     )
     return Evaluated(scores, neighbours)

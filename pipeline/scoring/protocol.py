@@ -72,9 +72,10 @@ def notes_on(
 
 
 def notes_on_classes(inputs: Inputs) -> list[str]:
-    """A note if samples are of chosen classes, or balanced if the real images are not."""
+    """A note if samples are of chosen classes, or of all alike if the real images are not."""
     # Chosen classes
-    chosen = chosen_classes(inputs.how)
+    choice = choice_of_classes(inputs.how)
+    chosen = choice if isinstance(choice, list) else []
     if chosen and (note := chosen_note(len(chosen), len(inputs.classes))):
         return [note]
 
@@ -85,16 +86,17 @@ def notes_on_classes(inputs: Inputs) -> list[str]:
         np.bincount(labels, minlength=len(inputs.classes))
         for labels in (inputs.labels, inputs.real_labels)
     )
-    note = balance_note(real) if counts.max() - counts.min() <= 1 else ""
+    are_alike = choice == "random" or counts.max() - counts.min() <= 1
+    note = balance_note(real) if are_alike else ""
     return [note] if note else []
 
 
-def chosen_classes(how: Mapping[str, Any]) -> list[Any]:
-    """The list in sample.classes of samples with that sample.json; empty if there is none."""
+def choice_of_classes(how: Mapping[str, Any]) -> Any:
+    """The value of sample.classes of samples with that sample.json; None if there is none."""
     sample = how.get("config")
     for key in ("sample", "classes"):
         sample = sample.get(key) if isinstance(sample, Mapping) else None
-    return sample if isinstance(sample, list) else []
+    return sample
 
 
 def fewest(inputs: Inputs, real: ImageSet) -> int:

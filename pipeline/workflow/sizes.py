@@ -139,7 +139,7 @@ def class_notes(config: Config) -> list[str]:
         numbers = class_numbers(sampler, record.classes)
         if numbers is not None:
             notes.append(chosen_note(len(numbers), len(record.classes)))
-        elif sampler.classes == "balanced" and record.per_class:  # None in old records
+        elif sampler.classes in ("balanced", "random") and record.per_class:  # None in old records
             notes.append(balance_note(record.per_class.values()))
     return list(dict.fromkeys(filter(None, notes)))
 

@@ -116,6 +116,7 @@ def test_the_page_and_the_text_hold_the_table(
         "↓",
         "4.321",
         "1",
+        "1",
     ]
     assert "Protocol 1: extractor: dinov2-vit-s-14" in text
     assert max(map(len, text.splitlines()[:-1])) <= tables.WIDTH

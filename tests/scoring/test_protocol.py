@@ -26,6 +26,10 @@ def test_balanced_samples_of_an_uneven_pack_are_noted(
     inputs = SimpleNamespace(labels=labels, real_labels=np.array(real), how={}, classes=["a", "b"])
     notes = notes_on_classes(cast(Inputs, inputs))
     assert [("sample.classes=histogram" in note) for note in notes] == [True] * noted
+    if made:  # drawn with equal chances
+        inputs.how = {"config": {"sample": {"classes": "random"}}}
+        (note,) = notes_on_classes(cast(Inputs, inputs)) if len(real) > 2 else [""]
+        assert ("sample.classes=histogram" in note) == (len(real) > 2)
 
 
 @pytest.mark.parametrize(

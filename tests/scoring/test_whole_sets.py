@@ -153,3 +153,14 @@ def test_older_scores_are_written_as_they_were() -> None:
     score |= {"better": "higher", "real": 0.7}
     assert Score.parse(score, "here").to_json() == score
     assert Protocol.parse({"seed": 1}, "here").to_json() == {"seed": 1}
+
+
+def test_a_metrics_file_has_a_sheet(world: World) -> None:
+    """Of samples that say how they were made, and of images that say nothing."""
+    world.run(evaluate, "evaluate.metrics=[fid]")
+    assert world.result()["sheet"] == {"num": 21}
+    file = world.root / "samples" / "sample.json"
+    file.write_text(json.dumps(evaluation(3)["sample"]))
+    world.run(evaluate, "evaluate.metrics=[fid]")
+    sheet = world.result()["sheet"]
+    assert (sheet["seed"], sheet["nfe"], sheet["chosen"]) == (3, 36.0, None)
