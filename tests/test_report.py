@@ -133,7 +133,7 @@ def test_scores_over_the_training_are_shown(words: list[str], tmp_path: Path) ->
     text = " ".join((tmp_path / "out" / "summary.txt").read_text().split())
     scores = "first 90.25 at 128 images, best 9.75 at 256 images, last 12.5 at 640 images"
     assert scores in text and "20 samples with seed 0 each" in text
-    assert "with no score of another number" in text
+    assert "not with scores of another number" in text
     curve.write_text('{"images": 1}')
     with pytest.raises(UserError, match="is not the score of a milestone"):
         report.main([*words, f"milestones={curve}"])

@@ -207,8 +207,10 @@ def test_a_kill_while_averages_are_stored_changes_none(pack: Path, tmp_path: Pat
 def test_the_first_image_that_is_not_finite_is_named(
     pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def poisoned(reader: Reader, config: object, positions: np.ndarray) -> workload.Batch:
-        batch = draw(reader, config, positions)
+    def poisoned(
+        reader: Reader, config: object, positions: np.ndarray, *more: object
+    ) -> workload.Batch:
+        batch = draw(reader, config, positions, *more)
         batch.x1[torch.from_numpy(positions) == 50] = torch.nan
         return batch
 
