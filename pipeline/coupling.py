@@ -7,8 +7,6 @@ Within each class if the network knows classes. Noises are drawn by their number
 several processes share them out, with the same result.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +16,11 @@ from pipeline.base.errors import UserError, run_main
 from pipeline.base.progress import Progress
 from pipeline.compute.distributed import Ranks, ranks
 from pipeline.config.load import load_step
-from pipeline.config.paths import duals_file, out_file, pack_folder, record_file
+from pipeline.config.paths import duals_file, pack_folder
 from pipeline.config.schema import Config
-from pipeline.config.stages import rank_keys
 from pipeline.data.duals import Duals, save_duals
-from pipeline.data.pack import Pack, Record, check_arrays, open_pack
+from pipeline.data.pack import check_arrays
+from pipeline.data.pack_job import PackJob, pack_job
 from pipeline.data.reader import Reader, moved, open_reader
 from pipeline.flow.atoms import Atoms, distinct
 from pipeline.flow.semidual import Fit, Problem, fit
@@ -34,26 +32,12 @@ from pipeline.steps import STEPS
 STEP = STEPS["coupling"]
 
 
-@dataclass(frozen=True)
-class Job:
-    """All that is known before the first noise."""
-
-    config: Config
-    pack: Pack
-    out: Path
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What all ranks must have in common."""
-        return {**rank_keys(self.config, "coupling"), "pack": self.pack.record.sha256.to_json()}
-
-
-def prepare(argv: list[str]) -> Job:
+def prepare(argv: list[str]) -> PackJob:
     """Read and check what the words name; raises UserError for the first that does not fit."""
     return job_of(*load_step(argv, STEP.words))
 
 
-def job_of(config: Config, path_words: dict[str, str]) -> Job:
+def job_of(config: Config, path_words: dict[str, str]) -> PackJob:
     """The job that a configuration and the paths of the command line ask for."""
     config = resolve_image_set(config)
     if config.train.coupling != "semidiscrete":
@@ -61,9 +45,7 @@ def job_of(config: Config, path_words: dict[str, str]) -> Job:
             f"train.coupling={config.train.coupling} needs no duals: give "
             "train.coupling=semidiscrete, or leave this step out"
         )
-    record = Record.read(Path(path_words.get("record", record_file(config))))
-    pack = open_pack(pack_folder(config), record)
-    return Job(config, pack, out_file(Path(path_words.get("out", duals_file(config)))))
+    return pack_job(STEP.name, config, path_words, duals_file(config))
 
 
 def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, Any]:
@@ -74,7 +56,7 @@ def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, An
 class Fitting:
     """The fits of a job, one per class or one of all images, on the ranks of a group."""
 
-    def __init__(self, job: Job, group: Ranks) -> None:
+    def __init__(self, job: PackJob, group: Ranks) -> None:
         self.job, self.group, config = job, group, job.config
         setting = config.runtime.data_on_device
         self.reader: Reader = open_reader(job.pack, 0, group.device, setting, 0, group.first)

@@ -12,7 +12,6 @@ EDM2 read them.
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,10 @@ from pipeline.base.npy import sha256_npy
 from pipeline.compute.distributed import Ranks, ranks
 from pipeline.config.load import load_step
 from pipeline.config.machine_keys import Runtime
-from pipeline.config.paths import out_file, pack_folder, record_file, reference_file
+from pipeline.config.paths import out_file, pack_folder, reference_file
 from pipeline.config.schema import Config
-from pipeline.config.stages import rank_keys
-from pipeline.data.pack import Pack, Record, open_pack
+from pipeline.data.pack import Pack
+from pipeline.data.pack_job import PackJob, pack_job
 from pipeline.images.sources.find import resolve_image_set
 from pipeline.launching.handover import hand_over
 from pipeline.scoring.extractors import KINDS, Extractor, load_extractor
@@ -39,35 +38,19 @@ from pipeline.steps import STEPS
 STEP = STEPS["reference"]
 
 
-@dataclass(frozen=True)
-class Job:
-    """All that is known before the first image."""
-
-    # All that it needs
-    config: Config
-    pack: Pack
-    out: Path
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What all ranks must have in common."""
-        return {**rank_keys(self.config, "reference"), "pack": self.pack.record.sha256.to_json()}
-
-
-def prepare(argv: list[str]) -> Job:
+def prepare(argv: list[str]) -> PackJob:
     """Read and check what the words name; raises UserError for the first that does not fit."""
     return job_of(*load_step(argv, STEP.words))
 
 
-def job_of(config: Config, path_words: dict[str, str]) -> Job:
+def job_of(config: Config, path_words: dict[str, str]) -> PackJob:
     """The job that a configuration and the paths of the command line ask for."""
     config = resolve_image_set(config)
-    record = Record.read(Path(path_words.get("record", record_file(config))))
     KINDS[config.evaluate.extractor].find(config.evaluate.weights)
-    pack = open_pack(pack_folder(config), record)
-    if len(pack) < 2:
+    job = pack_job(STEP.name, config, path_words, reference_file(config))
+    if len(job.pack) < 2:
         raise UserError("the pack holds one image, and a covariance needs two: use a larger pack")
-    return Job(config, pack, out_file(Path(path_words.get("out", reference_file(config)))))
+    return job
 
 
 def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, Any]:
@@ -111,7 +94,7 @@ def measure(
     )
 
 
-def make(job: Job, extractor: Extractor, group: Ranks) -> None:
+def make(job: PackJob, extractor: Extractor, group: Ranks) -> None:
     """Write the reference of the job's pack: statistics, features of real images and of noise."""
     # Features of the pack
     runtime, num, size = job.config.runtime, len(job.pack), (job.pack.record.resolution,) * 2

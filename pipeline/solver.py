@@ -160,9 +160,8 @@ def describe(
 ) -> LearnedSolver:
     """The record of the best fit."""
     sample = job.sampler.sample
-    grid = min(tries, key=lambda attempt: attempt.error)
     return LearnedSolver(
-        times=curved(sample.steps, grid.a, grid.b),
+        times=best.times,
         coefficients=best.coefficients,
         sampler=sampler_name(sample),
         weights=sums.weights,

@@ -70,8 +70,9 @@ class Lesson(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """The coefficients for some times, and what they reach on the fitted images."""
+    """A solver, and what it reaches on the images that it is fitted to."""
 
+    times: list[float]  # (n+1), from 0 to 1
     coefficients: list[list[float]]
     error: float  # mean logarithm of the images' mean squared error
     rmse: float
@@ -92,7 +93,7 @@ def fit(times: list[float], lessons: list[Lesson], group: Ranks) -> Fit:
             products += inner_products(batch, exact.at(t_next)).cpu()
         rows.append(least_squares(group.sum(products).numpy()))
         states = [combine(rows[-1], batch) for batch in known]
-    return Fit(rows, *distances(states, lessons, group))
+    return Fit(times, rows, *distances(states, lessons, group))
 
 
 def inner_products(known: list[Tensor], target: Tensor) -> Tensor:
