@@ -1,6 +1,7 @@
 """Shared by all tests: small configurations, the repository's folder, peer weights by name."""
 
 import copy
+import gc
 import hashlib
 import json
 import os
@@ -47,6 +48,12 @@ LONGEST = tuple(
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files come first, so that no worker is left with one at the end."""
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays: the garbage collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def resolved(*overrides: str, environment: dict[str, str] | None = None) -> Config:

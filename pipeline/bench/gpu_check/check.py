@@ -147,7 +147,7 @@ def settle(device: torch.device) -> None:
     torch.use_deterministic_algorithms(False)
     if "torch._dynamo" in sys.modules:  # slow to import
         torch.compiler.reset()
-    gc.collect()
     if device.type == "cuda":
         execution.set_float32("fp32", device)
+        gc.collect()  # its tensors
         torch.cuda.empty_cache()
