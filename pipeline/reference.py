@@ -3,36 +3,33 @@
     python -m pipeline.reference config=... record=RECORD.json out=FILE.npz
     python -m pipeline.reference reference=FILE export=FILE.npz
 
-The first form streams the pack once, never mirrored, and checks on the way that it is the pack of
-the record; under torchrun several processes share it, with the same result. The file holds mean and
-covariance of all features, and the features that evaluations need themselves, see
-scoring/kept_features. The second form writes mu and sigma alone, as the evaluators of ADM, EDM and
-EDM2 read them.
+The first form checks that the pack is that of the record and streams it once, never mirrored; under
+torchrun several processes share it, with the same result, and after a kill the same command goes on
+after the sections that are finished. The file holds mean and covariance of all features, and the
+features that evaluations need themselves, see scoring/kept_features. The second form writes mu and
+sigma alone, as the evaluators of ADM, EDM and EDM2 read them.
 """
 
+import shutil
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from pipeline.base.errors import UserError, run_main
+from pipeline.base.files import sha256_json
 from pipeline.base.npy import sha256_npy
 from pipeline.compute.distributed import Ranks, ranks
 from pipeline.config.load import load_step
-from pipeline.config.machine_keys import Runtime
 from pipeline.config.paths import out_file, pack_folder, reference_file
 from pipeline.config.schema import Config
-from pipeline.data.pack import Pack
 from pipeline.data.pack_job import PackJob, pack_job
 from pipeline.images.sources.find import resolve_image_set
 from pipeline.launching.handover import hand_over
 from pipeline.scoring.extractors import KINDS, Extractor, load_extractor
-from pipeline.scoring.keepers import Moments, stream
-from pipeline.scoring.kept_features import SEED, Spool, noise_images, save_real_side, spools
+from pipeline.scoring.keepers import Moments
+from pipeline.scoring.kept_features import SEED, kept_rows, passes, save_real_side
 from pipeline.scoring.references import Reference, export_reference, load_reference
+from pipeline.scoring.sections import moments_of, run
 from pipeline.steps import STEPS
 
 STEP = STEPS["reference"]
@@ -58,57 +55,64 @@ def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, An
     return {} if exported(paths) else job_of(config, paths).identity
 
 
-def measure(
-    pack: Pack, images: Path, extractor: Extractor, runtime: Runtime, group: Ranks, kept: Spool
-) -> Reference:
-    """Moments of the features of all images, and what they depend on; whole on every rank.
+def check_images(job: PackJob, group: Ranks) -> None:
+    """Raise UserError on all ranks if the pack's images are not those of its record.
 
-    `kept` takes the features of some of them. Raises UserError if the file `images` of the pack
-    is not that of its record: rank 0 hashes it while the features are made.
+    Rank 0 hashes them, before anything is made of them.
     """
-    # Features and, beside them, the hash
-    moments = Moments(extractor.width, extractor.device)
-    rows = np.arange(len(pack))
-    with ThreadPoolExecutor(1) as thread:
-        hashing = thread.submit(sha256_npy, images) if group.first else None
-        features_of = extractor.of(lambda part: pack.images[part])
-        stream(features_of, runtime, group, "reference", rows, [moments, kept])
-        sha256 = hashing.result() if hashing else ""
-    # All ranks stop if the hash is another one
-    record, expected = pack.record, pack.record.sha256.images
-    if not int(group.sum(torch.tensor(int(sha256 == expected)))):
+    expected = job.pack.record.sha256.images
+    sha256 = sha256_npy(pack_folder(job.config) / "images.npy") if group.first else ""
+    if (found := group.share(sha256)) != expected:
         raise UserError(
-            f"the pack's images have sha256 {sha256[:8]}…, its record says {expected[:8]}…: "
+            f"the pack's images have sha256 {found[:8]}…, its record says {expected[:8]}…: "
             "run `make data` to build the pack again"
         )
-    # Moments and their origin
+
+
+def sections_folder(job: PackJob, extractor: Extractor) -> Path:
+    """The folder of finished sections: its name is a hash of all that their content depends on."""
+    work = {"pack": job.pack.record.sha256.images, "extractor": extractor.weights_sha256}
+    keys = {"name": extractor.name, "batch": job.config.runtime.feature_batch, "seed": SEED}
+    kept = {"kept": len(kept_rows(len(job.pack)))}
+    return folder_of_all(job.out) / sha256_json(work | keys | kept)[:12]
+
+
+def folder_of_all(out: Path) -> Path:
+    """The folder of the sections for the file `out`."""
+    return out.with_name(f".{out.name}.sections")
+
+
+def make(job: PackJob, extractor: Extractor, group: Ranks) -> None:
+    """Write the reference of the job's pack: statistics, features of real images and of noise."""
+    # Section by section
+    check_images(job, group)
+    runtime, folder = job.config.runtime, sections_folder(job, extractor)
+    real, noise = passes(folder, extractor, job.pack, runtime.feature_batch)
+    for each in (real, noise):
+        run(each, group, runtime.progress_seconds)
+
+    # One file of all
+    if group.first:
+        reference = describe(job, extractor, moments_of(real))
+        save_real_side(job.out, reference, real, noise)
+        shutil.rmtree(folder_of_all(job.out))
+        print(f"reference of {len(job.pack):,} images by {extractor.title}: {job.out}")
+    group.barrier()
+
+
+def describe(job: PackJob, extractor: Extractor, moments: Moments) -> Reference:
+    """Moments of the features of all images, and what they depend on."""
+    record = job.pack.record
     return Reference(
         mu=moments.mu,
         sigma=moments.sigma,
         num_images=moments.num,
-        pack_sha256=expected,
+        pack_sha256=record.sha256.images,
         extractor=extractor.name,
         weights_sha256=extractor.weights_sha256,
         data=record.name,
         resolution=record.resolution,
     )
-
-
-def make(job: PackJob, extractor: Extractor, group: Ranks) -> None:
-    """Write the reference of the job's pack: statistics, features of real images and of noise."""
-    # Features of the pack
-    runtime, num, size = job.config.runtime, len(job.pack), (job.pack.record.resolution,) * 2
-    with spools(job.out, num, runtime.feature_batch, extractor.width, group) as (real, noise):
-        images = pack_folder(job.config) / "images.npy"
-        reference = measure(job.pack, images, extractor, runtime, group, real)
-        # Those of noise
-        features_of = extractor.of(lambda rows: noise_images(rows, size, SEED))
-        stream(features_of, runtime, group, "noise", noise.rows, [noise])
-        # One file of all
-        if group.first:
-            save_real_side(job.out, reference, real, noise)
-            print(f"reference of {num:,} images by {extractor.title}: {job.out}")
-        group.barrier()
 
 
 def exported(path_words: Mapping[str, str]) -> bool:

@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is there before the first test stays: the garbage collector need not look at it again."""
+    """What is there before the first test stays: the garbage collector may pass over it."""
     gc.collect()
     gc.freeze()
 

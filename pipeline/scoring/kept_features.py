@@ -9,8 +9,6 @@ or noise whose features a file does not hold are shown to the network, as withou
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +18,15 @@ import torch
 from torch import Tensor
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import disk_error
 from pipeline.base.npy import write_header
 from pipeline.compute.distributed import Ranks
+from pipeline.data.pack import Pack
+from pipeline.scoring.extractors import Extractor
 from pipeline.scoring.image_sets import mapped
-from pipeline.scoring.keepers import Batch, FeaturesOf
+from pipeline.scoring.keepers import FeaturesOf
 from pipeline.scoring.references import Reference, save_reference, write_array
 from pipeline.scoring.scores import HELD
+from pipeline.scoring.sections import Pass
 
 SEED = 2020  # of the kept images and of the noise: evaluate.seed of config.yaml
 AT_A_TIME = 4096  # rows that are hashed at once
@@ -158,86 +158,34 @@ def digest_of(reference: Reference) -> Any:
 # --- to a file ----------------------------------------------------------------------------------
 
 
-class Spool:
-    """A keeper that writes features to a file of each rank, beside the file that they are for.
-
-    The features of the images for which `wanted` (N,) bool is true, of all N in batches of `size`.
-    """
-
-    def __init__(self, file: Path, wanted: np.ndarray, size: int, width: int, group: Ranks) -> None:
-        self.wanted, self.size, self.width = wanted, size, width
-        self.files = [Path(f"{file}.rank{rank}.tmp") for rank in range(group.world)]
-        self.own = self.files[group.rank]
-        self.stream = self.own.open("wb")
-
-    def add(self, batch: Batch) -> None:
-        """Write the wanted features of a batch; raises UserError if the disk is full."""
-        part = batch.only(self.wanted[batch.rows]).features.float().cpu().numpy()
-        try:
-            self.stream.write(part.tobytes())
-        except OSError as error:
-            raise disk_error(error, self.own) from error
-
-    def finish(self, group: Ranks) -> None:
-        """Close the files of all ranks."""
-        try:
-            self.stream.close()
-        except OSError as error:
-            raise disk_error(error, self.own) from error
-        group.barrier()
-
-    @property
-    def rows(self) -> np.ndarray:
-        """The images (K,) int64, ascending."""
-        return np.flatnonzero(self.wanted)
-
-    def parts(self) -> Iterator[bytes]:
-        """The features of one batch after the other, whichever rank made it."""
-        streams = [file.open("rb") for file in self.files]
-        try:
-            for count, start in enumerate(range(0, len(self.wanted), self.size)):
-                num = int(self.wanted[start : start + self.size].sum())
-                yield streams[count % len(streams)].read(num * self.width * 4)
-        finally:
-            for stream in streams:
-                stream.close()
+def passes(folder: Path, extractor: Extractor, pack: Pack, batch: int) -> tuple[Pass, Pass]:
+    """The passes over a pack and over noise, whose sections go to `folder`."""
+    num, size = len(pack), (pack.record.resolution,) * 2
+    wanted = np.zeros(num, bool)
+    wanted[kept_rows(num)] = True
+    of_pack = extractor.of(lambda rows: pack.images[rows])
+    of_noise = extractor.of(lambda rows: noise_images(rows, size, SEED))
+    width, noise = extractor.width, np.ones(num_noise(num), bool)
+    return (
+        Pass("reference", of_pack, batch, wanted, width, True, folder),
+        Pass("noise", of_noise, batch, noise, width, False, folder),
+    )
 
 
-@contextmanager
-def spools(
-    out: Path, num_images: int, size: int, width: int, group: Ranks
-) -> Iterator[tuple[Spool, Spool]]:
-    """Spools of the kept images of a pack and of noise, for the file `out`; removed at the end."""
-    wanted = np.zeros(num_images, bool)
-    wanted[kept_rows(num_images)] = True
-    noise = np.ones(num_noise(num_images), bool)
-    opened: list[Spool] = []
-    try:
-        for name, those in (("real", wanted), ("noise", noise)):
-            file = out.with_name(f".{out.name}.{name}")
-            opened.append(Spool(file, those, size, width, group))
-        yield opened[0], opened[1]
-    finally:
-        for spool in opened:
-            with suppress(OSError):  # what was left in its buffer does not fit on a full disk
-                spool.stream.close()
-            spool.own.unlink(missing_ok=True)
-
-
-def save_real_side(path: Path, reference: Reference, real: Spool, noise: Spool) -> None:
+def save_real_side(path: Path, reference: Reference, real: Pass, noise: Pass) -> None:
     """Write a reference with the features of its real side as .npz, atomically."""
     save_reference(path, reference, lambda archive: add_features(archive, reference, real, noise))
 
 
-def add_features(archive: zipfile.ZipFile, reference: Reference, real: Spool, noise: Spool) -> None:
-    """Add the spooled features to an .npz, batch by batch, and the sha256 of all that it holds."""
+def add_features(archive: zipfile.ZipFile, reference: Reference, real: Pass, noise: Pass) -> None:
+    """Add the features to an .npz, one section after the other, and the sha256 of all in it."""
     digest = digest_of(reference)
     write_array(archive, ROWS, real.rows)
-    for key, spool in ((REAL, real), (NOISE, noise)):
-        digest.update(spool.rows.astype("<i8").tobytes())
+    for key, made in ((REAL, real), (NOISE, noise)):
+        digest.update(made.rows.astype("<i8").tobytes())
         with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
-            write_header(member, (len(spool.rows), spool.width), "<f4")
-            for part in spool.parts():
-                digest.update(part)
-                member.write(part)
+            write_header(member, (len(made.rows), made.width), "<f4")
+            for part in made.stored("features"):
+                digest.update(part.tobytes())
+                member.write(part.tobytes())
     write_array(archive, SHA256, np.asarray(digest.hexdigest()))

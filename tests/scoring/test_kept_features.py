@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from pipeline import evaluate, reference
 from pipeline.base.errors import UserError
 from pipeline.config.load import load_step
-from pipeline.scoring import kept_features
+from pipeline.scoring import kept_features, sections
 from pipeline.scoring.extractors import Extractor
-from pipeline.scoring.keepers import stream
-from pipeline.scoring.kept_features import SEED, kept_rows, load_real_side, spools
+from pipeline.scoring.kept_features import SEED, kept_rows, load_real_side
 from pipeline.scoring.measure import split
 from pipeline.scoring.references import load_reference, save_reference
 from tests.conftest import ROOT
@@ -117,29 +116,32 @@ def test_the_seed_is_that_of_the_configuration() -> None:
     assert load_step(["experiment=tiny"], ())[0].evaluate.seed == SEED
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("size", [4, 7, 64])
-def test_the_ranks_write_one_file(tmp_path: Path, world_size: int, size: int) -> None:
-    """The features in the order of the rows, whatever the ranks and the batches."""
-    extractor, config = small(), load_step(["experiment=tiny"], ())[0]
-    runtime = config.runtime.model_copy(update={"feature_batch": size})
+def test_the_ranks_write_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """The features in the order of the rows and the moments, to the bit on any number of ranks."""
+    monkeypatch.setattr(sections, "LEAST_IMAGES", 8)
     images = np.random.default_rng(0).integers(0, 256, (50, 16, 16, 3), np.uint8)
+    wanted = np.arange(50) % 3 > 0
+    extractor = small()
 
-    def write(group: Any) -> bytes:
-        with spools(tmp_path / "file", 50, size, extractor.width, group) as (real, noise):
-            for spool in (real, noise):
-                features_of = extractor.of(lambda rows: images[rows])
-                rows = np.arange(len(spool.wanted))
-                stream(features_of, runtime, group, "x", rows, [spool])
-            content = b"".join([*real.parts(), *noise.parts()]) if group.first else b""
-            group.barrier()
-        return content
+    def write(group: Any) -> Any:
+        of = extractor.of(lambda rows: images[rows])
+        folder = tmp_path / str(group.world)
+        job = sections.Pass("x", of, size, wanted, extractor.width, True, folder)
+        sections.run(job, group, 60)
+        found = sections.moments_of(job) if group.first else None
+        return found and (np.concatenate([*job.stored("features")]), found.mu, found.sigma)
 
-    content = np.frombuffer(on_ranks(world_size, write), np.float32).reshape(-1, extractor.width)
-    wanted = extractor.features(images)[0].numpy()
-    np.testing.assert_allclose(content[:50], wanted[kept_rows(50)], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(content[50:], wanted[:25], rtol=1e-5, atol=1e-6)
-    assert not list(tmp_path.iterdir())
+    features, mu, sigma = on_ranks(1, write)
+    expected = extractor.features(images)[0].numpy()
+    np.testing.assert_allclose(features, expected[wanted], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(mu, expected.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(sigma, np.cov(expected.T), rtol=1e-4, atol=1e-6)
+    for world_size in (2, 3):
+        for one, other in zip((features, mu, sigma), on_ranks(world_size, write), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 # --- files that are not what they were ----------------------------------------------------------
@@ -197,28 +199,58 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import pytest
-from pipeline.scoring import kept_features
+from pipeline.scoring import sections
 from tests.evaluate_world import reference, use_small, world_at
 use_small(pytest.MonkeyPatch())
-whole = kept_features.Spool.parts
-def killed(spool):
-    for part in whole(spool):
-        yield part
+sections.LEAST_IMAGES = 16
+write = sections.Section.write
+def killed(section, file):
+    if file.name.startswith(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
-kept_features.Spool.parts = killed
+    write(section, file)
+sections.Section.write = killed
 world_at(Path(sys.argv[1])).run(reference, "runtime.feature_batch=8")
 """
 
 
-@pytest.mark.slow
-def test_a_killed_reference_leaves_no_half_file(world: World) -> None:
-    file = world.root / "reference"
+@pytest.mark.parametrize(
+    ("place", "missing"),
+    [
+        ("reference-000000032", 28 + 30),
+        pytest.param("noise-000000016", 14, marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_reference_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch, place: str, missing: int
+) -> None:
+    """It is the same to the byte, and no finished section is made again."""
+    monkeypatch.setattr(sections, "LEAST_IMAGES", 16)
+    file, words = world.root / "reference", ("runtime.feature_batch=8",)
+    world.run(reference, *words)
     before = file.read_bytes()
     file.unlink()
+    environment = {**os.environ, "PYTHONPATH": "."}
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, world.root], cwd=ROOT, env={**os.environ, "PYTHONPATH": "."}
+        [sys.executable, "-c", KILLED, world.root, place], cwd=ROOT, env=environment
     )
     assert done.returncode == -signal.SIGKILL
-    assert not file.exists() and list(world.root.glob(".reference.*"))
-    world.run(reference)
-    assert file.read_bytes() == before
+    assert not file.exists() and list(world.root.glob(".reference.sections/*/reference-*0.npz"))
+    seen = count_images(monkeypatch)
+    world.run(reference, *words)
+    assert sum(seen) == missing and file.read_bytes() == before
+    assert not list(world.root.glob(".reference*"))
+
+
+def test_sections_of_other_batches_are_not_taken(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They round otherwise. They go with the folder, once a file is complete."""
+    with pytest.MonkeyPatch.context() as patch:  # leave the sections
+        patch.setattr(reference, "save_real_side", lambda *_: None)
+        patch.setattr(reference.shutil, "rmtree", lambda *_: None)
+        world.run(reference, "runtime.feature_batch=8")
+    assert list(world.root.glob(".reference.sections/*/*.npz"))
+    seen = count_images(monkeypatch)
+    world.run(reference, "runtime.feature_batch=16")
+    assert sum(seen) == 60 + 30
+    assert not list(world.root.glob(".reference*"))
