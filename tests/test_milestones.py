@@ -234,3 +234,21 @@ def test_beside_a_training_that_it_does_not_touch(world: World, kept: Path, tmp_
         assert all(torch.equal(again[key], undisturbed[key]) for key in again)
     rows = (tmp_path / "out" / "curve.jsonl").read_text().splitlines()
     assert [json.loads(row)["images"] for row in rows] == [36, 72, LAST]
+
+
+@pytest.mark.slow
+def test_two_ranks_score_the_same(world: World, kept: Path, scored: Path, tmp_path: Path) -> None:
+    """Of the reference, too, which two ranks make to the byte."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    paths = [f"record={world.root}/record.json", f"out={tmp_path}/reference.npz"]
+    made = ["-m", "pipeline.reference", *SCORE[:2], *paths, f"data.path={world.pack}"]
+    scores = ["-m", "pipeline.milestones", *world.words(kept, tmp_path / "scored")]
+    for step in (made, scores):
+        done = subprocess.run([*command, *step], cwd=ROOT, text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr
+    files = [folder / "reference.npz" for folder in (world.root, tmp_path)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    one, two = (read_milestones(out / "curve.jsonl") for out in (scored, tmp_path / "scored"))
+    for first, second in zip(one, two, strict=True):
+        assert second.distance == pytest.approx(first.distance, rel=1e-6)
+        assert second.images == first.images and second.num == first.num
