@@ -112,14 +112,10 @@ class Fitting:
 
 def sentence(duals: Duals, config: Config) -> str:
     """How far the shares of noise are from uniform, and what to do if that is too far."""
-    text = (
-        f"each image gets the same share of the noise up to {duals.deviation:.3f} of it (RMS"
-        f"{f', at most {duals.worst_deviation:.3f} in a class' if duals.within_classes else ''})"
-    )
     if duals.reached:
-        return text
+        return duals.in_words()
     return (
-        f"note: {text}, which is above coupling.tolerance={duals.tolerance:g} after "
+        f"note: {duals.in_words()}, which is above coupling.tolerance={duals.tolerance:g} after "
         f"coupling.max_draws={config.coupling.max_draws} noises per image: some images are trained "
         "on more often than others; give more draws, or a larger tolerance"
     )

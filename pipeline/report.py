@@ -2,7 +2,7 @@
 
     python -m pipeline.report curve=CURVE.jsonl record=RECORD.json \
         'samples=[FOLDER, ...]' 'metrics=[FILE.json, ...]' out=FOLDER \
-        [choice=CHOICE.json] [milestones=CURVE.jsonl]
+        [choice=CHOICE.json] [milestones=CURVE.jsonl] [duals=FILE.npz] ['solvers=[FILE.json, ...]']
 
 Of documents (workload=concept) it takes curve, record, metrics and out alone: curve, table of
 predictors, examples (pipeline/concept/page.py).
@@ -30,6 +30,7 @@ from pipeline.config.load import load_step
 from pipeline.config.paths import RESULTS, out_folder, pack_folder, run_folder
 from pipeline.config.schema import Config, Report
 from pipeline.config.stages import write_config
+from pipeline.data.duals import Duals, load_duals
 from pipeline.data.pack import Record
 from pipeline.drawing.charts import distance_chart, nfe_chart
 from pipeline.drawing.curve import curve_chart
@@ -38,6 +39,7 @@ from pipeline.drawing.tiles import Panel, panel_grid
 from pipeline.images.sources.find import resolve_image_set
 from pipeline.launching import console
 from pipeline.reporting.front_pages import INDEX, relative, run_page, scores_in_words
+from pipeline.reporting.learned import LearnedSolver
 from pipeline.reporting.milestones import COLUMNS, PICTURE, MilestoneRow, in_words, read_milestones
 from pipeline.reporting.pages import html_table, page, report_parts
 from pipeline.reporting.records import CurveRow, Evaluation, SampleAbout, read_curve
@@ -48,7 +50,7 @@ from pipeline.reporting.trials import Choice
 from pipeline.steps import STEPS
 
 WORDS = STEPS["report"].words
-OPTIONAL = ("choice", "milestones")  # words that may be missing
+OPTIONAL = ("choice", "milestones", "duals", "solvers")  # words that may be missing
 
 PANELS = 4  # samplers in the picture beside real images
 
@@ -66,6 +68,8 @@ class Inputs(NamedTuple):
     samples: list[tuple[str, Panel]]  # sampler and images, in the order of the command line
     choice: Choice | None  # what rule `select` chose; None: nothing is chosen after the training
     milestones: list[MilestoneRow]  # by images seen; empty: they are not scored
+    duals: Duals | None  # of the training's coupling; None: it has none
+    solvers: list[LearnedSolver]  # that were fitted
 
 
 def read_panel(title: str, folder: Path, record: Record) -> Panel:
@@ -133,6 +137,8 @@ def read_inputs(config: Config, words: Mapping[str, str]) -> Inputs:
         [read_samples(Path(p), record) for p in listed(words["samples"])],
         Choice.read(Path(words["choice"])) if "choice" in words else None,
         read_milestones(Path(words["milestones"])) if "milestones" in words else [],
+        load_duals(Path(words["duals"])) if "duals" in words else None,
+        [LearnedSolver.read(Path(p)) for p in listed(words.get("solvers", "[]"))],
     )
 
 
@@ -163,6 +169,15 @@ def samples_picture(inputs: Inputs, keys: Report) -> bytes:
     return stream.getvalue()
 
 
+def made_in_words(inputs: Inputs) -> list[str]:
+    """Sentences about the training's coupling, and about solvers that were fitted."""
+    notes = [solver.in_words() for solver in inputs.solvers]
+    if inputs.duals:
+        coupling = "The training pairs noise and images by semidiscrete transport"
+        notes.insert(0, f"{coupling}: {inputs.duals.in_words()}.")
+    return notes
+
+
 def class_counts(inputs: Inputs) -> dict[str, list[int]]:
     """Images of each class among the real ones and in each set of samples that has classes."""
     num = len(inputs.record.classes)
@@ -185,6 +200,7 @@ def links(words: Mapping[str, str], out: Path) -> dict[str, str]:
     given = [Path(words["curve"]), *listed(words["samples"]), *listed(words["metrics"])]
     given += [Path(words["choice"])] if "choice" in words else []
     given += [Path(words["milestones"])] if "milestones" in words else []
+    given += listed(words.get("solvers", "[]"))
     index = [RESULTS / INDEX] if experiment(out) else []
     return relative([out / "table.html", out / "summary.txt", *given, *index], out)
 
@@ -243,6 +259,7 @@ def main(argv: list[str]) -> None:
     rows = table_rows(evaluations)
     notes = [*chosen_in_words(inputs.choice, rows), *left_out(inputs)]
     notes += [in_words(inputs.milestones)] if inputs.milestones else []
+    notes += made_in_words(inputs)
     counts = class_counts(inputs)
     protocols = [short_hashes(line) for line in numbered(protocol_texts(evaluations))]
     shown = summary(full, inputs.curve, evaluations, notes)

@@ -57,7 +57,20 @@ ALL = (
     ),
     Step("predict", ("weights", "record", "out"), ranked=True, like="sample"),
     Step("score", ("predictions", "record", "out")),
-    Step("report", ("curve", "record", "samples", "metrics", "choice", "milestones", "out")),
+    Step(
+        "report",
+        (
+            "curve",
+            "record",
+            "samples",
+            "metrics",
+            "choice",
+            "milestones",
+            "duals",
+            "solvers",
+            "out",
+        ),
+    ),
 )
 STEPS = {step.name: step for step in ALL}
 BY_MODULE = {step.module: step for step in ALL}

@@ -14,8 +14,10 @@ from PIL import Image
 
 from pipeline import report
 from pipeline.base.errors import UserError
+from pipeline.data.duals import Duals, save_duals
 from pipeline.drawing import tiles
 from pipeline.reporting import tables
+from pipeline.reporting.learned import LearnedSolver
 from pipeline.reporting.milestones import MilestoneRow, write_milestones
 from tests.conftest import ROOT
 from tests.report_inputs import SIZE, build, curve_row, evaluation, noise, write_images
@@ -66,6 +68,53 @@ def test_picture_has_real_images_left_and_samples_right(tmp_path: Path) -> None:
             made = pixels[y : y + size : 4, right + x : right + x + size : 4]
             np.testing.assert_array_equal(real, noise(12, 99)[4 * row + column])
             np.testing.assert_array_equal(made, noise(12, 0)[row + 3 * column])
+
+
+def test_duals_and_fitted_solvers_are_told(words: list[str], tmp_path: Path) -> None:
+    """How far the coupling's shares are from uniform, and how near each solver comes to dopri5."""
+    duals = Duals(
+        values=np.zeros(3),
+        images_sha256="a",
+        labels_sha256="b",
+        within_classes=True,
+        flip=False,
+        tolerance=0.1,
+        deviation=0.0543,
+        worst_deviation=0.0892,
+        draws=300.0,
+        reached=True,
+    )
+    save_duals(tmp_path / "duals.npz", duals)
+    solver = LearnedSolver(
+        times=[0, 1],
+        coefficients=[[1, 1]],
+        sampler="learned-1",
+        weights="c",
+        guide=None,
+        num=256,
+        seed=7,
+        error=0.0123,
+        evaluations=9,
+        tries=[],
+    )
+    solver.write(tmp_path / "learned-1.json")
+    report.main(
+        [
+            *words,
+            f"duals={tmp_path}/duals.npz",
+            f"solvers={json.dumps([f'{tmp_path}/learned-1.json'])}",
+        ]
+    )
+    told = (
+        "semidiscrete transport: each image gets the same share of the noise up to 0.054 of it "
+        "(RMS, at most 0.089 in a class).",
+        "learned-1 takes 1 step that was fitted to 256 images of dopri5 with seed 7: pixel values, "
+        "from -1 to 1, differ from its by 0.0123 (RMS).",
+    )
+    for name in ("summary.txt", "index.html"):
+        text = " ".join((tmp_path / "out" / name).read_text().split())
+        assert all(sentence in text for sentence in told)
+    assert 'href="../learned-1.json"' in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_the_picture_shows_four_samplers_and_names_the_others(tmp_path: Path) -> None:

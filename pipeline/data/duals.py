@@ -34,6 +34,14 @@ class Duals:
     draws: float  # noises per image that fitted them, in the class that needed most
     reached: bool  # whether each class is within the tolerance
 
+    def in_words(self) -> str:
+        """How far the shares of noise are from uniform."""
+        of_class = f", at most {self.worst_deviation:.3f} in a class" if self.within_classes else ""
+        return (
+            f"each image gets the same share of the noise up to {self.deviation:.3f} of it "
+            f"(RMS{of_class})"
+        )
+
     @property
     def sha256(self) -> str:
         """Hex sha256 of the duals."""

@@ -37,14 +37,12 @@ class Experiment(Shared):
         # Files that all samplers share
         self.reference = str(paths.reference_file(config))
         self.selection = Selection(self.config, self.guiding) if self.config.select else None
-        chosen = [f"choice={self.selection.choice}"] if self.selection else []
         if self.config.evaluate.milestones:
             check_planned(self.config)
         self.milestones = f"{self.run}/milestones/curve.jsonl"
         self.scored_milestones = [self.milestones] if self.config.evaluate.milestones else []
-        chosen += [f"milestones={file}" for file in self.scored_milestones]
-        self.report_settings = shlex.join([*shlex.split(self.settings), *chosen])
         self.couplings = couplings(self.trainings.values())
+        self.duals = self.trainings["train"].duals
         self.extractor = str(paths.extractor_file(self.config))
         self.given_extractor = existing("evaluate.weights", self.config.evaluate.weights)
         # Samplers, and the files of each set of samples.
@@ -55,6 +53,7 @@ class Experiment(Shared):
             check_classes(self.config, None)
         self.guides = {name: self.guide(name) for name in self.samplers}
         sets = [(c, seed) for c in self.samplers.values() for seed in c.sample.seeds]
+        self.solvers = [file for name in self.samplers for file in self.solver(name)]
         self.samples = [str(paths.samples_folder(c, seed) / "images.npy") for c, seed in sets]
         self.metrics = [str(paths.metrics_file(c, seed)) for c, seed in sets]
         # IMAGENET_DIR if the rules that read images, or the pack, need it
@@ -82,6 +81,15 @@ class Experiment(Shared):
         """The file of rule `solver`, if this sampler's solver is fitted."""
         config = self.samplers[sampler]
         return [str(paths.solver_file(config))] if config.sample.learned else []
+
+    @property
+    def report_settings(self) -> str:
+        """Places, with the files that only some experiments have."""
+        words = [f"choice={self.selection.choice}"] if self.selection else []
+        words += [f"milestones={file}" for file in self.scored_milestones]
+        words += [f"duals={file}" for file in self.duals]
+        words += [f"solvers={json.dumps(self.solvers)}"] if self.solvers else []
+        return shlex.join([*shlex.split(self.settings), *words])
 
     @property
     def milestones_settings(self) -> str:

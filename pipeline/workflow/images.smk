@@ -334,6 +334,8 @@ rule report:
         metrics=X.metrics,
         choice=[X.selection.choice] if X.selection else [],
         milestones=X.scored_milestones,
+        duals=X.duals,
+        solvers=X.solvers,
     output:
         summary=f"{RUN}/report/summary.txt",
         index=f"{RUN}/report/index.html",
