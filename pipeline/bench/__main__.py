@@ -22,6 +22,7 @@ NAMES = (
     "sampling",
     "solvers",
     "couplings",
+    "quality",
     "scoring",
     "noise",
     "seeds",
