@@ -40,7 +40,7 @@ try_version() {
     local python=build/torch-$1/bin/python log=build/torch-$1/tests.log version status=passed
     version=$("$python" -c 'import torch; print(torch.__version__)')
     "$python" -m pytest -o addopts= -q -m "not slow" "${TESTS[@]}" >"$log" 2>&1 || status=FAILED
-    printf '| %s | %s | %s |\n' "$version" "$status" "$(tail -n 1 "$log")"
+    printf '| %s | %s | %s |\n' "$version" "$status" "$(grep -E ' (passed|failed|error)' "$log" | tail -n 1)"
     [ "$status" = passed ]
 }
 
