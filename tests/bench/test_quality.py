@@ -8,9 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from pipeline.bench import quality
+from pipeline.bench import quality, quality_chart, record
 from pipeline.config.load import load_step
+
+COSTS = {"forward_flops": {"unet": 100, "edm2": 104}, "cpu_s_per_step": {}}
 
 
 def row(name: str, rate: float, seed: int, distance: float) -> quality.Row:
@@ -64,8 +67,7 @@ def test_the_ratio_at_full_length_is_the_first_bar() -> None:
     rows = [row("unet", 4e-3, seed, 100 + seed) for seed in quality.SEEDS]
     rows += [row("edm2", 0.02, seed, 2 * (100 + seed)) for seed in quality.SEEDS]
     rows.append(row("edm2", 0.04, 0, 900))
-    costs = {"forward_flops": {"unet": 100, "edm2": 104}, "cpu_s_per_step": {}}
-    result = quality.result_of(rows, costs)
+    result = quality.result_of(rows, COSTS)
     first, *_, last = result["bars"]
     assert first["value"] == pytest.approx(2) and not first["holds"]
     assert f"{quality.TRAINED:,}" in first["what"]
@@ -115,3 +117,13 @@ def test_a_training_is_scored_once_and_kept(
     ((name, *words),) = ran
     assert name == "train" and {"train.lr=0.004", "train.seed=1"} <= set(words)
     assert not (tmp_path / "unet-0.004-1").exists()
+
+
+def test_the_curves_of_a_record_are_drawn(tmp_path: Path) -> None:
+    rows = [
+        row(name, 0.01, seed, 100 + seed) for name in quality.NETWORKS for seed in quality.SEEDS
+    ]
+    file = record.write("quality", quality.result_of(rows, COSTS), tmp_path)
+    quality_chart.main(file, tmp_path / "curves.png")
+    width, height = Image.open(tmp_path / "curves.png").size
+    assert width > 2 * height > 800
