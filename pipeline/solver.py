@@ -4,9 +4,10 @@
         sample.solver=learned sample.steps=8
 
 Writes the times and coefficients of sample.steps steps of one evaluation each, with which `sample`
-comes as near as it can to dopri5 at a tolerance of 1e-5: see pipeline/sampling/fitting.py. It is
-fitted by sample.fit_images images of sample.fit_seed, which is not among the reported seeds, for
-the weights, guidance and precision of the sampler.
+comes as near as it can to dopri5 at a tolerance of 1e-5: it is fitted step by step
+(pipeline/sampling/fitting.py), and then refined as a whole (pipeline/sampling/refining.py), by
+sample.fit_images images of sample.fit_seed, which is not among the reported seeds, for the weights,
+guidance and precision of the sampler.
 """
 
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ from pipeline.sampling.fitting import (
     trajectory,
 )
 from pipeline.sampling.network import Networks, build, start_batch
+from pipeline.sampling.refining import refine
 from pipeline.sampling.shards import Checksums, checksums
 from pipeline.steps import STEPS
 
@@ -126,14 +128,14 @@ def search(steps: int, batches: list[Lesson], group: Ranks) -> tuple[list[GridTr
         if group.first:
             rmse = f"{fits[a, b].rmse:.4g} from dopri5"
             print(f"solver: try {len(fits)} of at most {MOST_TRIES}, {rmse}", flush=True)
-        return fits[a, b].error
+        return fits[a, b].rmse
 
     tried = pattern_search(error)
     best = min(tried, key=lambda pair: tried[pair])
     return [GridTry(a=a, b=b, error=e) for (a, b), e in tried.items()], fits[best]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # inference mode would forbid the gradients of `refine`
 def work(job: Job) -> None:
     """Fit on every rank; rank 0 writes the file."""
     runtime, join_seconds = job.sampler.runtime, job.sampler.launch.join_seconds
@@ -141,22 +143,28 @@ def work(job: Job) -> None:
         sums, batch = checksums(job.exact, group), runtime.sample_batch
         with execution.enough_memory(batch, "runtime.sample_batch", group.device):
             batches = lessons(job, build(job.exact, group), group)
-            tries, best = search(job.sampler.sample.steps, batches, group)
+            tries, start = search(job.sampler.sample.steps, batches, group)
+            best, iterations = refine(start, batches, group)
         evaluations = int(group.sum(torch.tensor(spent(batches))))
         if group.first:
-            record = describe(job, sums, tries, best, evaluations)
+            record = describe(job, sums, tries, best, iterations, evaluations)
             record.write(job.out)
             print(f"solver: {best.rmse:.4g} from dopri5 after {len(tries)} tries: {job.out}")
         group.barrier()
 
 
 def spent(batches: list[Lesson]) -> int:
-    """Evaluations of networks for the images of this rank: exact solutions, and all tries."""
+    """Evaluations of networks for the images of this rank, those with a gradient among them."""
     return sum(int(field.evaluations.sum()) + exact.evaluations for field, exact in batches)
 
 
 def describe(
-    job: Job, sums: Checksums, tries: list[GridTry], best: Fit, evaluations: int
+    job: Job,
+    sums: Checksums,
+    tries: list[GridTry],
+    best: Fit,
+    iterations: int,
+    evaluations: int,
 ) -> LearnedSolver:
     """The record of the best fit."""
     sample = job.sampler.sample
@@ -171,6 +179,7 @@ def describe(
         error=best.rmse,
         evaluations=evaluations,
         tries=tries,
+        iterations=iterations,
     )
 
 

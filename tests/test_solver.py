@@ -13,6 +13,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import read_json
 from pipeline.config import load
 from pipeline.config.stages import stage_keys
+from pipeline.sampling.refining import MOST_ITERATIONS
 from pipeline.workflow.experiment import Experiment
 from tests.conftest import ROOT, resolved
 from tests.random_networks import save_network
@@ -65,6 +66,8 @@ def test_its_record_says_what_it_is_for(weights: str, fitted: Path, tmp_path: Pa
     about = read_json(fitted)
     assert (about["num"], about["seed"], about["sampler"]) == (8, 2000000, "learned-4-g1.5")
     assert 5 <= len(about["tries"]) <= 24 and about["evaluations"] > 8 * 8 * len(about["tries"])
+    assert about["error"] < min(one["error"] for one in about["tries"])
+    assert 1 <= about["iterations"] <= MOST_ITERATIONS
     # Other weights, another sampler, another solver
     other = save_network(tmp_path / "w.safetensors", seed=1, channel_mult=[1], attention_at=[])
     out = f"out={tmp_path / 'out'}"
@@ -96,9 +99,11 @@ def test_two_ranks_fit_the_same(weights: str, fitted: Path, tmp_path: Path) -> N
     command += ["-m", "pipeline.solver", *WORDS, weights, f"out={out}"]
     subprocess.run(command, cwd=ROOT, check=True, timeout=300, capture_output=True)
     one, two = read_json(fitted), read_json(out)
-    assert two["times"] == one["times"] and two["evaluations"] == one["evaluations"]
+    assert two["evaluations"] == one["evaluations"] and two["iterations"] == one["iterations"]
+    assert two["error"] == pytest.approx(one["error"], rel=1e-4)
+    assert two["times"] == pytest.approx(one["times"], abs=1e-3)
     rows = zip(one["coefficients"], two["coefficients"], strict=True)
-    assert all(row == pytest.approx(other, rel=1e-4, abs=1e-6) for row, other in rows)
+    assert all(row == pytest.approx(other, rel=1e-2, abs=1e-3) for row, other in rows)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ class GridTry(JsonObject):
 
     a: float
     b: float
-    error: float  # mean over the fitted images of the logarithm of their mean squared error
+    error: float  # as the solver's; without `iterations` the mean logarithm of squared errors
 
 
 class LearnedSolver(JsonObject):
@@ -43,6 +43,7 @@ class LearnedSolver(JsonObject):
     error: float  # root mean square distance of their values, in [-1, 1], from dopri5's
     evaluations: int  # of networks, for all of it
     tries: list[GridTry]
+    iterations: int | None = None  # of the refinement; None: fitted step by step alone
 
     @model_validator(mode="after")
     def _is_whole(self) -> "LearnedSolver":

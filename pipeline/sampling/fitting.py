@@ -1,12 +1,12 @@
 """Fit a solver of few steps to the exact solutions of a network's ODE: see pipeline/solver.py.
 
 The solver is that of Shaul et al. 2024 (see reporting/learned.py). They descend the gradient of its
-error through all evaluations of the network. Here each step is a linear least squares problem: the
+error from a classical solver on. Here each step is first a linear least squares problem: the
 network is evaluated at the states of the solver itself, and the numbers of a step are those that
 bring its images nearest to where dopri5 has them at that time. The sums over all pixels are a
 matrix of the size of the step, so nothing is differentiated, any number of ranks can share the
 images, and the answer needs no seed or rate of its own. Only the times are searched, on a curve of
-two parameters.
+two parameters. From there the whole solver is refined: see refining.py.
 """
 
 import math
@@ -29,7 +29,7 @@ START, STEPS = (0.4, 0.4), (0.4, 0.2, 0.1)  # logarithms of a and b: where to be
 NEIGHBOURS = ((-1, 0), (1, 0), (0, -1), (0, 1))
 MOST_TRIES = 24
 CUTOFF = 1e-12  # relative; directions in which the slopes differ by rounding alone
-SMALLEST = 1e-30  # squared error, for its logarithm
+SMALLEST = 1e-30  # of what is divided by
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,7 @@ class Fit(NamedTuple):
 
     times: list[float]  # (n+1), from 0 to 1
     coefficients: list[list[float]]
-    error: float  # mean logarithm of the images' mean squared error
-    rmse: float
+    rmse: float  # root mean square distance of all values from the exact ones
 
 
 def fit(times: list[float], lessons: list[Lesson], group: Ranks) -> Fit:
@@ -93,7 +92,7 @@ def fit(times: list[float], lessons: list[Lesson], group: Ranks) -> Fit:
             products += inner_products(batch, exact.at(t_next)).cpu()
         rows.append(least_squares(group.sum(products).numpy()))
         states = [combine(rows[-1], batch) for batch in known]
-    return Fit(times, rows, *distances(states, lessons, group))
+    return Fit(times, rows, distance(states, lessons, group))
 
 
 def inner_products(known: list[Tensor], target: Tensor) -> Tensor:
@@ -120,14 +119,14 @@ def least_squares(products: np.ndarray) -> list[float]:
     return numbers
 
 
-def distances(states: list[Tensor], lessons: list[Lesson], group: Ranks) -> tuple[float, float]:
-    """Mean logarithm of the squared error of each image, and the root of its mean over all."""
-    sums = torch.zeros(3, dtype=torch.float64)
+def distance(states: list[Tensor], lessons: list[Lesson], group: Ranks) -> float:
+    """Root mean square distance of the states of all ranks from where they should have come to."""
+    sums = torch.zeros(2, dtype=torch.float64)
     for x, (_, exact) in zip(states, lessons, strict=True):
-        error = (x - exact.states[-1]).double().square().flatten(1).mean(1).clamp(min=SMALLEST)
-        sums += torch.stack([error.log().sum(), error.sum(), torch.ones_like(error).sum()]).cpu()
-    logarithms, squares, num = group.sum(sums).tolist()
-    return logarithms / num, math.sqrt(squares / num)
+        error = (x - exact.states[-1]).double().square()
+        sums += torch.tensor([error.sum(), error.numel()], dtype=torch.float64)
+    squares, num = group.sum(sums).tolist()
+    return math.sqrt(squares / num)
 
 
 def curved(num_steps: int, a: float, b: float) -> list[float]:
