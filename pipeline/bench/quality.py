@@ -49,6 +49,7 @@ SEEDS = (0, 1, 2)  # the first one also tunes
 TRAINED, BATCH = 20_480, 64  # images
 LENGTHS = (TRAINED // 4, TRAINED // 2, TRAINED)  # images seen
 SAMPLED, TOGETHER = 300, 50  # images, and at once
+AT_ONCE = 2  # trainings of each network, one thread each
 STEP_ROUNDS, TIMED = 5, 4  # rounds of the cost of a step, steps in each
 BAR, SAME = 0.8, 0.05  # distance of edm2 / unet; relative difference of their operations
 EXPERIMENT = (
@@ -102,13 +103,19 @@ def further_rate(rates: tuple[float, ...], best: float) -> float | None:
 
 def rows_of(name: str, train: "Training") -> Rows:
     """The trainings of a network: those that tune its rate, then all seeds of the best."""
-    rates = NETWORKS[name].rates
-    rows = [train(name, rate, SEEDS[0]) for rate in rates]
+    rates, first = NETWORKS[name].rates, SEEDS[0]
+    rows = together(train, [(name, rate, first) for rate in rates])
     further = further_rate(rates, min(rows, key=final)["rate"])
     if further is not None:
-        rows.append(train(name, further, SEEDS[0]))
+        rows.append(train(name, further, first))
     best = min(rows, key=final)["rate"]
-    return rows + [train(name, best, seed) for seed in SEEDS[1:]]
+    return rows + together(train, [(name, best, seed) for seed in SEEDS[1:]])
+
+
+def together(train: "Training", which: list[tuple[str, float, int]]) -> Rows:
+    """The rows of some trainings, of which AT_ONCE run at a time."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(lambda one: train(*one), which))
 
 
 def best_rows(rows: Rows, name: str) -> Rows:
@@ -183,7 +190,7 @@ class Training:
     def __call__(self, name: str, rate: float, seed: int) -> Row:
         """The row of a training: the kept one, or that of a new one or one that resumes."""
         place = self.folder / f"{name}-{rate:g}-{seed}"
-        kept = place.with_suffix(".json")
+        kept = self.folder / f"{place.name}.json"
         if kept.exists():
             row: Row = read_json(kept)
             return row
@@ -294,7 +301,7 @@ def run(folder: Path | None = None) -> dict[str, Any]:
     """The result; trainings are kept in `folder`, by default one for this code."""
     place = folder or FOLDER / record.code()
     place.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # both networks are trained at a time
+    torch.set_num_threads(1)  # several trainings run at a time
     train, costs = prepared(place), cost(place)
     with ThreadPoolExecutor(len(NETWORKS)) as pool:
         of_networks = list(pool.map(partial(rows_of, train=train), NETWORKS))

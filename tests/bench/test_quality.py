@@ -104,7 +104,7 @@ def test_a_training_is_scored_once_and_kept(
 
     def step(name: str, *words: str) -> None:
         ran.append((name, *words))
-        (tmp_path / "unet-0.004-1").mkdir()
+        (tmp_path / words[-1].removeprefix(f"out={tmp_path}/")).mkdir()
 
     curve = [SimpleNamespace(loss=0.5), SimpleNamespace(loss=0.25)]
     monkeypatch.setattr(quality, "step", step)
@@ -116,7 +116,9 @@ def test_a_training_is_scored_once_and_kept(
     assert first == second == row("unet", 4e-3, 1, 7) | {"loss": 0.25}
     ((name, *words),) = ran
     assert name == "train" and {"train.lr=0.004", "train.seed=1"} <= set(words)
-    assert not (tmp_path / "unet-0.004-1").exists()
+    others = [train("unet", 2e-3, 1), train("unet", 4e-3, 2), train("edm2", 4e-3, 1)]
+    assert len(ran) == 4 and len({str(other) for other in [first, *others]}) == 4
+    assert len([*tmp_path.iterdir()]) == 4  # the rows alone
 
 
 def test_the_curves_of_a_record_are_drawn(tmp_path: Path) -> None:
