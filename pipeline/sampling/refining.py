@@ -1,15 +1,17 @@
 """Refine a fitted solver as a whole: see pipeline/sampling/fitting.py, which fits it step by step.
 
-All times and coefficients together descend the squared error of the last state, by L-BFGS (Liu &
-Nocedal 1989) on the sums over all images, so that the answer still needs no seed or rate. The
-gradient is that of the unrolled solver, taken by hand from the last step to the first: the states
-and slopes are kept, and the network is evaluated again at each, so that memory holds one evaluation
-with its gradient, whatever the number of steps.
+All times and coefficients together descend the mean distance of the last states from where they
+should be, by L-BFGS (Liu & Nocedal 1989) on the sums over all images, so that the answer still
+needs no seed or rate. Squares would fit it to the few images that lie farthest.
+
+The gradient is that of the unrolled solver, taken by hand from the last step to the first: the
+states and slopes are kept, and the network is evaluated again at each, so that memory holds one
+evaluation with its gradient, whatever the number of steps.
 
 The slopes of a step nearly agree, so that the problem is ill-conditioned. It is solved along
 directions that change the last states independently of each other, which the Gauss-Newton matrix
-J'J of the start gives; that is estimated by derivatives J'p of random p, one of each image
-(Hutchinson 1990).
+J'WJ of the start gives, with the inverse distances W; it is estimated by derivatives of random
+combinations of an image's values (Hutchinson 1990).
 """
 
 import math
@@ -21,17 +23,17 @@ from torch import Tensor
 
 from pipeline.compute.distributed import Ranks
 from pipeline.sampling.field import Field
-from pipeline.sampling.fitting import SMALLEST, Fit, Lesson
+from pipeline.sampling.fitting import SMALLEST, Fit, Lesson, distance
 from pipeline.sampling.ode import all_rows, combine, filled
 
 MOST_ITERATIONS = 20
-LEAST_GAIN = 1e-3  # of an iteration, of the squared error of the start
+LEAST_GAIN = 1e-3  # of an iteration, of the distance of the start
 PROBES = 4  # random vectors for each number that is refined
-FIRST_MOVE = 0.25  # of the last states, in the error of the start
+FIRST_MOVE = 0.25  # of the last states, in the distance of the start
 CUTOFF = 1e-9  # relative; along these directions slopes differ by hardly more than rounding
 LOGARITHM = 0.5  # of a step's length, the most that is a unit
 SHORTEST = 1e-4  # step
-REFUSED = 10.0  # relative error of a solver that is none
+REFUSED = 10.0  # relative distance of a solver that is none
 
 Value = Callable[[np.ndarray], tuple[float, np.ndarray]]
 
@@ -44,9 +46,8 @@ def refine(start: Fit, lessons: list[Lesson], group: Ranks) -> tuple[Fit, int]:
     images = group.sum(torch.tensor(sum(len(lesson.exact.states[0]) for lesson in lessons)))
     coordinates = Coordinates(start)
     probes = math.ceil(PROBES * coordinates.size / int(images))
-    error, curvature = (group.sum(part) for part in measure(start, lessons, probes))
-    error = error.clamp(min=SMALLEST)
-    coordinates.turn(curvature.numpy() / probes, FIRST_MOVE * math.sqrt(error))
+    far, curvature = (group.sum(part) for part in measure(start, lessons, probes))
+    coordinates.turn(curvature.numpy() / probes, FIRST_MOVE * math.sqrt(far))
 
     def value(numbers: np.ndarray) -> tuple[float, np.ndarray]:
         times, rows = coordinates.solver(numbers)
@@ -55,16 +56,18 @@ def refine(start: Fit, lessons: list[Lesson], group: Ranks) -> tuple[Fit, int]:
         sums = torch.zeros(1 + coordinates.size, dtype=torch.float64)
         for lesson in lessons:
             sums += gradient(times, rows, lesson)
-        found = group.sum(sums) / error
+        found = group.sum(sums) / far
         if not found.isfinite().all():  # too long a step: a shorter one is tried
             return REFUSED, np.zeros_like(numbers)
         return float(found[0]), coordinates.derivative(numbers, found[1:].numpy())
 
-    numbers, relative, iterations = descend(value, coordinates.size, start.rmse, group)
-    return Fit(*coordinates.solver(numbers), start.rmse * math.sqrt(relative)), iterations
+    numbers, iterations = descend(value, coordinates.size, group)
+    times, rows = coordinates.solver(numbers)
+    ends = [course(times, rows, field, exact.states[0])[0][-1] for field, exact in lessons]
+    return Fit(times, rows, distance(ends, lessons, group)), iterations
 
 
-# --- the error and its gradient ------------------------------------------------------------------
+# --- the distance and its gradient ---------------------------------------------------------------
 
 
 def course(
@@ -121,34 +124,42 @@ def through_network(field: Field, x: Tensor, t: float, by_slopes: Tensor) -> tup
 
 
 def gradient(times: list[float], rows: list[list[float]], lesson: Lesson) -> Tensor:
-    """The summed squared error of a batch's last states, and its derivatives: see `pull_back`.
+    """The summed distance of a batch's last states, and its derivatives: see `pull_back`.
 
     (1 + (n-1) + S,) float64, on the CPU.
     """
     way = course(times, rows, lesson.field, lesson.exact.states[0])
     error = way[0][-1] - lesson.exact.states[-1]
-    derivatives = pull_back(times, rows, lesson.field, way, 2 * error).sum(0)
-    return torch.cat([error.double().square().sum()[None], derivatives]).cpu()
+    far = distances(error)
+    derivatives = pull_back(times, rows, lesson.field, way, error / far.to(error.dtype)).sum(0)
+    return torch.cat([far.double().sum()[None], derivatives]).cpu()
+
+
+def distances(error: Tensor) -> Tensor:
+    """Root of the summed squares of each image's error (B,C,H,W), (B,1,1,1) float64, not 0."""
+    squares = error.double().square().sum((1, 2, 3), keepdim=True)
+    return squares.sqrt().clamp(min=SMALLEST)
 
 
 def measure(start: Fit, lessons: list[Lesson], probes: int) -> tuple[Tensor, Tensor]:
-    """The squared error () of a solver, and J'J of its last states, over this rank's images.
+    """The distance () of a solver's last states, and their J'WJ, summed over this rank's images.
 
-    Both float64, on the CPU. J'J is estimated, `probes` times in sum, in the order of `pull_back`.
+    Both float64, on the CPU. J'WJ is estimated, `probes` times in sum, in the order of `pull_back`.
     An image's random vectors are its noise, rolled: so they need no seed.
     """
     size = Coordinates(start).size
-    error, curvature = (torch.zeros(shape, dtype=torch.float64) for shape in ((), (size, size)))
+    total, curvature = (torch.zeros(shape, dtype=torch.float64) for shape in ((), (size, size)))
     for field, exact in lessons:
         noise, solver = exact.states[0], start[:2]
         way = course(*solver, field, noise)
-        error += (way[0][-1] - exact.states[-1]).double().square().sum().cpu()
+        far = distances(way[0][-1] - exact.states[-1])
+        total += far.sum().cpu()
         for probe in range(1, probes + 1):
             values = noise[0].numel()
             rolled = noise.flatten(1).roll(values * probe // (probes + 1), 1).view_as(noise)
             found = pull_back(*solver, field, way, rolled)
-            curvature += (found.T @ found).cpu()
-    return error, curvature
+            curvature += (found.T @ (found / far.flatten(1))).cpu()
+    return total, curvature
 
 
 # --- the descent ---------------------------------------------------------------------------------
@@ -172,7 +183,7 @@ class Coordinates:
     def turn(self, curvature: np.ndarray, distance: float) -> None:
         """Take combinations of which a unit moves all last states together by the distance.
 
-        `curvature`: J'J, see `measure`.
+        `curvature`: J'WJ, see `measure`.
         """
         change = np.eye(self.size)
         change[: self.inner, : self.inner] = self.by_logarithms(self.lengths)
@@ -218,11 +229,11 @@ def whitening(products: np.ndarray) -> np.ndarray:
     return combinations / np.sqrt(np.maximum(values, CUTOFF * values[-1]))
 
 
-def descend(value: Value, size: int, rmse: float, group: Ranks) -> tuple[np.ndarray, float, int]:
-    """The lowest place found from 0 on, its value, and the number of iterations.
+def descend(value: Value, size: int, group: Ranks) -> tuple[np.ndarray, int]:
+    """The lowest place found from 0 on, and the number of iterations.
 
-    `value` gives the error relative to the start's and its derivatives, and is called with the same
-    numbers on every rank: rank 0 leads, so that no rounding parts them. `rmse` is the start's.
+    `value` gives the distance relative to the start's and its derivatives, and is called with the
+    same numbers on every rank: rank 0 leads, so that no rounding parts them.
     """
     from scipy.optimize import OptimizeResult, minimize  # half a second, which sampling saves
 
@@ -233,24 +244,24 @@ def descend(value: Value, size: int, rmse: float, group: Ranks) -> tuple[np.ndar
 
     # The other ranks follow
     if not group.first:
-        while not (told := tell(False, *np.zeros(size + 2)))[0]:
-            value(told[3:])
-        return told[3:], float(told[1]), int(told[2])
+        while not (told := tell(False, *np.zeros(size + 1)))[0]:
+            value(told[2:])
+        return told[2:], int(told[1])
 
     # Rank 0 searches
     def led(numbers: np.ndarray) -> tuple[float, np.ndarray]:
-        tell(False, 0, 0, *numbers)
+        tell(False, 0, *numbers)
         return value(numbers)
 
     count = iter(range(1, MOST_ITERATIONS + 1))
 
     def report(intermediate_result: OptimizeResult) -> None:
-        error = f"{rmse * math.sqrt(intermediate_result.fun):.4g} from dopri5"
-        print(f"solver: iteration {next(count)} of at most {MOST_ITERATIONS}, {error}", flush=True)
+        ratio = f"{intermediate_result.fun:.4g} x the distance"
+        print(f"solver: iteration {next(count)} of at most {MOST_ITERATIONS}, {ratio}", flush=True)
 
     options = {"maxiter": MOST_ITERATIONS, "ftol": LEAST_GAIN}
     end = minimize(
         led, np.zeros(size), jac=True, method="L-BFGS-B", callback=report, options=options
     )
-    tell(True, end.fun, end.nit, *end.x)
-    return end.x, float(end.fun), int(end.nit)
+    tell(True, end.nit, *end.x)
+    return end.x, int(end.nit)
