@@ -2,11 +2,11 @@
 
 Both learn the velocity of the smoke data at 8 px at uniform times, from as many images in batches
 of the same size, and a forward pass of both takes as many operations. Each has the optimiser and
-schedule of its own smoke run; its learning rate is the best of three by the first seed, and of a
-further one if that lies at the edge. Averages have a half-life of a twentieth of the images seen.
-Samples of all are made by the same solver with their class and no guidance. Distance: Fréchet's
-from all images of the pack. Accuracy: the share of samples whose features are nearest to the mean
-of their class.
+schedule of its own smoke run; its learning rate is the best of three by the first seed, and of up
+to FURTHER more while that lies at the edge. Averages have a half-life of a twentieth of the images
+seen. Samples of all are made by the same solver with their class and no guidance. Distance:
+Fréchet's from all images of the pack. Accuracy: the share of samples whose features are nearest to
+the mean of their class.
 
 Each training is kept in build/ with its scores, so a run that was stopped resumes.
 """
@@ -49,6 +49,7 @@ SEEDS = (0, 1, 2)  # the first one also tunes
 TRAINED, BATCH = 20_480, 64  # images
 LENGTHS = (TRAINED // 4, TRAINED // 2, TRAINED)  # images seen
 SAMPLED, TOGETHER = 300, 50  # images, and at once
+FURTHER = 3  # rates beyond the grid
 AT_ONCE = 2  # trainings of each network, one thread each
 STEP_ROUNDS, TIMED = 5, 4  # rounds of the cost of a step, steps in each
 BAR, SAME = 0.8, 0.05  # distance of edm2 / unet; relative difference of their operations
@@ -94,20 +95,21 @@ def final(row: Row) -> float:
     return float(row["points"][-1]["distance"])
 
 
-def further_rate(rates: tuple[float, ...], best: float) -> float | None:
-    """A rate beyond the grid on the side of `best`; None if that is not at its edge."""
-    if best == rates[0]:
+def further_rate(rates: list[float], best: float) -> float | None:
+    """A rate beyond all others on the side of `best`; None if that is not at their edge."""
+    if best == min(rates):
         return best / 2
-    return 2 * best if best == rates[-1] else None
+    return 2 * best if best == max(rates) else None
 
 
 def rows_of(name: str, train: "Training") -> Rows:
     """The trainings of a network: those that tune its rate, then all seeds of the best."""
     rates, first = NETWORKS[name].rates, SEEDS[0]
     rows = together(train, [(name, rate, first) for rate in rates])
-    further = further_rate(rates, min(rows, key=final)["rate"])
-    if further is not None:
-        rows.append(train(name, further, first))
+    for _ in range(FURTHER):
+        further = further_rate([row["rate"] for row in rows], min(rows, key=final)["rate"])
+        if further is not None:
+            rows.append(train(name, further, first))
     best = min(rows, key=final)["rate"]
     return rows + together(train, [(name, best, seed) for seed in SEEDS[1:]])
 
