@@ -175,6 +175,22 @@ FIGURES = [
     ("sampling-and-scoring", "noise", "{noise[kid][difference_in_stds]:.1f}", "3.0", "| 3.0 |"),
     ("sampling-and-scoring", "noise", "{noise[mind][std]:.3g}", "41.4", "| 41.4 | 3.2 |"),
     ("sampling-and-scoring", "noise", "{noise[mind][difference_in_stds]:.1f}", "3.2", "| 3.2 |"),
+    ("edm2", "quality", "{bars[2][value]:.2f}", "1.38", "| 5,120 | 1.38 |"),
+    ("edm2", "quality", "{curves[unet][0][distance]:.0f}", "748", "| 748 |"),
+    ("edm2", "quality", "{curves[unet][0][accuracy]:.0%}", "26%", "| 26 % |"),
+    ("edm2", "quality", "{curves[edm2][0][distance]:.0f}", "1035", "| 1035 |"),
+    ("edm2", "quality", "{curves[edm2][0][accuracy]:.0%}", "11%", "| 11 % |"),
+    ("edm2", "quality", "{bars[1][value]:.2f}", "1.64", "| 10,240 | 1.64 |"),
+    ("edm2", "quality", "{curves[unet][1][distance]:.0f}", "536", "| 536 |"),
+    ("edm2", "quality", "{curves[unet][1][accuracy]:.0%}", "43%", "| 43 % |"),
+    ("edm2", "quality", "{curves[edm2][1][distance]:.0f}", "880", "| 880 |"),
+    ("edm2", "quality", "{curves[edm2][1][accuracy]:.0%}", "22%", "| 22 % |"),
+    ("edm2", "quality", "{bars[0][value]:.2f}", "1.63", "| 20,480 | 1.63 |"),
+    ("edm2", "quality", "{curves[unet][2][distance]:.0f}", "349", "| 349 |"),
+    ("edm2", "quality", "{curves[unet][2][accuracy]:.0%}", "67%", "| 67 % |"),
+    ("edm2", "quality", "{curves[edm2][2][distance]:.0f}", "568", "| 568 |"),
+    ("edm2", "quality", "{curves[edm2][2][accuracy]:.0%}", "42%", "| 42 % |"),
+    ("edm2", "quality", "{bars[0][value]:.1f}", "1.6", "are 1.6 times as far"),
 ]  # fmt: skip
 
 
