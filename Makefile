@@ -20,7 +20,7 @@ PART ?=
 CALIBRATE ?=
 PIP_FLAGS ?=
 VERBOSE ?=
-WORKERS ?= $(if $(SLOW),$(shell expr $$(nproc) + 2),logical)
+WORKERS ?= $(if $(SLOW),$(shell expr $$(nproc) + 1),logical)
 
 # SET reaches Snakemake whole: as a YAML list of one string, in one word of the shell; by its value,
 # since make would take a `$` in it for a variable of its own
@@ -98,7 +98,7 @@ bench-gpu: $(VENV)/checks  ## measure one GPU, in parts of at most nine minutes 
 	python -m pipeline.bench gpu $(PART)
 
 # One process per core, 8 at most; the tests of a file run in one of them and share what is slow to
-# make. Of the slow ones some wait most of the time: two processes more.
+# make. Of the slow ones some wait most of the time: one process more.
 PYTEST = OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 
 test: $(VENV)/checks  ## the test suite, in one process per core (WORKERS=0: in a single one; SLOW=1: the slow tests, too)
