@@ -6,8 +6,6 @@ images at a tolerance of 1e-3; the distance is Fréchet's from images of the pac
 the smoke run's extractor.
 """
 
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from statistics import mean
@@ -20,6 +18,7 @@ from torch import Tensor
 from pipeline.bench import record
 from pipeline.bench.noise import few_frechet
 from pipeline.bench.sampling import Bench
+from pipeline.bench.steps import step
 from pipeline.compute.distributed import pick_device
 from pipeline.config.load import load_step
 from pipeline.config.paths import pack_folder
@@ -45,25 +44,26 @@ SEMIDISCRETE = "train.coupling=semidiscrete"
 Values = dict[str, list[float]]  # of each coupling, one for each seed
 
 
-def step(name: str, *words: str) -> None:
-    """Run a step of the pipeline in a process of its own."""
-    command = [sys.executable, "-m", f"pipeline.{name}", *EXPERIMENT, *words]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-
 def prepared(folder: Path) -> list[str]:
     """Make the pack and its duals in `folder`; words that name them for a training."""
     place = [f"data.pack_dir={folder}"]
-    step("downsample", *place, f"out={folder}/record.json")
+    step("downsample", *EXPERIMENT, *place, f"out={folder}/record.json")
     place.append(f"record={folder}/record.json")
-    step("coupling", *place, SEMIDISCRETE, f"out={folder}/duals.npz")
+    step("coupling", *EXPERIMENT, *place, SEMIDISCRETE, f"out={folder}/duals.npz")
     return [*place, f"duals={folder}/duals.npz"]
 
 
 def trained(folder: Path, words: list[str], coupling: str, seed: int) -> list[str]:
     """Train with a coupling and a seed; words that name the weights."""
     out = folder / f"{coupling}-{seed}"
-    step("train", *words, f"train.coupling={coupling}", f"train.seed={seed}", f"out={out}")
+    step(
+        "train",
+        *EXPERIMENT,
+        *words,
+        f"train.coupling={coupling}",
+        f"train.seed={seed}",
+        f"out={out}",
+    )
     return [*EXPERIMENT, words[0], f"weights={out}/weights.safetensors"]
 
 

@@ -13,8 +13,6 @@ Each training is kept in build/ with its scores, so a run that was stopped resum
 
 import json
 import shutil
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,17 +27,17 @@ import torch
 from pipeline.base.files import read_json, write_json
 from pipeline.bench import record
 from pipeline.bench.plain import one_rank
+from pipeline.bench.real_side import TOGETHER, Real
+from pipeline.bench.steps import step
 from pipeline.bench.train import job_of
 from pipeline.compute.distributed import Ranks
 from pipeline.config.load import load_step
 from pipeline.config.paths import pack_folder
-from pipeline.data.pack import DataAbout, Pack, Record, open_pack
+from pipeline.data.pack import DataAbout, Record, open_pack
 from pipeline.reporting.records import read_curve
 from pipeline.sampling import network
 from pipeline.sampling.job import Job, Weights
-from pipeline.scoring.extractors import Extractor, load_extractor
-from pipeline.scoring.keepers import Batch, ClassMeans, Hits, Keeper, Moments
-from pipeline.scoring.scores import Gaussian
+from pipeline.scoring.extractors import load_extractor
 from pipeline.training.flops import TRAINING, training_flops
 from pipeline.training.milestones import Milestone, Run, open_run
 from pipeline.training.trainer import Trainer
@@ -48,7 +46,7 @@ FOLDER = record.ROOT / "build" / "bench-quality"
 SEEDS = (0, 1, 2)  # the first one also tunes
 TRAINED, BATCH = 20_480, 64  # images
 LENGTHS = (TRAINED // 4, TRAINED // 2, TRAINED)  # images seen
-SAMPLED, TOGETHER = 300, 50  # images, and at once
+SAMPLED = 300  # images
 FURTHER = 3  # rates beyond the grid
 AT_ONCE = 2  # trainings of each network, one thread each
 STEP_ROUNDS, TIMED = 5, 4  # rounds of the cost of a step, steps in each
@@ -131,35 +129,6 @@ def best_rows(rows: Rows, name: str) -> Rows:
 # --- scores --------------------------------------------------------------------------------------
 
 
-class Real:
-    """What samples are compared with: moments and class means of the features of a pack."""
-
-    def __init__(self, extractor: Extractor, pack: Pack, num_classes: int) -> None:
-        self.extractor = extractor
-        moments = Moments(extractor.width, extractor.device)
-        labels = np.asarray(pack.labels)
-        means = ClassMeans(labels, num_classes, extractor.width, extractor.device)
-        self.show(np.asarray(pack.images), moments, means)
-        self.gaussian, self.means = Gaussian(moments.mu, moments.sigma), means.means
-
-    def show(self, images: np.ndarray, *keepers: Keeper) -> None:
-        """Show the features of images to keepers."""
-        for start in range(0, len(images), TOGETHER):
-            part = images[start : start + TOGETHER]
-            rows = np.arange(start, start + len(part))
-            batch = Batch(rows, self.extractor.features(part)[0], None)
-            for keeper in keepers:
-                keeper.add(batch)
-
-    def score(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Distance and accuracy of images uint8 (N,H,W,3) of the classes `labels` (N,)."""
-        moments = Moments(self.extractor.width, self.extractor.device)
-        hits = Hits(labels, self.means)
-        self.show(images, moments, hits)
-        distance = self.gaussian.distance(moments.mu, moments.sigma)
-        return {"distance": distance, "accuracy": hits.shares().overall}
-
-
 def samples_of(run: Run, milestone: Milestone, record_: Record) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (SAMPLED,H,W,3) by the average of a milestone, and their labels."""
     group = Ranks(0, 1, torch.device("cpu"))
@@ -173,12 +142,6 @@ def samples_of(run: Run, milestone: Milestone, record_: Record) -> tuple[np.ndar
 
 
 # --- trainings -----------------------------------------------------------------------------------
-
-
-def step(name: str, *words: str) -> None:
-    """Run a step of the pipeline in a process of its own."""
-    command = [sys.executable, "-m", f"pipeline.{name}", *words]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ one batched evaluation of both branches against two. Precision: bf16, on a GPU c
 eager float32.
 """
 
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.bench import record
+from pipeline.bench.steps import step
 from pipeline.compute import draws, execution
 from pipeline.compute.distributed import Ranks, pick_device
 from pipeline.config.schema import Sample
@@ -42,13 +41,9 @@ STEPS = 8
 def trained(folder: Path) -> list[str]:
     """Train the smoke network on its own images; words that name its weights."""
     pack = [f"data.pack_dir={folder}", "experiment=shapes"]
-    for step in (
-        ["downsample", *pack, f"out={folder}/record.json"],
-        ["train", *pack, f"record={folder}/record.json", f"out={folder}/train"],
-    ):
-        words = [*step[1:], f"train.images={TRAINED}"]
-        command = [sys.executable, "-m", f"pipeline.{step[0]}", *words]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    length = f"train.images={TRAINED}"
+    step("downsample", *pack, f"out={folder}/record.json", length)
+    step("train", *pack, f"record={folder}/record.json", f"out={folder}/train", length)
     return [*pack, f"weights={folder}/train/weights.safetensors"]
 
 

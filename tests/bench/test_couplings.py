@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.bench import couplings
+from pipeline.bench import couplings, steps
 from tests.random_networks import save_network
 
 
@@ -22,7 +22,7 @@ def extractor() -> SimpleNamespace:
 
 def test_each_coupling_is_trained_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[list[str]] = []
-    monkeypatch.setattr(couplings.subprocess, "run", lambda command, **_: ran.append(command))
+    monkeypatch.setattr(steps.subprocess, "run", lambda command, **_: ran.append(command))
     words = couplings.prepared(tmp_path)
     assert [command[2] for command in ran] == ["pipeline.downsample", "pipeline.coupling"]
     ran.clear()

@@ -12,6 +12,7 @@ from pipeline.training.job import Job
 from pipeline.training.memory import StepMemory, step_memory
 from pipeline.training.trainer import Trainer
 from tests.conftest import resolved
+from tests.training.allocations import most_allocated
 
 CPU = torch.device("cpu")
 
@@ -38,12 +39,7 @@ def peak_of_a_step(trainer: Trainer) -> int:
     """Most bytes that a step allocates on the CPU beyond those that were there before it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
         trainer.train_step()
-    total = most = 0
-    for event in measured.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            total += event.nbytes()
-            most = max(most, total)
-    return most
+    return most_allocated(measured)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pipeline.training import snapshots
 from pipeline.training.ema import PowerAverage
 from pipeline.training.weights_file import WeightsAbout
 from tests.conftest import resolved
+from tests.training.allocations import most_allocated
 
 WIDTHS = (0.05, 0.10)
 LAYERS, SIDE = 12, 256  # linear layers without bias, SIDE x SIDE weights of 4 bytes
@@ -34,12 +35,7 @@ def peak_of_storing(averages: list[PowerAverage], folder: Path, precision: str) 
             snapshots.save(path, average.net, precision, about, keep=True)
         objects = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
-    tensors = most = 0
-    for event in measured.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            tensors += event.nbytes()
-            most = max(most, tensors)
-    return most + objects
+    return most_allocated(measured) + objects
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

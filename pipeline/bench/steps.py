@@ -1,0 +1,10 @@
+"""Steps of the pipeline as benchmarks run them."""
+
+import subprocess
+import sys
+
+
+def step(name: str, *words: str) -> None:
+    """Run a step of the pipeline in a process of its own."""
+    command = [sys.executable, "-m", f"pipeline.{name}", *words]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
