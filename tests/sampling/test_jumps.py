@@ -86,11 +86,25 @@ class Known(nn.Module):
         return torch.where((x == 16).unsqueeze(-1), hidden, is_open)
 
 
-def process(num: int, *words: str, labels: int = 0) -> Jumps:
+class Remembers(nn.Module):
+    """p(x1 | x_t) of a data set of a few images: of those that agree with what is open."""
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        self.images = images  # (K,3,H,W)
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        disagrees = (x[:, None] != self.images) & (x[:, None] != 16)  # (B,K,3,H,W)
+        share = (-50.0 * disagrees.flatten(2).sum(-1)).softmax(-1)
+        of_values = nn.functional.one_hot(self.images, 17).float()
+        return (torch.einsum("bk,kchwv->bchwv", share, of_values) + 1e-9).log()
+
+
+def process(num: int, *words: str, labels: int = 0, net: nn.Module | None = None) -> Jumps:
     config = resolved("experiment=tiny", *discrete.WORDS, "sample.guidance=1", *words)
-    label = torch.full((num,), labels)
-    model = read_model(config.model.model_dump())
-    return Jumps(config.sample, (Known(), None), label, 10, model, 3.0, 5, torch.arange(num))
+    label, model = torch.full((num,), labels), read_model(config.model.model_dump())
+    networks = (net or Known(), None)
+    return Jumps(config.sample, networks, label, 10, model, 3.0, 5, torch.arange(num))
 
 
 @pytest.mark.parametrize("kind", ["none", "symmetric", "0.5"])
@@ -105,6 +119,17 @@ def test_samples_have_the_distribution_that_is_predicted(kind: str) -> None:
     counts = torch.bincount(end.flatten(), minlength=17) / end.numel()
     torch.testing.assert_close(counts, Known.logits.softmax(0), atol=0.01, rtol=0)
     assert chain.steps == 32 and (chain.evaluations == 32).all()
+
+
+@pytest.mark.parametrize("kind", ["none", "symmetric"])
+def test_a_network_that_knows_the_images_draws_whole_ones(kind: str) -> None:
+    """Of dependent values too: with the exact prediction samples are the data set, evenly."""
+    images = torch.randint(16, (4, 3, 4, 4), generator=torch.Generator().manual_seed(0))
+    chain = process(400, f"sample.divergence_free={kind}", net=Remembers(images))
+    end = chain.solve(chain.start(4), torch.linspace(0, 1, 129, dtype=torch.float64))
+    equal = (end[:, None] == images).flatten(2).all(-1)  # (400,4)
+    assert equal.any(-1).double().mean() > 0.9  # two first values may open in one step
+    assert equal.double().mean(0).sub(0.25).abs().max() < 0.1  # 4.6 standard deviations
 
 
 def test_guidance_and_temperature_change_logits() -> None:
