@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 
 # Laid over experiment=tiny
 WORDS = (
-    *("workload=discrete_flow", "model.kind=discrete_unet", "model.channels=96"),
+    *("workload=discrete_flow", "model.kind=discrete_unet", "model.channels=32"),
     *("model.channel_mult=[1]", "model.attention_at=[]", "model.values=16", "sample.solver=jump"),
 )
 

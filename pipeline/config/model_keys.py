@@ -3,6 +3,7 @@
 A further family is a class with its own `kind` and `check`, and a member of the union `Model`.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -56,8 +57,6 @@ class DiscreteUNetKeys(UNetBlocks):
     """ADM's UNet on tokens, without a time: from values and masks to logits of values."""
 
     kind: Literal["discrete_unet"]
-    # Three tables side by side are as wide as the first block, whose norms have 32 groups
-    channels: Annotated[int, Field(ge=96, multiple_of=96)]
     values: Annotated[int, Field(ge=2, le=LEVELS)] = LEVELS  # grey levels that tokens tell apart
 
     @field_validator("values")
@@ -71,6 +70,11 @@ class DiscreteUNetKeys(UNetBlocks):
     def mask(self) -> int:
         """The token that hides a value: the one after the values."""
         return self.values
+
+    @property
+    def token_channels(self) -> int:
+        """Numbers of a token: a third of `channels`, rounded up to the norms' 32 groups."""
+        return 32 * math.ceil(self.channels / 96)
 
     @property
     def vocabulary(self) -> int:

@@ -1,8 +1,8 @@
 """The network of discrete flows: ADM's UNet between tokens and logits, without a time.
 
 Tokens are 0 … values-1 and the mask, `values`. How many of them are masks tells the time, so the
-network does not see it. A table turns each of an image's three colours into channels / 3 numbers;
-side by side they take the place of the first convolution.
+network does not see it. A table turns each of an image's three colours into as many numbers,
+channels / 3 if that fits; side by side they take the place of the first convolution.
 """
 
 import torch
@@ -20,9 +20,9 @@ class DiscreteUNet(Body):
     def __init__(self, model: DiscreteUNetKeys, num_classes: int) -> None:
         super().__init__(model, num_classes)
         self.vocabulary = model.vocabulary
-        self.token_embedding = nn.Embedding(model.vocabulary, model.channels // COLOURS)
+        self.token_embedding = nn.Embedding(model.vocabulary, model.token_channels)
         self._build_label_embedding()
-        self._build_body(model.channels, COLOURS * model.vocabulary)
+        self._build_body(COLOURS * model.token_channels, COLOURS * model.vocabulary)
 
     def forward(
         self, x: Tensor, t: Tensor | None, labels: Tensor, keys: Tensor | None = None
@@ -33,7 +33,7 @@ class DiscreteUNet(Body):
         """
         # Numbers of each colour side by side
         b, _, height, width = x.shape
-        numbers = self.token_embedding(x.permute(0, 2, 3, 1))  # (B,H,W,3,channels/3)
+        numbers = self.token_embedding(x.permute(0, 2, 3, 1))  # (B,H,W,3,token_channels)
         h = numbers.flatten(3).permute(0, 3, 1, 2)
 
         # Classes

@@ -33,7 +33,7 @@ def test_every_workload_has_its_rules_and_its_trainer() -> None:
         (["train.coupling=optimal_transport"], "since masks are not near any image: give train.co"),
         (["train.coupling=semidiscrete"], "since masks are not near any image: give train.coupli"),
         (["model.values=255"], "model.values=255 is not valid: expected a divisor of 256"),
-        (["model.channels=32"], "model.channels=32 is not valid"),
+        (["model.channels=48"], "model.channels=48 is not valid"),
         (["model.time_scale=2"], "unknown key model.time_scale of model.kind=discrete_unet"),
         (["train.mask_exponent=0"], "train.mask_exponent=0 is not valid"),
         (["data.resolution=18"], "data.resolution=18 cannot be halved 2 times"),

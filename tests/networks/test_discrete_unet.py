@@ -43,3 +43,12 @@ def test_the_published_network_has_a_table_and_no_time() -> None:
     assert names == {"token_embedding", "encoder", "middle", "decoder", "out_norm", "out_conv"}
     assert net.token_embedding.weight.shape == (257, 32)
     assert net.out_conv.weight.shape == (3 * 257, 288, 3, 3)
+
+
+@pytest.mark.parametrize(("channels", "numbers"), [(32, 32), (96, 32), (128, 64), (192, 64)])
+def test_a_token_has_a_third_of_the_channels_or_somewhat_more(channels: int, numbers: int) -> None:
+    words = (*discrete.WORDS, f"model.channels={channels}")
+    with torch.device("meta"):
+        net = DiscreteUNet(resolved("experiment=tiny", *words).model, 10)
+    assert net.token_embedding.weight.shape == (17, numbers)
+    assert net.encoder[0][0].conv1.weight.shape[:2] == (channels, 3 * numbers)
