@@ -8,6 +8,7 @@ channels / 3 if that fits; side by side they take the place of the first convolu
 import torch
 from torch import Tensor, nn
 
+from pipeline.compute import execution
 from pipeline.config.model_keys import DiscreteUNetKeys
 from pipeline.networks.unet import Body
 
@@ -35,6 +36,7 @@ class DiscreteUNet(Body):
         b, _, height, width = x.shape
         numbers = self.token_embedding(x.permute(0, 2, 3, 1))  # (B,H,W,3,token_channels)
         h = numbers.flatten(3).permute(0, 3, 1, 2)
+        h = h.contiguous(memory_format=execution.memory_format(h.device))
 
         # Classes
         if self.label_embedding is None:

@@ -52,3 +52,14 @@ def test_a_token_has_a_third_of_the_channels_or_somewhat_more(channels: int, num
         net = DiscreteUNet(resolved("experiment=tiny", *words).model, 10)
     assert net.token_embedding.weight.shape == (17, numbers)
     assert net.encoder[0][0].conv1.weight.shape[:2] == (channels, 3 * numbers)
+
+
+def test_gradients_lie_in_memory_as_their_parameters_do() -> None:
+    """DDP copies, and warns, if they do not; convolutions take time to turn them."""
+    net = DiscreteUNet(resolved("experiment=tiny", *discrete.WORDS).model, 10)
+    torch.nn.init.normal_(net.out_conv.weight)  # else there are no gradients
+    logits = net(torch.randint(17, (2, 3, 8, 8)), None, torch.tensor([0, 10]))
+    loss = mixture_path.cross_entropy(logits, torch.zeros(2, 3, 8, 8, dtype=torch.int64))
+    parameters = [*net.parameters()]
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        assert gradient.stride() == parameter.stride()
