@@ -130,11 +130,15 @@ def test_it_resumes_to_the_bit(
 def test_two_ranks_make_the_same_model(
     references: dict[str, tuple], pack: Path, tmp_path: Path
 ) -> None:
-    train_on_ranks(
-        2, *(words(pack, tmp_path / loss, loss, "runtime.micro_batch=3") for loss in LOSSES)
-    )
-    for loss, reference in references.items():
-        weights, rows = outcome(tmp_path / loss)
+    cases = [(loss, strategy) for loss in LOSSES for strategy in ("ddp", "fsdp2")]
+    runs = []
+    for loss, strategy in cases:
+        keys = (f"runtime.strategy={strategy}", "runtime.micro_batch=3")
+        runs.append(words(pack, tmp_path / f"{loss}-{strategy}", loss, *keys))
+    train_on_ranks(2, *runs)
+    for loss, strategy in cases:
+        weights, rows = outcome(tmp_path / f"{loss}-{strategy}")
+        reference = references[loss]
         assert losses(rows) == pytest.approx(losses(reference[1]), rel=1e-5)
         assert difference(weights, reference[0]) < 1e-4
 
