@@ -20,9 +20,12 @@ class Documents(Shared):
     def __init__(self, files: Mapping[str, Any], command_line: Mapping[str, Any]) -> None:
         """`files`: config.yaml and those of --configfile; `command_line`: --config."""
         super().__init__(validate(layered(files, command_line)))
-        assert self.config.concept is not None
-        self.suffix = existing("concept.suffix", self.config.concept.suffix, "file")
+        concept = self.config.concept
+        assert concept is not None
+        self.suffix = existing("concept.suffix", concept.suffix, "file")
         words = [f"concept.suffix={file}" for file in self.suffix]
+        # These change no file of it, only what it says of the training to come
+        words += [f"concept.{key}={getattr(concept, key)}" for key in ("max_sentences", "held_out")]
         self.prepare_settings = shlex.join([*shlex.split(self.settings), *words])
         self.samples = [f"{self.run}/predict/predicted.npy"]
         self.metrics = [f"{self.run}/metrics/scores.json"]

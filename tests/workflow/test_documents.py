@@ -79,6 +79,8 @@ def test_what_a_run_leaves(finished: Project) -> None:
         "results/experiments.html",
     ):
         assert (finished.folder / name).stat().st_size > 0, name
+    log = (finished.folder / "results/data/made.log").read_text()
+    assert "835 pieces of 2 to 24, 58 documents held out" in log
     cards = (finished.folder / "results/index.html").read_text()
     assert "lcm_mse_smoke, made" in cards and "lcm_mse_smoke/made/report/curve.png" in cards
     scores = sentences.read_of_run(finished.folder / RUN / "metrics")
