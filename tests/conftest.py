@@ -32,22 +32,26 @@ settings.register_profile("shared machines", deadline=None)  # no test of second
 settings.load_profile("shared machines")
 
 
-LONGEST = tuple(
-    f"tests/{name}.py"
-    for name in (
-        "launching/test_cluster",
-        "training/test_same_model",
-        "images/test_photos",
-        "launching/test_nodes",
-        "workflow/test_more_stages",
-        "sampling/test_sample_ranks",
-    )
+# Files that take longest, and at last the one whose run others of its folder wait for
+FIRST = (
+    "launching/test_cluster",
+    "training/test_faults",
+    "workflow/test_more_stages",
+    "reporting/test_pages",
+    "training/test_same_model",
+    "workflow/test_kubernetes",
+    "bench/test_gpu_check",
+    "images/test_resume",
+    "images/test_photos",
+    "launching/test_nodes",
+    "workflow/test_workflow",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files come first, so that no worker is left with one at the end."""
-    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+    place = {f"tests/{name}.py": number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(FIRST)))
 
 
 def pytest_collection_finish() -> None:

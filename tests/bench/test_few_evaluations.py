@@ -12,6 +12,7 @@ from pipeline.scoring.scores import frechet
 from tests.random_networks import save_network
 
 
+@pytest.mark.slow
 def test_distances_of_all_solvers_at_equal_evaluations(tmp_path: Path) -> None:
     weights = save_network(tmp_path / "weights.safetensors", channel_mult=[1], attention_at=[])
     bench = Bench(["experiment=tiny", f"weights={weights}"], torch.device("cpu"), images=2)

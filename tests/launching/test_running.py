@@ -130,7 +130,8 @@ def test_a_job_that_begins_is_stopped_too(folder: Path, pack: Path) -> None:
         assert job.poll() is None
     assert not job.children()  # it has yet to check everything
     assert "stopping pipeline.train run" in said("pipeline.stop")
-    assert job.wait(60) == -signal.SIGTERM and not running.entries()
+    # By the signal itself, or, if it had come as far as its ranks meanwhile, by theirs
+    assert job.wait(60) in (-signal.SIGTERM, 75) and not running.entries()
 
 
 def test_a_launcher_that_comes_while_others_end_is_stopped(

@@ -84,6 +84,7 @@ def test_fp16_learns_the_same(fp16: tuple, reference: tuple, pack: Path, tmp_pat
     np.testing.assert_allclose(norms[0][0], norms[1][0], rtol=2e-2)  # not scaled
 
 
+@pytest.mark.slow
 def test_fp16_goes_on_bit_identically(fp16: tuple, pack: Path) -> None:
     out, keys, weights, rows = fp16
     next(out.glob("checkpoints/*/step-*8.pt")).unlink()
