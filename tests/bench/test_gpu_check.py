@@ -22,6 +22,7 @@ from pipeline.bench.gpu_check import (
     scoring,
     sharding,
     training,
+    workloads,
 )
 from pipeline.bench.gpu_check.check import (
     FAILED,
@@ -37,7 +38,8 @@ from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
 MODULES = (
-    numbers, networks, attention, training, sharding, memory, sampling, scoring, processes,
+    numbers, networks, attention, training, sharding, memory, sampling, workloads, scoring,
+    processes,
 )  # fmt: skip
 SLOW = (processes, training, sampling)
 EVERY = [
@@ -117,7 +119,9 @@ def test_a_figure_outside_of_its_bounds(value: float) -> None:
     check = Check("x", lambda device: Figure(value, 1.0, "units", 0.0), "why")
     outcome = run_check(check, CPU)
     assert outcome.state == FAILED and "units" in outcome.text
-    json.loads(json.dumps(outcome.to_json(), allow_nan=False))
+    again = Outcome.from_json(json.loads(json.dumps(outcome.to_json(), allow_nan=False)))
+    assert str(again) == str(outcome)  # of NaN, too
+    assert command.cells(again) == command.cells(outcome) and again.to_json() == outcome.to_json()
     command.table([outcome])
 
 

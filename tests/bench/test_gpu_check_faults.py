@@ -22,6 +22,7 @@ from pipeline.bench.gpu_check import (
     sampling,
     scoring,
     sharding,
+    workloads,
 )
 from pipeline.bench.gpu_check.check import (
     FAILED,
@@ -253,3 +254,25 @@ def test_a_missing_package_is_not_applicable(monkeypatch: pytest.MonkeyPatch) ->
         if not check.not_on_cpu:
             outcome = run_check(check, CPU)
             assert outcome.state == NOT_APPLICABLE and "is not installed" in outcome.text
+
+
+@pytest.mark.parametrize(("name", "layer"), [("tokens", nn.GroupNorm), ("documents", nn.RMSNorm)])
+def test_a_layer_that_is_off_in_other_workloads(
+    monkeypatch: pytest.MonkeyPatch, name: str, layer: type[nn.Module]
+) -> None:
+    workloads.exact(name)
+    plain = layer.forward
+    monkeypatch.setattr(layer, "forward", lambda self, x: plain(self, x) * 1.001)
+    failed(partial(workloads.agrees, name, "fp32"))
+
+
+def test_jumps_by_other_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = itertools.count(100)
+    plain = sampling.images
+
+    def other(*args: Any) -> Any:
+        monkeypatch.setattr(draws, "SAMPLE_TOKENS", next(streams))
+        return plain(*args)
+
+    monkeypatch.setattr(sampling, "images", other)
+    failed(workloads.sampled)

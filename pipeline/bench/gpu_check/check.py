@@ -77,6 +77,12 @@ class Outcome:
             fields["value"] = str(self.value)
         return fields
 
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Outcome":
+        """The inverse of `to_json`."""
+        value = fields["value"]
+        return cls(**{**fields, "value": None if value is None else float(value)})
+
 
 def run_check(check: Check, device: torch.device) -> Outcome:
     """Run a check; whatever it raises becomes a line of the outcome."""

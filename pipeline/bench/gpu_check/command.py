@@ -29,8 +29,8 @@ from pipeline.bench.gpu_check.check import FAILED, NOT_APPLICABLE, OK, Check, Ou
 from pipeline.bench.gpu_check.group import checks_of
 
 NAMES = (
-    "numbers", "networks", "attention", "training", "sharding", "memory", "sampling", "scoring",
-    "processes",
+    "numbers", "networks", "attention", "training", "sharding", "memory", "sampling", "workloads",
+    "scoring", "processes",
 )  # fmt: skip
 GROUPS = {name: f"pipeline.bench.gpu_check.{name}" for name in NAMES}
 LIMIT = 480.0  # seconds of all groups together
@@ -58,7 +58,7 @@ def run_group(group: str, checks: Sequence[Check], device: str, seconds: float) 
         out = Path(folder, "outcomes.jsonl")
         end = in_process(group, device, out, [check.name for check in waiting], seconds)
         lines = out.read_text().splitlines() if out.exists() else []
-    outcomes += [Outcome(**json.loads(line)) for line in lines]
+    outcomes += [Outcome.from_json(json.loads(line)) for line in lines]
     reached = {outcome.name for outcome in outcomes}
     return [*outcomes, *(Outcome(c.name, FAILED, end) for c in waiting if c.name not in reached)]
 
@@ -142,7 +142,7 @@ def run(
 def cells(outcome: Outcome) -> tuple[str, ...]:
     """A row of the table."""
     state = f"{outcome.state}: {outcome.text}" if outcome.state != OK else OK
-    figure = "" if outcome.value is None else f"{float(outcome.value):.3g}"
+    figure = "" if outcome.value is None else f"{outcome.value:.3g}"
     least = "" if outcome.at_least is None else f"{outcome.at_least:g} to "
     bound = "" if outcome.at_most is None else f"{least}{outcome.at_most:g} {outcome.unit}"
     note = outcome.text if outcome.state == OK else ""

@@ -60,7 +60,7 @@ class Fixture(NamedTuple):
 class Computed(NamedTuple):
     """What a network makes of its fixture, float64 on the CPU."""
 
-    velocity: Tensor  # (B,3,H,W) of x without class
+    output: Tensor  # (B,3,H,W) of x without class
     loss: Tensor  # of x0, x1 at t_train
     gradients: dict[str, Tensor]  # of the loss, by parameter; without those that have none
 
@@ -115,12 +115,12 @@ def exact(name: str) -> Computed:
     return computed(net, velocity, loss.mean())
 
 
-def computed(net: nn.Module, velocity: Tensor, loss: Tensor, scale: float = 1.0) -> Computed:
-    """Velocity, loss and, after a backward pass of the scaled loss, gradients."""
+def computed(net: nn.Module, output: Tensor, loss: Tensor, scale: float = 1.0) -> Computed:
+    """Output, loss and, after a backward pass of the scaled loss, gradients."""
     (loss * scale).backward()
     with_grad = ((name, p.grad) for name, p in net.named_parameters() if p.grad is not None)
     gradients = {name: gradient.cpu().double() / scale for name, gradient in with_grad}
-    return Computed(velocity.detach().cpu().double(), loss.detach().cpu().double(), gradients)
+    return Computed(output.detach().cpu().double(), loss.detach().cpu().double(), gradients)
 
 
 def on_device(
@@ -146,7 +146,7 @@ def on_device(
 
 def errors(ours: Computed, right: Computed) -> Iterator[tuple[float, str]]:
     """Relative errors, and of what they are."""
-    yield relative(ours.velocity, right.velocity), "velocity"
+    yield relative(ours.output, right.output), "output"
     yield relative(ours.loss, right.loss), "loss"
     whole = math.sqrt(sum(float(g.square().sum()) for g in right.gradients.values()))
     for name, gradient in right.gradients.items():
@@ -192,7 +192,7 @@ def reaches_oracle(name: str, device: torch.device) -> Figure:
     arrays = {key: float(given.arrays[key]) for key in ("loss", "grad_norm")}
     velocity = torch.from_numpy(given.arrays["v_uncond"]).double()
     pairs = (
-        (float((ours.velocity - velocity).abs().max()), "velocity"),
+        (float((ours.output - velocity).abs().max()), "velocity"),
         (abs(float(ours.loss) / arrays["loss"] - 1), "loss"),
         (abs(length / arrays["grad_norm"] - 1), "length of the gradient"),
     )

@@ -1,6 +1,6 @@
 """Samples of a network with random weights: by batch size, device, compilation and precision."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -37,9 +37,9 @@ SOLVERS = ("euler", "midpoint", "heun", "rk4", "dopri5")
 SPREAD = {"stem": 0.5, "time_mlp": 0.3, "label_embedding": 1.5, "out_conv": 0.3}
 
 
-def random_network() -> nn.Module:
-    """The tiny network with random weights in every layer."""
-    net = families.build(configuration(MODEL).model, CLASSES)
+def random_network(words: Sequence[str] = MODEL) -> nn.Module:
+    """The network of a configuration with random weights in every layer."""
+    net = families.build(configuration(words).model, CLASSES)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in net.named_parameters():
         std = SPREAD.get(name.partition(".")[0], 0.1)
@@ -48,15 +48,15 @@ def random_network() -> nn.Module:
 
 
 @contextmanager
-def weights() -> Iterator[Path]:
+def weights(words: Sequence[str] = MODEL) -> Iterator[Path]:
     """A file of these weights, as a training leaves it."""
-    config = configuration(MODEL)
+    config = configuration(words)
     names = [f"class {k}" for k in range(CLASSES)]
     data = DataAbout(source="shapes", resolution=8, recipe="box", classes=names, sha256=None)
     about = WeightsAbout(config=stage_keys(config, "train"), record=data.to_json(), images=1)
     with TemporaryDirectory() as folder:
         path = Path(folder, "weights.safetensors")
-        save_weights(path, random_network().state_dict(), about)
+        save_weights(path, random_network(words).state_dict(), about)
         yield path
 
 
