@@ -22,6 +22,15 @@ PIP_FLAGS ?=
 VERBOSE ?=
 WORKERS ?= $(if $(SLOW),$(shell expr $$(nproc) + 1),logical)
 
+# A misspelt name must not start another run. One with a _ may be meant for the environment of the
+# jobs, which make hands on, as those of another make that calls this one.
+READ := PYTHON VENV CORES GPUS CONFIG RES EXPERIMENT SET BENCH PART CALIBRATE PIP_FLAGS VERBOSE WORKERS SLOW
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+UNREAD := $(foreach name,$(filter-out $(READ),$(GIVEN)),$(if $(findstring _,$(name)),,$(name)))
+ifeq ($(MAKELEVEL),0)
+$(if $(UNREAD),$(error no target reads $(UNREAD): use SET='key=value …' for keys of the experiment, or a variable of: $(READ)))
+endif
+
 # SET reaches Snakemake whole: as a YAML list of one string, in one word of the shell; by its value,
 # since make would take a `$` in it for a variable of its own
 WORDS := $(strip $(if $(RES),data.resolution=$(RES)) $(value SET))

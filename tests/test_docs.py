@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -20,6 +21,25 @@ def test_make_help_lists_the_targets() -> None:
     text = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in ("smoke", "data", "train", "sample", "evaluate", "report", "plan", "test"):
         assert re.search(rf"^make {target} +\S", text, re.M), text
+
+
+@pytest.mark.parametrize(
+    ("word", "refused"),
+    [
+        ("ARGS=train.images=64000", True),
+        ("EXPERIMNT=smoke", True),
+        ("SET=train.lr=2e-4 X=1", False),
+        ("IMAGENET_DIR=/data", False),  # for the environment of the jobs
+    ],
+)
+def test_make_refuses_a_variable_that_nothing_reads(word: str, refused: bool) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "MAKELEVEL"}
+    done = subprocess.run(
+        ["make", "help", word], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
+    assert (done.returncode != 0) == refused
+    name = word.partition("=")[0]
+    assert (f"no target reads {name}: use SET='key=value …'" in done.stderr) == refused
 
 
 def test_the_pages_name_only_targets_that_exist() -> None:
