@@ -3,8 +3,9 @@
 The network is the smoke run's, trained for a minute. Every solver carries the same noise with the
 same number of evaluations, without guidance, on the better of the uniform grid and that of EDM; the
 learned one is fitted to other noise, on times of its own. The distance is the root mean square over
-all values of all images, which lie in [-1, 1]. At the larger number of evaluations the Fréchet
-distance to the real images stands beside it, over that of dopri5.
+all values of all images, which lie in [-1, 1]; a few images that end elsewhere make most of it, so
+that of the median image stands beside it. At the larger number of evaluations the Fréchet distance
+to the real images does, too, over that of dopri5.
 """
 
 import tempfile
@@ -53,16 +54,22 @@ def rmse(ends_of_one: Ends, exact: Ends) -> float:
     return float(np.sqrt(np.mean(np.square(ends_of_one - exact, dtype=np.float64))))
 
 
-def distances(bench: Bench, exact: Ends) -> dict[str, list[float]]:
-    """Distance from dopri5 of each solver on its better grid, by its name and evaluations."""
+def of_median_image(ends_of_one: Ends, exact: Ends) -> float:
+    """Root mean square distance of the image that half of the others are nearer than."""
+    squares = np.square(ends_of_one - exact, dtype=np.float64)
+    return float(np.sqrt(np.median(squares.mean(axis=(1, 2, 3)))))
+
+
+def on_better_grids(bench: Bench, exact: Ends) -> dict[str, Ends]:
+    """The states at time 1 of each solver on its better grid, by its name and evaluations."""
     result = {}
     for budget in BUDGETS:
         for name in SOLVERS:
             starts = 1 if name in get_args(MultistepSolver) else 0
             steps = (budget - starts) // EVALUATIONS[name]
             words = (f"sample.solver={name}", f"sample.steps={steps}")
-            found = [rmse(ends(bench, *words, f"sample.grid={grid}"), exact) for grid in GRIDS]
-            result[case(name, budget)] = [min(found)]
+            found = [ends(bench, *words, f"sample.grid={grid}") for grid in GRIDS]
+            result[case(name, budget)] = min(found, key=lambda one: rmse(one, exact))
     return result
 
 
@@ -112,13 +119,15 @@ def run(folder: Path | None = None) -> dict[str, Any]:
         place = folder or Path(temporary)
         bench = Bench(trained(place), pick_device("auto", 0), IMAGES)
         exact = ends(bench, *EXACT)
-        values = distances(bench, exact)
-        found = {budget: learned_ends(bench, budget, place) for budget in BUDGETS}
-        values |= {case(LEARNED, b): [rmse(one, exact)] for b, one in found.items()}
-        scores = frechet_to_real(bench, [exact, found[BUDGETS[-1]]])
+        found = on_better_grids(bench, exact)
+        found |= {case(LEARNED, b): learned_ends(bench, b, place) for b in BUDGETS}
+        scores = frechet_to_real(bench, [exact, found[case(LEARNED, BUDGETS[-1])]])
+    values = {name: [rmse(one, exact)] for name, one in found.items()}
+    medians = {name: of_median_image(one, exact) for name, one in found.items()}
     title = f"RMSE of {IMAGES} samples to dopri5 at 1e-5 by equal evaluations, smoke network"
     result = record.summary(title, "RMSE", values, baseline=case("euler", BUDGETS[0]))
-    about = {"bars": bars(values, scores), "trained_on": TRAINED, "frechet": scores}
+    about = {"bars": bars(values, scores), "of_median_image": medians, "trained_on": TRAINED}
+    about["frechet"] = scores
     return result | about
 
 

@@ -17,7 +17,8 @@ def test_distances_of_all_solvers_at_equal_evaluations(tmp_path: Path) -> None:
     weights = save_network(tmp_path / "weights.safetensors", channel_mult=[1], attention_at=[])
     bench = Bench(["experiment=tiny", f"weights={weights}"], torch.device("cpu"), images=2)
     exact = solvers.ends(bench, *solvers.EXACT)
-    values = solvers.distances(bench, exact)
+    found = solvers.on_better_grids(bench, exact)
+    values = {name: [solvers.rmse(one, exact)] for name, one in found.items()}
     assert len(values) == 2 * 6 and all(0 < value[0] < 1 for value in values.values())
     nearest = [solvers.nearest(values, budget, ("ab3",)) for budget in solvers.BUDGETS]
     assert nearest[1] < nearest[0] < solvers.nearest(values, 8, ("euler",))
@@ -25,6 +26,13 @@ def test_distances_of_all_solvers_at_equal_evaluations(tmp_path: Path) -> None:
     values |= {solvers.case(solvers.LEARNED, 8): [solvers.rmse(learned, exact)]}
     bars = solvers.bars(values, [2.0, 2.1])
     assert [bar["holds"] for bar in bars[2:]] == [True, False]
+
+
+def test_one_image_that_ends_elsewhere_is_in_the_mean_and_not_in_the_median() -> None:
+    exact = np.zeros((9, 3, 2, 2), np.float32)
+    found = exact + np.array(4 * [1] + 4 * [2] + [30], np.float32).reshape(-1, 1, 1, 1)
+    assert solvers.rmse(found, exact) == pytest.approx((4 + 16 + 900) ** 0.5 / 3)
+    assert solvers.of_median_image(found, exact) == pytest.approx(2)
 
 
 def test_frechet_of_few_images() -> None:
