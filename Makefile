@@ -22,8 +22,8 @@ PIP_FLAGS ?=
 VERBOSE ?=
 WORKERS ?= $(if $(SLOW),$(shell expr $$(nproc) + 1),logical)
 
-# A misspelt name must not start another run. One with a _ may be meant for the environment of the
-# jobs, which make hands on, as those of another make that calls this one.
+# A misspelt variable must not start another run. Names with a _ pass, since they may be meant for
+# the environment of the jobs, and so do the variables of another make that calls this one.
 READ := PYTHON VENV CORES GPUS CONFIG RES EXPERIMENT SET BENCH PART CALIBRATE PIP_FLAGS VERBOSE WORKERS SLOW
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 UNREAD := $(foreach name,$(filter-out $(READ),$(GIVEN)),$(if $(findstring _,$(name)),,$(name)))

@@ -42,6 +42,12 @@ def test_make_refuses_a_variable_that_nothing_reads(word: str, refused: bool) ->
     assert (f"no target reads {name}: use SET='key=value …'" in done.stderr) == refused
 
 
+def test_make_knows_each_variable_that_it_reads() -> None:
+    text = (ROOT / "Makefile").read_text()
+    found = re.search(r"^READ := (.*)$", text, re.M)
+    assert found and {*re.findall(r"^([A-Z_]+) \?=", text, re.M)} <= {*found[1].split()}
+
+
 def test_the_pages_name_only_targets_that_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     for page in PAGES:

@@ -1,8 +1,8 @@
 """The network of discrete flows: ADM's UNet between tokens and logits, without a time.
 
 Tokens are 0 … values-1 and the mask, `values`. How many of them are masks tells the time, so the
-network does not see it. A table turns each of an image's three colours into as many numbers,
-channels / 3 if that fits; side by side they take the place of the first convolution.
+network does not see it. A table turns the token of each of an image's three colours into numbers,
+`token_channels` of them; side by side they take the place of the first convolution.
 """
 
 import torch

@@ -24,7 +24,7 @@ class Documents(Shared):
         assert concept is not None
         self.suffix = existing("concept.suffix", concept.suffix, "file")
         words = [f"concept.suffix={file}" for file in self.suffix]
-        # These change no file of it, only what it says of the training to come
+        # These change no file of the pack, only what `prepare` prints about the training to come
         words += [f"concept.{key}={getattr(concept, key)}" for key in ("max_sentences", "held_out")]
         self.prepare_settings = shlex.join([*shlex.split(self.settings), *words])
         self.samples = [f"{self.run}/predict/predicted.npy"]
