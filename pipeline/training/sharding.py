@@ -131,10 +131,22 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> N
     """Set the optimiser's state to `saved`, which holds whole tensors."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state = {
-        index: {name: _part(value, parameters[index]) for name, value in moments.items()}
+        index: {name: _laid_out(value, parameters[index]) for name, value in moments.items()}
         for index, moments in saved["state"].items()
     }
     optimizer.load_state_dict({**saved, "state": state})
+
+
+def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """This rank's part of a moment, in the parameter's memory format.
+
+    A moment is saved in that of the device and the strategy it was made under. AdamW's fused
+    kernel goes through the memory of both: of another format it takes the wrong numbers (CPU) or
+    raises (CUDA).
+    """
+    if value.shape != parameter.shape:  # the number of steps
+        return value
+    return torch.empty_like(parameter).copy_(_part(value, parameter))
 
 
 def _part(value: Tensor, local: Any) -> Tensor:
