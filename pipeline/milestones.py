@@ -244,7 +244,8 @@ def wait(judge: Judge) -> None:
 
 def write(job: Job, rows: list[MilestoneRow]) -> None:
     """Write the curve and its picture (rank 0)."""
-    last, real = rows[-1], f"{job.reference.num_images:,} real images"
+    last, num = rows[-1], job.reference.num_images
+    real = f"{'' if num is None else f'{num:,} '}real images"  # other programs' files do not say
     protocol = f"{last.num:,} samples of {last.sampler} with seed {last.seed}, against {real}"
     with atomic_stream(job.out / PICTURE) as stream:
         title = f"{job.config.experiment}, {job.record.name}: {last.label}"

@@ -38,7 +38,7 @@ from pipeline.drawing.surface import surface_chart
 from pipeline.drawing.tiles import Panel, panel_grid
 from pipeline.images.sources.find import resolve_image_set
 from pipeline.launching import console
-from pipeline.reporting.front_pages import INDEX, relative, run_page, scores_in_words
+from pipeline.reporting.front_pages import INDEX, LEAD, relative, run_page, scores_in_words
 from pipeline.reporting.learned import LearnedSolver
 from pipeline.reporting.milestones import COLUMNS, PICTURE, MilestoneRow, in_words, read_milestones
 from pipeline.reporting.pages import html_table, page, report_parts
@@ -263,7 +263,7 @@ def main(argv: list[str]) -> None:
     counts = class_counts(inputs)
     protocols = [short_hashes(line) for line in numbered(protocol_texts(evaluations))]
     shown = summary(full, inputs.curve, evaluations, notes)
-    heading = f"{experiment(out)}: {full}".removeprefix(": ")
+    heading, lead = f"{experiment(out)}: {full}".removeprefix(": "), scores_in_words(evaluations)
     tables = report_parts(inputs.curve, evaluations, record.classes, counts, notes)
     tables += milestones_part(inputs.milestones)
     # every file in memory before the first is written
@@ -282,8 +282,9 @@ def main(argv: list[str]) -> None:
         "index.html": index.encode(),
         "table.html": page(full, tables).encode(),
         "summary.txt": shown.encode(),
+        LEAD: "\n".join(lead).encode(),
     }
-    write(out, outputs, scores_in_words(evaluations))
+    write(out, outputs, lead)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ OUTPUTS = {
     "samples_vs_real.png",
     "table.html",
     "summary.txt",
+    "lead.txt",
     "distance.png",
     "nfe.png",
     "config.json",

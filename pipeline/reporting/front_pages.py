@@ -15,7 +15,7 @@ from pipeline.base.text import number
 from pipeline.reporting import overview, sentences
 from pipeline.reporting.pages import page, paragraphs
 from pipeline.reporting.records import Evaluation
-from pipeline.reporting.score_rows import Row, frechet_rows, seed_rows, table_rows
+from pipeline.reporting.score_rows import Row, comparable, frechet_rows, seed_rows, table_rows
 
 FIGURES = {  # picture of a run -> what it shows
     "samples_vs_real.png": "Real images beside samples, one row per class.",
@@ -26,16 +26,21 @@ FIGURES = {  # picture of a run -> what it shows
     "curve.png": "Training curve.",
 }
 INDEX = "index.html"
+LEAD = "lead.txt"  # beside the page of a run: its sentences on the scores
 
 
 def scores_in_words(evaluations: Sequence[Evaluation]) -> list[str]:
-    """A sentence on the best Fréchet distance, and one on the class accuracy of its samples."""
+    """A sentence on the best Fréchet distance, and one on the class accuracy of its samples.
+
+    The best of those that can be compared with that of the most samples.
+    """
     # The best sampler
     rows = table_rows(evaluations)
     samplers = seed_rows(frechet_rows(rows))
     if not samplers:
         return [f"{row.label}: {number(row.value)}." for row in rows[:1]]
-    best = min(samplers, key=lambda row: row.mean)
+    most = comparable(max(samplers, key=lambda row: row.num_images))
+    best = min((row for row in samplers if comparable(row) == most), key=lambda row: row.mean)
 
     # In words
     several = "," in best.seeds
@@ -146,6 +151,8 @@ def card(
     name = html.escape(f"{experiment}, {data}")
     of_sentences = sentences.read_of_run(run.parents[1] / "metrics")
     lines = sentences.in_words(of_sentences) if of_sentences else scores_in_words(scores)
+    if (lead := run.with_name(LEAD)).exists():  # metrics of other samplers may lie there, too
+        lines = lead.read_bytes().decode().splitlines()
     return (
         f'<article><a href="{address}"><h2>{name}</h2>'
         f'<img src="{picture}" alt="{name}" loading="lazy"></a>{paragraphs(lines)}</article>'

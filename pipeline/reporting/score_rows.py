@@ -146,23 +146,28 @@ def is_frechet(row: Row) -> bool:
     return row.name.startswith(("fid", "frechet"))
 
 
+def comparable(row: Row) -> tuple[object, ...]:
+    """Equal for rows whose values can be compared: features, number of samples and protocol."""
+    return row.name, row.num_images, row.protocol
+
+
 def seed_rows(rows: Sequence[Row]) -> list[SeedsRow]:
     """FID over seeds: one row per sampler, from `frechet_rows`."""
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
-        key = (row.name, row.sampler, row.num_images, row.protocol)
+        key = (row.sampler, *comparable(row))
         groups.setdefault(key, []).append(row)
     return [over_seeds(group) for group in groups.values()]
 
 
 def best_pairs(evaluations: Sequence[Evaluation]) -> list[str]:
-    """A sentence on the best of several Fréchet distances in the same features, which is lower
+    """A sentence on the best of several Fréchet distances that can be compared, which is lower
     than another sampling of its kind would give.
     """
     sentences = []
     rows = frechet_rows(table_rows(evaluations))
-    for name in dict.fromkeys(row.name for row in rows):
-        pairs = [row for row in rows if row.name == name]
+    for kind in dict.fromkeys(map(comparable, rows)):
+        pairs = [row for row in rows if comparable(row) == kind]
         best = min(pairs, key=lambda row: row.value)
         if len(pairs) > 1:
             alike = [row.value for row in pairs if row.sampler == best.sampler]
