@@ -134,7 +134,7 @@ class Spool:
         self._journal = self.journal_file.open("ab")
         # The unfinished stretch
         self._now = Unfinished()
-        self.used: list[str] = []  # stretches of this source, in its order
+        self.used: list[str] = []  # stretches of this source so far, in its order
 
     def _start_anew_if_other(self, header: dict[str, object]) -> None:
         # The same work as before
@@ -175,21 +175,20 @@ class Spool:
     def skip(self, stretch: Stretch, first: int) -> bool:
         """Whether the stretch is finished: same images, same rows, none left out.
 
-        Images that were left out are tried again: they may have been mended.
+        Images that were left out are tried again: they may have been mended. To be called for each
+        stretch of the source once, in order.
         """
+        # Before it is finished: workers lag behind, and later stretches may be skipped meanwhile
+        self.used.append(stretch.name)
+
         # Not finished yet
         if stretch.name not in self._finished:
             return False
 
         # Unchanged since then
         line = self.line(stretch.name)
-        same = (line.first, line.listing) == (first, listing(stretch))
-        if not same or line.problems or self._hash(first, len(stretch.items)) != line.sha256:
-            return False
-
-        # Counted as done
-        self.used.append(stretch.name)
-        return True
+        same = (line.first, line.listing) == (first, listing(stretch)) and not line.problems
+        return same and self._hash(first, len(stretch.items)) == line.sha256
 
     def _hash(self, first: int, count: int) -> str:
         """The hash of the digests of `count` rows, or of as many as there are."""
@@ -232,7 +231,6 @@ class Spool:
             raise disk_error(error, self.rows_file) from error
         # the next stretch
         self._finished[stretch.name] = (start, start + len(content))
-        self.used.append(stretch.name)
         self._now = Unfinished()
 
     def complete(self, num_images: int) -> None:
