@@ -278,12 +278,10 @@ def main(argv: list[str]) -> None:
         pictures["surface.png"] = surface_chart(*parts)
     shown_pictures = pictures | over_training(words)
     index = run_page(heading, evaluations, shown_pictures, tables, links(words, out))
-    outputs = pictures | {
-        "index.html": index.encode(),
-        "table.html": page(full, tables).encode(),
-        "summary.txt": shown.encode(),
-        LEAD: "\n".join(lead).encode(),
-    }
+    texts = {"index.html": index, "table.html": page(full, tables), "summary.txt": shown}
+    texts[LEAD] = "\n".join(lead)
+    # names of classes that are not UTF-8 are written as on a terminal
+    outputs = pictures | {k: v.encode(errors="backslashreplace") for k, v in texts.items()}
     write(out, outputs, lead)
 
 

@@ -1,5 +1,6 @@
 """User errors: one sentence on stderr (what, where, remedy) and exit status 2, no traceback."""
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -34,6 +35,9 @@ def run_main(step: Callable[[list[str]], None], own_help: bool = False) -> NoRet
     Under a launcher the first rank of each machine prints an error that every rank meets. With -h
     or --help as its first word a step prints what its module says of it, unless it has `own_help`.
     """
+    # A file's name that is not UTF-8 is printed all the same, as on stderr
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     # Help
     if not own_help and sys.argv[1:2] in (["-h"], ["--help"]):
         print(sys.modules[step.__module__].__doc__)
