@@ -29,6 +29,7 @@ from pipeline.config.paths import duals_file, out_folder, record_file, reference
 from pipeline.config.samplers import check_guidance, class_numbers, sampler_name
 from pipeline.config.schema import Config
 from pipeline.config.stages import rank_keys, write_config
+from pipeline.config.workloads import check_solver
 from pipeline.data.duals import load_duals, with_hash
 from pipeline.data.pack import DataAbout, Record
 from pipeline.drawing.milestones_chart import milestones_chart
@@ -116,6 +117,7 @@ def job_of(config: Config, words: dict[str, str]) -> Job:
     out = out_folder(Path(words.get("out", run_folder(config) / "milestones")))
     job = Job(config, run, int(seed), None, record, watch == "true", reference, file, out)
     weights = job.sampling(Milestone(0, folder)).weights
+    check_solver(sample, weights.of_tokens)
     class_numbers(sample, weights.classes)
     sampling.check_counts(sample, weights)
     check_guidance(sample, weights.classes is not None, run.config.train.label_dropout)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.base.errors import UserError
+from pipeline.config.older_form import LATER
 from pipeline.config.schema import Config, Sample
 
 TOKENS = "discrete_flow"  # the workload on tokens
@@ -19,6 +20,7 @@ class Rules:
     train: dict[str, tuple[tuple[Any, ...], str]] = field(default_factory=dict)
 
 
+OF_JUMPS = ("divergence_free", "temperature", "categorical")  # keys of `sample`
 OF_IMAGES = "it is about images"
 RULES = {
     "flow": Rules(networks=("unet", "edm2"), example="imagenet"),
@@ -89,6 +91,14 @@ def check_solver(sample: Sample, of_tokens: bool) -> None:
             f"sample.solver={sample.solver} is not possible, since the network is one of "
             f"{network}: give sample.solver={remedy}"
         )
+
+    # Keys of jumps alone
+    for key in () if of_tokens else OF_JUMPS:
+        if (value := getattr(sample, key)) != LATER["sample"][key]:
+            raise UserError(
+                f"sample.{key}={value} is not possible, since only sample.solver=jump reads it, "
+                "and the network is one of velocities: leave it out"
+            )
 
     # Times of its own
     if sample.learned and sample.grid != "uniform":

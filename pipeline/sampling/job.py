@@ -110,6 +110,7 @@ def job_of(config: Config, words: dict[str, str]) -> Job:
     if config.sample.selected:
         choice = Choice.read(Path(words["choice"]) if "choice" in words else choice_file(config))
         config = with_choice(config, choice)
+    check_seed(seed, choice, learned)
 
     # Weights that match
     weights = read_weights(Path(words["weights"]) if "weights" in words else weights_file(config))
@@ -124,6 +125,17 @@ def job_of(config: Config, words: dict[str, str]) -> Job:
     guide = read_guide(config.sample, weights, words.get("guide"))
     out = out_folder(Path(words.get("out", samples_folder(config, seed))))
     return Job(config, weights, guide, seed, out, learned, choice)
+
+
+def check_seed(seed: int, choice: Choice | None, learned: LearnedSolver | None) -> None:
+    """Raise UserError if the sampler was chosen, or its solver fitted, by the images of `seed`."""
+    chosen, fitted = choice is not None and seed in choice.seeds, learned and seed == learned.seed
+    if chosen or fitted:
+        raise UserError(
+            f"seed={seed} made the images by which this sampler was "
+            f"{'chosen' if chosen else 'fitted'}, so its scores would look better than they are: "
+            "give another seed"
+        )
 
 
 def read_solver(config: Config, file: str | None) -> LearnedSolver | None:
