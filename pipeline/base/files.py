@@ -79,6 +79,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_spent(folder: Path) -> None:
+    """Remove a folder that nothing needs any more, as far as that is possible.
+
+    On NFS a file that a process has open, such as a lock or a memory map, stays under a hidden name
+    until it is closed, so that its folder cannot go; that is not a reason to fail finished work.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON with sorted keys: equal values give equal bytes."""
     with atomic_stream(path) as stream:

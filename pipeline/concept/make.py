@@ -1,7 +1,6 @@
 """Documents -> a pack and its normaliser: what is not there yet is made."""
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import sha256_json
+from pipeline.base.files import remove_spent, sha256_json
 from pipeline.base.locks import locked, wait_until_free
 from pipeline.base.npy import load_npy
 from pipeline.base.progress import Progress
@@ -62,7 +61,8 @@ def is_whole(folder: Path, config: Config) -> bool:
     Raises UserError if it was made by other keys, or of other documents than those at hand.
     """
     making = folder / ".making"
-    if (making / "manifest.json").exists():  # a run was killed while it moved the pack
+    if (making / "manifest.json").exists():  # a run was killed while it moved the pack, or moves it
+        wait_until_free(making)
         with locked(making):
             move_into_place(making, folder)
     if not (folder / "manifest.json").exists():
@@ -140,10 +140,10 @@ def make_pack(folder: Path, config: Config) -> None:
 
     # Vectors, file by file
     making = folder / ".making"
-    waited = wait_until_free(making)
+    wait_until_free(making)
     with locked(making):
-        if waited and (folder / "manifest.json").exists():  # the other one has made it
-            shutil.rmtree(making)
+        if (folder / "manifest.json").exists():  # another process has made it meanwhile
+            remove_spent(making)
             return
         spool = Spool(making, keys.dimension, header)
         progress = Progress("prepare", None, config.runtime.progress_seconds, unit="sentences")

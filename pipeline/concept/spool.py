@@ -7,7 +7,6 @@ the next run. The manifest is written last, and moves last.
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from pipeline.base.files import disk_error
+from pipeline.base.files import disk_error, remove_spent
 from pipeline.base.npy import save_npy, sha256_npy, write_header
 from pipeline.concept.pack import TEXTS, Hashes
 
@@ -124,12 +123,15 @@ def flush(stream: IO[Any]) -> None:
 def move_into_place(making: Path, folder: Path) -> None:
     """Move a pack whose manifest is written from `making` into `folder`, the manifest last.
 
-    May be called again after any kind of end, and then does the rest.
+    May be called again after any kind of end, and then does the rest. The pack stays as it is if
+    another process has moved it.
     """
-    if (making / "vectors.npy").exists():
-        (folder / "manifest.json").unlink(missing_ok=True)
-        (folder / TEXTS).unlink(missing_ok=True)
-    for name in (TEXTS, "vectors.npy", "offsets.npy", "manifest.json"):
-        if (making / name).exists():
-            (making / name).replace(folder / name)
-    shutil.rmtree(making)
+    if (making / "manifest.json").exists():
+        if (making / "vectors.npy").exists():
+            (folder / "manifest.json").unlink(missing_ok=True)
+            (folder / TEXTS).unlink(missing_ok=True)
+        # vectors first: once they are gone, the texts in the folder are those of this pack
+        for name in ("vectors.npy", "offsets.npy", TEXTS, "manifest.json"):
+            if (making / name).exists():
+                (making / name).replace(folder / name)
+    remove_spent(making)

@@ -7,7 +7,6 @@ moving is brought to its end by the next.
 """
 
 import hashlib
-import shutil
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import atomic_stream
+from pipeline.base.files import atomic_stream, remove_spent
 from pipeline.base.npy import load_npy, save_npy, sha256_npy, write_header
 from pipeline.config.schema import Config
 from pipeline.config.stages import stage_keys
@@ -155,7 +154,8 @@ def check_unique(images: Finished, where: Path) -> None:
     )
     if same.any():
         first = order[int(np.argmax(same))]
-        name = f"{images.classes[first].decode()}/{images.files[first].decode()}"
+        parts = (images.classes[first], images.files[first])
+        name = "/".join(part.decode("utf-8", "surrogateescape") for part in parts)
         raise UserError(f"{where} holds {name} twice: use the original image set")
 
 
@@ -163,7 +163,6 @@ def write_arrays(spool: Spool, order: np.ndarray, labels: np.ndarray) -> Hashes:
     """Write the sorted rows if they differ from the spool's, and the labels; their sha256."""
     # Sorted rows, if needed
     ready = spool.folder / "images.npy"
-    ready.unlink(missing_ok=True)
     in_order = np.array_equal(order, np.arange(len(labels)))
     if not in_order or len(order) != spool_rows(spool):
         copy_rows(spool.rows_file, ready, order)
@@ -192,19 +191,21 @@ def copy_rows(source: Path, target: Path, order: np.ndarray) -> None:
 def move_into_place(making: Path, pack: Path) -> None:
     """Move a pack whose manifest is written from `making` into `pack`, the manifest last.
 
-    May be called again after any kind of end, and then does the rest.
+    May be called again after any kind of end, and then does the rest. The pack stays as it is if
+    another process has moved it.
     """
     # An interrupted move goes on
-    (pack / "manifest.json").unlink(missing_ok=True)
-    for name, target in (
-        ("labels.npy", "labels.npy"),
-        ("rows.npy", "images.npy"),
-        ("images.npy", "images.npy"),  # the sorted rows, if they had to be sorted
-        ("manifest.json", "manifest.json"),
-    ):
-        if (making / name).exists():
-            (making / name).replace(pack / target)
-    shutil.rmtree(making)
+    if (making / "manifest.json").exists():
+        (pack / "manifest.json").unlink(missing_ok=True)
+        for name, target in (
+            ("labels.npy", "labels.npy"),
+            ("rows.npy", "images.npy"),
+            ("images.npy", "images.npy"),  # the sorted rows, if they had to be sorted
+            ("manifest.json", "manifest.json"),
+        ):
+            if (making / name).exists():
+                (making / name).replace(pack / target)
+    remove_spent(making)
 
 
 def counts(classes: list[str], labels: np.ndarray) -> dict[str, int]:

@@ -89,8 +89,9 @@ def check_space(folder: Path, num_images: int, resolution: int, ordered: bool) -
     """
     # bytes of rows and labels, less those of an earlier run
     pixels = num_images * resolution * resolution * 3  # bytes
-    rows = folder / ".making" / "rows.npy"
-    written = rows.stat().st_blocks * 512 if rows.exists() else 0
+    making = folder / ".making"
+    files = list(making.iterdir()) if making.is_dir() else []
+    written = sum(file.stat().st_blocks * 512 for file in files)  # kept, or removed by the spool
     needed = pixels * (1 if ordered else 2) + num_images * 8 - written  # int64 labels
     free = shutil.disk_usage(nearest_existing(folder)).free
     if needed > free:

@@ -3,12 +3,12 @@
 One process at a time makes a pack, in the folder `.making` inside the pack's.
 """
 
-import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 from pipeline.base.errors import UserError
+from pipeline.base.files import remove_spent
 from pipeline.base.locks import locked, wait_until_free
 from pipeline.base.progress import Progress
 from pipeline.config.image_sets import CLASSLESS, NO_CLASS
@@ -39,9 +39,11 @@ def make_pack(folder: Path, config: Config) -> Manifest:
     possible.
     """
     # a pack that only has to be moved
+    making, was_there = folder / ".making", (folder / "manifest.json").exists()
     check_writable(folder)
-    making = folder / ".making"
-    if (making / "manifest.json").exists():  # a run was killed while it moved the pack
+    check_writable(making)
+    if (making / "manifest.json").exists():  # a run was killed while it moved the pack, or moves it
+        wait_until_free(making)
         with locked(making):
             move_into_place(making, folder)
         if manifest := existing_pack(folder, config):
@@ -53,11 +55,11 @@ def make_pack(folder: Path, config: Config) -> Manifest:
         check_expected(config, source.place, source.num_images, len(source.classes))
         check_ignored(config, source.place, source.ignored.num_images, source.ignored.images)
         check_space(folder, source.num_images, config.data.resolution, source.ordered)
-    # one process at a time
+    # one process at a time, and another may have made it meanwhile
     waited = wait_until_free(making)
     with locked(making):
-        if waited and (manifest := existing_pack(folder, config)):
-            shutil.rmtree(making)
+        if (waited or not was_there) and (manifest := existing_pack(folder, config)):
+            remove_spent(making)
             return manifest
         return write_pack(folder, making, source, config)
 

@@ -128,6 +128,8 @@ class Spool:
         # Rows and journal
         self.rows_file, self.journal_file = folder / "rows.npy", folder / "journal.jsonl"
         self._start_anew_if_other(header)
+        for old in (folder / "images.npy", *folder.glob(".*.tmp")):  # sorted by a killed run
+            old.unlink(missing_ok=True)
         self._finished = dict(self._read_journal())  # stretch -> (start, end) of its last line
         rows = os.open(self.rows_file, os.O_RDWR | os.O_CREAT, 0o666)
         self._rows = os.fdopen(rows, "r+b", buffering=0)  # workers write there too

@@ -28,6 +28,7 @@ from pipeline.images.sources.base import (
     no_images,
 )
 from pipeline.images.sources.class_names import ClassNames, name_classes
+from pipeline.images.sources.listing import size
 from pipeline.images.sources.packagings import Location
 from pipeline.images.sources.reading import read_all
 from pipeline.images.walk import NAMED, Ignored, listed, walk
@@ -57,8 +58,8 @@ def open_edm(place: Path) -> Source:
 
     # Named by their classes
     def items() -> Iterator[Item]:
-        for name, where, size in files(place, Ignored()):
-            yield Item(f"{class_of(name, labels, classes, place)}/{name}", where, size)
+        for name, where, num_bytes in files(place, Ignored()):
+            yield Item(f"{class_of(name, labels, classes, place)}/{name}", where, num_bytes)
 
     return Source(
         kind="edm",
@@ -78,13 +79,13 @@ def has_labels(place: Path) -> bool:
 
 
 def files(place: Path, ignored: Ignored) -> Iterator[tuple[str, Where, int]]:
-    """Name, place and bytes (-1: not known) of each image; others are counted in `ignored`."""
+    """Name, place and bytes of each image; others are counted in `ignored`."""
     # Unpacked
     if place.is_dir():
         images, other_files = walk(place)
         ignored.add_files(place, [name for name in other_files if name != ABOUT_EDM])
         for name in images:
-            yield name, Span(f"{place}/{name}"), -1
+            yield name, Span(f"{place}/{name}"), size(f"{place}/{name}")
         return
 
     # In a zip

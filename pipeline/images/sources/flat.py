@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline.base.errors import UserError
 from pipeline.config.image_sets import NO_CLASS
 from pipeline.images.sources.base import Item, Source, Span, Stretch, cut_evenly, no_images
+from pipeline.images.sources.listing import size
 from pipeline.images.sources.packagings import Location
 from pipeline.images.walk import NAMED, Ignored, listed, walk
 
@@ -35,7 +36,8 @@ def open_flat(place: Path, kind: str) -> Source:
 
     def stretches() -> Iterator[Stretch]:
         for folder in sorted(by_class):
-            items = (Item(f"{folder}/{n}", Span(f"{place}/{n}")) for n in by_class[folder])
+            files = ((f"{folder}/{name}", f"{place}/{name}") for name in by_class[folder])
+            items = (Item(name, Span(file), size(file)) for name, file in files)
             for part in cut_evenly(items):
                 yield Stretch(f"{folder} {part.name}", part.items)
 

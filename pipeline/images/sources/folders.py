@@ -17,6 +17,7 @@ from pipeline.images.sources.base import (
     check_beside_classes,
     check_classes,
 )
+from pipeline.images.sources.listing import size
 from pipeline.images.sources.packagings import Location
 from pipeline.images.walk import NAMED, Ignored, list_folder, listed, walk
 
@@ -67,4 +68,5 @@ def check_one_class(place: Path, folder: str, images: list[str]) -> None:
 def list_class(place: Path, folder: str) -> list[Item]:
     """The images of one class, sorted by name."""
     names = walk(place / folder)[0]
-    return [Item(f"{folder}/{name}", Span(f"{place}/{folder}/{name}")) for name in names]
+    files = [(f"{folder}/{name}", f"{place}/{folder}/{name}") for name in names]
+    return [Item(name, Span(file), size(file)) for name, file in files]
