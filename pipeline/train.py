@@ -38,7 +38,13 @@ from pipeline.steps import STEPS
 from pipeline.training.batch_size import images_of_a_rank
 from pipeline.training.given_folder import check_given
 from pipeline.training.identity import rank_identity, scratch_folder
-from pipeline.training.start_weights import Start, check_kept, check_origin, identified
+from pipeline.training.start_weights import (
+    Start,
+    check_kept,
+    check_normaliser,
+    check_origin,
+    identified,
+)
 
 if TYPE_CHECKING:  # torch is loaded by the ranks alone, not by the launcher, which calls preflight
     from pipeline.training.job import Job
@@ -116,7 +122,9 @@ def read(config: Config, paths: dict[str, str], world: int) -> tuple[Config, Dat
         names = weights_files(config.train).values()
         check_kept(config.train.start, [results_folder(config, paths) / name for name in names])
     config, start = identified(config)
-    check_origin(None if start is None else start.path, config, data.num_classes)
+    path = None if start is None else start.path
+    check_origin(path, config, data.num_classes)
+    check_normaliser(path, data.sha256)
     return config, data, start
 
 

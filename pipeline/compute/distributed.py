@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.base.code import code_sha256
-from pipeline.base.errors import UserError
+from pipeline.base.errors import Stopped, UserError
 from pipeline.base.processes import die_with_parent, handle_stop_signals
 from pipeline.compute import gpus, meeting
 from pipeline.compute.agreement import disagreement
@@ -168,14 +168,17 @@ def ranks(device: str, identity: Mapping[str, Any], join_seconds: float) -> Iter
         world_size=world,
         device_id=rank_device if rank_device.type == "cuda" else None,
     )
-    lost = False
+    together = False  # whether all ranks have come to the same end
     try:
         group = Ranks(rank, world, rank_device)
         group.agree({**identity, "code": code_sha256()})
         yield group
+        together = True
+    except Stopped:
+        together = True
+        raise
     except RuntimeError as error:
-        lost = lost_rank(error)
-        if not lost:
+        if not lost_rank(error):
             raise
         # First line of the reason
         reason = str(error).splitlines()[0].rpartition("] ")[2]
@@ -184,7 +187,8 @@ def ranks(device: str, identity: Mapping[str, Any], join_seconds: float) -> Iter
             "the same command resumes from the last checkpoint"
         ) from error
     finally:
-        if not lost:  # nccl would wait for the rank that is gone
+        # nccl would wait for a rank that is gone, or still computes: an error would not be told
+        if together:
             dist.destroy_process_group()
 
 

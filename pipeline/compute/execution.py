@@ -53,6 +53,19 @@ def enough_memory(images: int, key: str, device: torch.device) -> Iterator[None]
         ) from error
 
 
+@contextmanager
+def room_for_one(device: torch.device) -> Iterator[None]:
+    """Turn a lack of memory for the weights, or for one image beside them, into a UserError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OneRankError(
+            f"not even one image fits on {device} beside the weights and their averages: share "
+            "these out over several GPUs (runtime.strategy=fsdp2), or use a smaller model or a "
+            "larger GPU"
+        ) from error
+
+
 def memory_format(device: torch.device) -> torch.memory_format:
     """Channels last on CUDA, where bf16 convolutions want it; on CPU the plain format is faster."""
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format

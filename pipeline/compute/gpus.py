@@ -9,6 +9,7 @@ jobs are leased these ids and compute on the CPU.
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from pipeline.base.errors import UserError
 
@@ -18,7 +19,8 @@ DECLARED = "PIPELINE_GPU_IDS"
 def device_ids() -> list[str]:
     """UUIDs of the NVIDIA GPUs of this machine in the order of their PCI bus ids, by NVML.
 
-    An empty list if there is no driver. Does not touch CUDA.
+    An empty list if there is no driver. Does not touch CUDA. Like CUDA it passes over GPUs that
+    NVML counts but cannot open: one that has failed, or that this process has no right to use.
     """
     import pynvml
 
@@ -29,11 +31,15 @@ def device_ids() -> list[str]:
         return []
 
     # With a driver
+    uuids = []
     try:
-        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-        return [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            with suppress(pynvml.NVMLError):
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                uuids.append(str(pynvml.nvmlDeviceGetUUID(handle)))
     finally:
         pynvml.nvmlShutdown()
+    return uuids
 
 
 def device_count() -> int:

@@ -31,6 +31,8 @@ def read_values(text: str, key: str = "") -> Any:
             return None
         mark_text(node, tuple(key.split(".")) if key else ())
         return loader.construct_document(node)
+    except ValueError as error:  # what looks like a date, such as 2024-02-30
+        raise yaml.YAMLError(str(error)) from error
     finally:
         loader.dispose()
 

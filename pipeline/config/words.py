@@ -61,7 +61,7 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise UserError(f"the value in {argument!r} is not YAML") from error
         # Names of other trainers
-        if key == "trainer.use_submitit":
-            value = USE_SUBMITIT.get(value, value)
+        if key == "trainer.use_submitit" and isinstance(value, bool):
+            value = USE_SUBMITIT[value]
         result = merge(result, nested(ALIASES.get(key, key), value))
     return result

@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -86,7 +87,7 @@ def meeting(launch: Launch) -> list[str]:
 def endpoint(launch: Launch) -> tuple[str, int]:
     """Host and port of launch.rdzv_endpoint; raises UserError if there is none."""
     host, _, port = (launch.rdzv_endpoint or "").rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
         raise UserError(
             f"launch.nnodes={launch.nnodes} needs launch.rdzv_endpoint=HOST:PORT, the first node "
             f"and a free port of it, the same on every node; it is {launch.rdzv_endpoint}"

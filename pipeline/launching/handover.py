@@ -27,7 +27,8 @@ def hand_over(module: str, argv: Sequence[str], words: Sequence[str]) -> None:
     os.environ.update(slurm.ranks_of_step())
     if "RANK" in os.environ:
         return
-    if "launcher" not in parse_overrides(argv).get("launch", {}):
+    section = parse_overrides(argv).get("launch")
+    if not isinstance(section, dict) or "launcher" not in section:
         return
 
     # The launcher by name

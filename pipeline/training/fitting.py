@@ -107,16 +107,21 @@ def measured(
 
     def measure(images: int) -> int:
         torch.cuda.reset_peak_memory_stats(device)
-        attempt(images)
+        if sharded:  # no rank can leave a pass that all make together
+            with execution.enough_memory(images, "runtime.micro_batch", device):
+                attempt(images)
+        elif not _has_memory(attempt, images):
+            return max(limit, 0) + 1
         return torch.cuda.max_memory_allocated(device) - before
 
     # eager passes take more than compiled ones, and need no compilation for sizes used once
     with torch.compiler.set_stance("force_eager"):
-        attempt(1)  # makes the gradients: without them they hide what an image takes
+        with execution.room_for_one(device):
+            attempt(1)  # makes the gradients: without them they hide what an image takes
         first = largest_that_fits(share, limit, measure)
 
     # The same on all ranks
-    if sharded:  # no rank can leave a pass that all make together
+    if sharded:
         images = int(group.minimum(torch.tensor(first, device=device)))
         with execution.enough_memory(images, "runtime.micro_batch", device):
             attempt(images)

@@ -40,11 +40,12 @@ def is_sharded(config: Config, group: Ranks) -> bool:
 def spread(nets: Iterable[nn.Module], group: Ranks, sharded: bool, blocks: Blocks) -> None:
     """Move networks from the CPU to the device: whole, or this rank's part of each parameter."""
     mesh = init_device_mesh(group.device.type, (group.world,)) if sharded else None
-    for net in nets:
-        if mesh is None:
-            execution.place(net, group.device)
-        else:
-            _shard(net, mesh, blocks)
+    with execution.room_for_one(group.device):
+        for net in nets:
+            if mesh is None:
+                execution.place(net, group.device)
+            else:
+                _shard(net, mesh, blocks)
 
 
 def _shard(net: nn.Module, mesh: DeviceMesh, blocks: Blocks) -> None:

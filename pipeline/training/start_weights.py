@@ -44,6 +44,7 @@ class Origin(NamedTuple):
     config: Mapping[str, Any]  # the keys that their training read
     classes: int | None  # of their data; None: not known
     words: str  # which weights they are
+    data: Mapping[str, Any]  # hashes of their data by name
 
 
 # --- the file ------------------------------------------------------------------------------------
@@ -151,10 +152,11 @@ def read_origin(path: Path) -> Origin:
     if is_checkpoint(path):
         state = read_checkpoint(path)
         words = f"current weights after {images_of(state):,} images"
-        return Origin(state["config"], None, words)
+        return Origin(state["config"], None, words, state["data"])
     about = read_about(path)
     classes = about.record.get("classes")
-    return Origin(about.config, None if classes is None else len(classes), in_words(about))
+    num_classes = None if classes is None else len(classes)
+    return Origin(about.config, num_classes, in_words(about), about.record.get("sha256", {}))
 
 
 def in_words(about: WeightsAbout) -> str:
@@ -207,6 +209,21 @@ def check_origin(path: Path | None, config: Config, num_classes: int | None) -> 
             f"here are of {num_classes:,}: give weights of {num_classes:,} classes, or images of "
             f"{origin.classes:,}"
         )
+
+
+def check_normaliser(path: Path | None, data_sha256: Mapping[str, Any]) -> None:
+    """Raise UserError if the weights in a file see vectors in other units than these data have.
+
+    They bring their normaliser along, and predictions are scored in the units of the data.
+    """
+    ours = data_sha256.get("normaliser")
+    if path is None or ours is None or read_origin(path).data.get("normaliser") == ours:
+        return
+    raise UserError(
+        f"train.start={path} has another normaliser than these documents, in whose units its "
+        "predictions would be scored: give weights of a training on the same pack, with the same "
+        "concept.scale"
+    )
 
 
 def network_keys(model: Mapping[str, Any]) -> dict[str, Any]:
