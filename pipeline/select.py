@@ -101,7 +101,7 @@ def job_of(config: Config, words: dict[str, str]) -> Job:
 
 
 def searched_sampler(config: Config, words: dict[str, str]) -> sampling.Job:
-    """The job around which is searched, with the largest guidance weight that is tried.
+    """The job around which is searched, with the guidance weight that is farthest from 1.
 
     So all that any try needs is there, or UserError is raised.
     """

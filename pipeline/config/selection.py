@@ -24,6 +24,13 @@ def check_select(config: Config) -> None:
             "scored on the images that it was chosen by, so give other seeds to one of them"
         )
 
+    # Times of guidance
+    if select.intervals is not None and most_guided(config).guidance == 1:
+        raise UserError(
+            "select.intervals are times of guidance, and no try is guided, with sample.guidance=1: "
+            "give select.guidance or another sample.guidance, or select.intervals=null"
+        )
+
     # Averages that can be made
     if select.ema_widths is not None and config.train.ema != "power":
         raise UserError(
@@ -69,7 +76,12 @@ def base_sampler(config: Config) -> Config:
 
 
 def most_guided(config: Config) -> Sample:
-    """The searched sampler with its largest guidance weight that is tried."""
+    """The searched sampler with the guidance weight of the tries that is farthest from 1.
+
+    So it is guided if any try is, by weights below 1 too.
+    """
     sample = base_sampler(config).sample
     weights = config.select.guidance if config.select else None
-    return sample.model_copy(update={"guidance": max(weights)}) if weights else sample
+    if not weights:
+        return sample
+    return sample.model_copy(update={"guidance": max(weights, key=lambda w: abs(w - 1))})
