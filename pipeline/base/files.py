@@ -69,6 +69,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     # Complete before its name
     try:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with the same number
         temporary.mkdir(parents=True)
         yield temporary
         os.sync()  # once, instead of an fsync of each file

@@ -1,5 +1,6 @@
 """File locks by flock(2): a lock ends with the processes that hold it, however they end."""
 
+import errno
 import fcntl
 import json
 import os
@@ -27,17 +28,31 @@ def take_lock(file: IO[Any] | int, shared: bool = False, wait: bool = False) -> 
     return True
 
 
+def no_locks(error: OSError, path: Path) -> Exception:
+    """The UserError for a file system without locks; any other OSError comes back as it is."""
+    if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+        return error
+    return UserError(
+        f"{path} cannot be locked, since its file system has no locks by flock ({error.strerror}): "
+        "mount it with them (Lustre: -o flock, NFS: lockd), or work on another disk"
+    )
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the run folder's lock; the kernel frees it when the holder dies in any way.
 
-    Raises UserError naming the holder if another trainer has it.
+    Raises UserError naming the holder if another process has it, or if there are no locks here.
     """
     # The folder's lock
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "lock"
     with path.open("a+") as file:
-        if not take_lock(file):
+        try:
+            taken = take_lock(file)
+        except OSError as error:
+            raise no_locks(error, path) from error
+        if not taken:
             raise UserError(
                 f"{folder} is in use by {_holder(path)}: wait for it or stop it with kill -TERM"
             )
@@ -84,9 +99,14 @@ def is_held(folder: Path) -> bool:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether another process holds the lock of a file; False if the file does not exist."""
+    """Whether another process holds the lock of a file; False if the file does not exist.
+
+    Raises UserError if there are no locks here.
+    """
     try:
         with path.open("r+") as file:
             return not take_lock(file)
     except FileNotFoundError:
         return False
+    except OSError as error:
+        raise no_locks(error, path) from error

@@ -1,6 +1,8 @@
 """Arrays in .npy files: their headers, reading and writing, and the hash of their content."""
 
 import hashlib
+import zipfile
+import zlib
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -10,6 +12,13 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import atomic_stream
 
 IMAGES_HEADER_BYTES = 128  # of the header that `write_header` writes, for any number of images
+
+# What reading a damaged .npz may raise; RuntimeError if a changed bit says that a member is
+# encrypted or packed in another way
+NPZ_ERRORS = (
+    *(ValueError, KeyError, OSError, EOFError, TypeError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 _READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,

@@ -1,7 +1,6 @@
 """Median and scale of each dimension of sentence vectors, as a file beside their pack."""
 
 import hashlib
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -11,6 +10,7 @@ import numpy as np
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import atomic_stream
+from pipeline.base.npy import NPZ_ERRORS
 
 Scale = Literal["quartiles", "lcm_tails"]
 # Quantiles whose distance is the scale. LCM hands 0.25 and 0.75 to a scaler that counts in percent.
@@ -53,7 +53,7 @@ class Normaliser:
                 center, scale, constant = (arrays[k] for k in ("center", "scale", "constant"))
         except FileNotFoundError as error:
             raise UserError(f"{path} is missing: run `python -m pipeline.prepare`") from error
-        except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+        except NPZ_ERRORS as error:
             raise UserError(
                 f"{path} is not a readable normaliser ({error}): delete it and run "
                 "`python -m pipeline.prepare` again"

@@ -8,12 +8,12 @@ import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import atomic_stream
+from pipeline.base.npy import NPZ_ERRORS
 from pipeline.data.pack import Hashes, Pack, Record
 
 
@@ -68,7 +68,7 @@ def load_duals(path: Path) -> Duals:
             f"the duals {path} of train.coupling=semidiscrete are missing: run `make train`, or "
             "`python -m pipeline.coupling` with the same config"
         ) from error
-    except (ValueError, KeyError, OSError, EOFError, TypeError, BadZipFile) as error:
+    except NPZ_ERRORS as error:
         raise UserError(
             f"the duals {path} are damaged, or not of this pipeline: delete the file and run "
             "`make train`, or `python -m pipeline.coupling` with the same config"

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.base.errors import OneRankError, UserError
-from pipeline.base.npy import load_npy, read_header
+from pipeline.base.npy import NPZ_ERRORS, load_npy, read_header
 from pipeline.images.formats import FORMATS, IMAGE_SUFFIXES, value_problem
 from pipeline.images.walk import Ignored, listed, walk
 
@@ -225,7 +225,7 @@ def npz_images(path: Path) -> np.ndarray | None:
             return images
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: give a file that is there") from error
-    except (zipfile.BadZipFile, ValueError, KeyError, OSError, EOFError) as error:
+    except NPZ_ERRORS as error:
         raise UserError(f"{path} is damaged ({error}): get it again") from error
 
 

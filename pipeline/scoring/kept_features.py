@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pipeline.base.errors import UserError
-from pipeline.base.npy import write_header
+from pipeline.base.npy import NPZ_ERRORS, write_header
 from pipeline.compute.distributed import Ranks
 from pipeline.data.pack import Pack
 from pipeline.scoring.extractors import Extractor
@@ -138,7 +138,7 @@ def load_real_side(path: Path, reference: Reference) -> RealSide | None:
         width = len(reference.mu)
         if real.shape != (len(rows), width) or noise.shape[1:] != (width,):
             raise ValueError("numbers of features differ")
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except NPZ_ERRORS as error:
         raise UserError(
             f"reference {path} is damaged ({error}): delete it, and make it again with "
             "`python -m pipeline.reference`"

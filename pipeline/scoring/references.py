@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import numpy as np
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import atomic_stream
+from pipeline.base.npy import NPZ_ERRORS
 from pipeline.base.safe_pickle import load_arrays
 
 DINOV2_OF_EDM2 = "dinov2-vit-l-14-edm2"
@@ -93,7 +94,7 @@ def load_reference(path: Path, extractor: str | None = None) -> Reference:
             f"reference {path} is damaged or holds no mu and sigma (it holds {error}): save the "
             "mean of the features (D) as mu and their covariance (D,D) as sigma"
         ) from error
-    except (ValueError, KeyError, OSError, EOFError, TypeError, BadZipFile) as error:
+    except NPZ_ERRORS as error:
         raise UserError(
             f"reference {path} is damaged or holds no mu and sigma: make it again with "
             "`python -m pipeline.reference`, or get the original file"

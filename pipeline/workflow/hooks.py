@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.base.errors import UserError
-from pipeline.base.locks import take_lock
+from pipeline.base.locks import no_locks, take_lock
 from pipeline.compute import gpus
 from pipeline.config import paths
 from pipeline.config.image_sets import NO_CLASS, check_classless
@@ -129,11 +129,16 @@ def hold_folder(path: Path) -> None:
     """Lock this folder until Snakemake ends; the kernel frees it, however that happens.
 
     This replaces Snakemake's own lock, which outlives a kill and then has to be removed by hand.
-    Prints one sentence and exits with status 2 if another Snakemake holds it.
+    Prints one sentence and exits with status 2 if another Snakemake holds it or it cannot be.
     """
     # Only one at a time
     file = path.open("a")
-    if not take_lock(file):
+    try:
+        taken = take_lock(file)
+    except OSError as error:
+        print(f"error: {no_locks(error, path)}", file=sys.stderr)
+        sys.exit(2)
+    if not taken:
         print("error: another snakemake is at work in this folder: wait for it", file=sys.stderr)
         sys.exit(2)
 
