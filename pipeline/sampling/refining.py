@@ -27,7 +27,7 @@ from pipeline.sampling.fitting import SMALLEST, Fit, Lesson, distance
 from pipeline.sampling.ode import all_rows, combine, filled
 
 MOST_ITERATIONS = 20
-LEAST_GAIN = 1e-3  # of an iteration, of the distance of the start
+LEAST_GAIN = 0.02  # of an iteration, of the distance of the start; less moves rare images away
 PROBES = 4  # random vectors for each number that is refined
 FIRST_MOVE = 0.25  # of the last states, in the distance of the start
 CUTOFF = 1e-9  # relative; along these directions slopes differ by hardly more than rounding
