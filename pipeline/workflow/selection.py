@@ -23,6 +23,7 @@ class Selection:
         self.folder = self.choice.rpartition("/")[0]
         # What it takes
         if config.select and config.select.ema_widths:
+            paths.average_file(base)  # stored at that moment of the training
             keys = {"ema_width": None, "ema_images": None}
             base = base.model_copy(update={"sample": base.sample.model_copy(update=keys)})
         self.searched_weights = str(paths.weights_file(base))

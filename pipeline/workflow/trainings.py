@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.base.errors import UserError
 from pipeline.base.files import read_json
 from pipeline.config.load import layered, validate
+from pipeline.config.model_keys import DiscreteUNetKeys
 from pipeline.config.paths import duals_file, run_folder, weights_file, weights_files
 from pipeline.config.samplers import guide_name
 from pipeline.config.schema import Config, Guide, Sample
@@ -99,6 +100,7 @@ def guide_config(
         changes |= {"experiment": guide_name(guide)}
         changes |= nested("train.images", guide.images)
     check_classes(trained, config, guide)
+    check_workload(trained, config, guide)
     result = Config.model_validate(merge(trained.model_dump(), changes))
     return config if run_folder(result) == run_folder(config) else result
 
@@ -118,6 +120,23 @@ def check_classes(trained: Config, config: Config, guide: Guide) -> None:
             f"{str(knows).lower()}, and {config.experiment} {str(other).lower()}: a guide must "
             "know the classes of the network that it guides"
         )
+
+
+def check_workload(trained: Config, config: Config, guide: Guide) -> None:
+    """Raise UserError unless both are networks of velocities, or of the same tokens."""
+    if (kind := kind_in_words(trained)) != (other := kind_in_words(config)):
+        raise UserError(
+            f"sample.guide: the experiment {guide.experiment} has {kind}, and {config.experiment} "
+            f"{other}: a guide must be of the same kind as the network that it guides"
+        )
+
+
+def kind_in_words(config: Config) -> str:
+    """What a network predicts: its workload, and how many tokens if it is one of tokens."""
+    model, workload = config.model, f"workload={config.workload}"
+    if isinstance(model, DiscreteUNetKeys):
+        return f"{workload} and model.values={model.values}"
+    return workload
 
 
 def guide_file(config: Config, guide: Guide) -> Path:
