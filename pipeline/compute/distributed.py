@@ -168,7 +168,7 @@ def ranks(device: str, identity: Mapping[str, Any], join_seconds: float) -> Iter
         world_size=world,
         device_id=rank_device if rank_device.type == "cuda" else None,
     )
-    together = False  # whether all ranks have come to the same end
+    together = lost = False  # whether all ranks have come to the same end; whether one is gone
     try:
         group = Ranks(rank, world, rank_device)
         group.agree({**identity, "code": code_sha256()})
@@ -178,7 +178,8 @@ def ranks(device: str, identity: Mapping[str, Any], join_seconds: float) -> Iter
         together = True
         raise
     except RuntimeError as error:
-        if not lost_rank(error):
+        lost = lost_rank(error)
+        if not lost:
             raise
         # First line of the reason
         reason = str(error).splitlines()[0].rpartition("] ")[2]
@@ -187,8 +188,8 @@ def ranks(device: str, identity: Mapping[str, Any], join_seconds: float) -> Iter
             "the same command resumes from the last checkpoint"
         ) from error
     finally:
-        # nccl would wait for a rank that is gone, or still computes: an error would not be told
-        if together:
+        # nccl would wait for ranks that are gone, or still compute: an error would not be told
+        if together or (rank_device.type == "cpu" and not lost):
             dist.destroy_process_group()
 
 
