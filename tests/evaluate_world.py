@@ -1,8 +1,12 @@
-"""A small pack with samples and a reference, and steps that run by a small network."""
+"""A small pack with samples and a reference, and steps that run by a small network.
+
+Started with the folder of a world, reference or evaluate, and words, this module is such a step.
+"""
 
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -118,3 +122,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def world(made: Path, tmp_path: Path) -> World:
     """A copy of `made` to change."""
     return world_at(Path(shutil.copytree(made, tmp_path / "world")))
+
+
+if __name__ == "__main__":
+    use_small(pytest.MonkeyPatch())
+    step = {"reference": reference, "evaluate": evaluate}[sys.argv[2]]
+    world_at(Path(sys.argv[1])).run(step, *sys.argv[3:])

@@ -2,8 +2,6 @@
 
 import hashlib
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,8 @@ from pipeline.data.duals import load_duals
 from pipeline.data.pack import DataAbout, read_record
 from pipeline.training.identity import scratch_folder
 from pipeline.training.weights_file import read_about
-from tests.conftest import ROOT, resolved, write_pack
+from tests.conftest import resolved, write_pack
+from tests.on_ranks import on_ranks
 from tests.test_train import difference, losses, outcome
 
 WORDS = ["experiment=tiny", "train.coupling=semidiscrete", "runtime.device=cpu"]
@@ -120,14 +119,12 @@ def test_a_training_resumes_to_the_bit_and_names_the_duals(
 def test_two_ranks_fit_the_same_duals_and_train_the_same_model(
     folder: Path, tmp_path: Path
 ) -> None:
-    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     both = [*WORDS, *place(folder)]
     for words in (
         ["pipeline.coupling", *both, f"out={tmp_path}/duals.npz"],
         ["pipeline.train", *both, *SHORT, f"duals={tmp_path}/duals.npz", f"out={tmp_path}/two"],
     ):
-        done = subprocess.run([*ranks, "-m", *words], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+        on_ranks(2, *words)
     assert (tmp_path / "duals.npz").read_bytes() == (folder / "duals.npz").read_bytes()
     one, _ = training(
         folder, tmp_path / "one", f"duals={folder}/duals.npz", "runtime.micro_batch=4"

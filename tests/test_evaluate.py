@@ -1,10 +1,6 @@
 """Evaluation of a folder of samples from end to end."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,41 +13,19 @@ from pipeline.scoring import measure, scores, whole_sets
 from pipeline.scoring.extractors import Extractor
 from pipeline.scoring.fidelity import load_torch_fidelity
 from pipeline.scoring.references import load_reference
-from tests.conftest import ROOT
 from tests.drawings import CLASSES, drawn
 from tests.evaluate_world import World, made, sha256, small, small_steps, world
+from tests.on_ranks import on_ranks
 
 __all__ = ["made", "small_steps", "world"]  # fixtures
 
 
-# A step by the small network; the arguments are the world's folder, the step and its words.
-ON_RANKS = """
-import sys
-from pathlib import Path
-import pytest
-from tests.evaluate_world import evaluate, reference, use_small, world_at
-use_small(pytest.MonkeyPatch())
-step = {"reference": reference, "evaluate": evaluate}[sys.argv[2]]
-world_at(Path(sys.argv[1])).run(step, *sys.argv[3:])
-"""
-
-
 @pytest.mark.slow
-def test_two_ranks_and_one_write_the_same(world: World, tmp_path: Path) -> None:
-    (tmp_path / "on_ranks.py").write_text(ON_RANKS)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+def test_two_ranks_and_one_write_the_same(world: World) -> None:
     more = ["evaluate.metrics=[fid,kid,isc,prc]", "runtime.feature_batch=4"]
     for words in (["reference"], ["evaluate", *more]):
-        done = subprocess.run(
-            [sys.executable, *torchrun, tmp_path / "on_ranks.py", world.root, *words],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Kernel distance, EfficientNet-Lite0 at 96 px: ") == 1
+        printed = on_ranks(2, "tests.evaluate_world", str(world.root), *words)
+    assert printed.count("Kernel distance, EfficientNet-Lite0 at 96 px: ") == 1
     two, result = load_reference(world.root / "reference"), world.result()
     world.run(reference)
     world.run(evaluate, *more)

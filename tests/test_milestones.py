@@ -22,6 +22,7 @@ from pipeline.training.weights_file import load_weights
 from pipeline.trials import points
 from pipeline.trials.points import Points
 from tests.conftest import ROOT, resolved
+from tests.on_ranks import on_ranks
 from tests.test_train import difference, words
 
 KEPT = ["runtime.milestone_images=36", "train.ema_halflife_images=[60,0]"]
@@ -239,13 +240,11 @@ def test_beside_a_training_that_it_does_not_touch(world: World, kept: Path, tmp_
 @pytest.mark.slow
 def test_two_ranks_score_the_same(world: World, kept: Path, scored: Path, tmp_path: Path) -> None:
     """Of the reference, too, which two ranks make to the byte."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     paths = [f"record={world.root}/record.json", f"out={tmp_path}/reference.npz"]
-    made = ["-m", "pipeline.reference", *SCORE[:2], *paths, f"data.path={world.pack}"]
-    scores = ["-m", "pipeline.milestones", *world.words(kept, tmp_path / "scored")]
+    made = ["pipeline.reference", *SCORE[:2], *paths, f"data.path={world.pack}"]
+    scores = ["pipeline.milestones", *world.words(kept, tmp_path / "scored")]
     for step in (made, scores):
-        done = subprocess.run([*command, *step], cwd=ROOT, text=True, capture_output=True)
-        assert done.returncode == 0, done.stderr
+        on_ranks(2, *step)
     files = [folder / "reference.npz" for folder in (world.root, tmp_path)]
     assert files[0].read_bytes() == files[1].read_bytes()
     one, two = (read_milestones(out / "curve.jsonl") for out in (scored, tmp_path / "scored"))

@@ -16,6 +16,7 @@ from pipeline.reporting.records import SampleAbout
 from pipeline.reporting.trials import Choice, Trial
 from pipeline.training.weights_file import load_weights, read_about
 from tests.conftest import ROOT, write_pack
+from tests.on_ranks import on_ranks
 from tests.test_train import difference, words
 
 POWER = ["train.ema=power", "train.images=240", "train.ema_snapshot_images=60"]
@@ -101,9 +102,7 @@ def test_killed(world: Path, golden: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks(world: Path, golden: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "pipeline.select", *arguments(world, tmp_path, *GOLDEN)]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=600, capture_output=True)
+    on_ranks(2, "pipeline.select", *arguments(world, tmp_path, *GOLDEN))
     one, two = (Choice.read(folder / "choice.json") for folder in (golden, tmp_path))
     assert [(t.ema_width, t.guidance) for t in one.tries] == [
         (t.ema_width, t.guidance) for t in two.tries

@@ -1,8 +1,6 @@
 """The step that fits a solver, and the samples that use it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,8 @@ from pipeline.config import load
 from pipeline.config.stages import stage_keys
 from pipeline.sampling.refining import MOST_ITERATIONS
 from pipeline.workflow.experiment import Experiment
-from tests.conftest import ROOT, resolved
+from tests.conftest import resolved
+from tests.on_ranks import on_ranks
 from tests.random_networks import save_network
 
 WORDS = (
@@ -95,9 +94,7 @@ def test_batches_know_no_more_than_rounding(weights: str, fitted: Path, tmp_path
 @pytest.mark.slow
 def test_two_ranks_fit_the_same(weights: str, fitted: Path, tmp_path: Path) -> None:
     out = tmp_path / "two.json"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "pipeline.solver", *WORDS, weights, f"out={out}"]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=300, capture_output=True)
+    on_ranks(2, "pipeline.solver", *WORDS, weights, f"out={out}")
     one, two = read_json(fitted), read_json(out)
     assert two["evaluations"] == one["evaluations"] and two["iterations"] == one["iterations"]
     assert two["error"] == pytest.approx(one["error"], rel=1e-4)

@@ -1,7 +1,4 @@
-"""Training: the same model on any number of ranks, resumed anywhere; and what is refused.
-
-Started by torchrun, this module is a rank that trains by each list of words that it gets.
-"""
+"""Training: the same model on any number of ranks, resumed anywhere; and what is refused."""
 
 import json
 import os
@@ -9,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +16,14 @@ from torch import Tensor
 from pipeline import train
 from pipeline.base.errors import Stopped, UserError
 from pipeline.base.files import write_json
-from pipeline.compute.distributed import Ranks, ranks
+from pipeline.compute.distributed import Ranks
 from pipeline.config.load import load_step
 from pipeline.flow.made_up import made_up
-from pipeline.training import batch_size, checkpoint, loop, weights_file
+from pipeline.training import batch_size, checkpoint, weights_file
 from pipeline.training.identity import identity
 from pipeline.training.trainer import Trainer
 from tests.conftest import ROOT, resolved, write_pack
+from tests.on_ranks import train_on_ranks
 
 SMALL = [
     "experiment=tiny",
@@ -60,9 +57,9 @@ def outcome(out: Path) -> tuple[dict[str, Tensor], list[dict]]:
     return weights, rows
 
 
-def torchrun(count: int, arguments: list[str], module: str = "pipeline.train") -> subprocess.Popen:
+def torchrun(count: int, arguments: list[str]) -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={count}", "-m", module, *arguments]
+    command += [f"--nproc-per-node={count}", "-m", "pipeline.train", *arguments]
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -114,9 +111,7 @@ def two_ranks(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         words(pack, out / "reference"),
         words(pack, out / "all_at_once", *ALL_AT_ONCE, "runtime.micro_batch=3"),
     ]
-    process = torchrun(2, [json.dumps(run) for run in runs], "tests.test_train")
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
+    train_on_ranks(2, *runs)
     return out
 
 
@@ -386,10 +381,3 @@ def test_auto_micro_batch_is_bounded_and_divides() -> None:
 def test_steps_by_hand_take_the_packs_own_name(pack: Path) -> None:
     job = train.prepare([*SMALL, f"data.path={pack}", "data.source=train"], 1)
     assert job.out.parts[-2:] == ("shapes_tiny_8-box", "train")
-
-
-if __name__ == "__main__":
-    with ranks("cpu", {}, 60) as group:  # once: a store keeps the addresses of a first group
-        loop.ranks = lambda *_: nullcontext(group)
-        for argument in sys.argv[1:]:
-            train.main(json.loads(argument))

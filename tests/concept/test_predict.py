@@ -1,8 +1,6 @@
 """Predictions of held-out documents: which rows, what the network says, on any number of ranks."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +21,7 @@ from pipeline.config.model_keys import LCMKeys
 from pipeline.training.weights_file import load_weights
 from tests.concept.documents import config_of
 from tests.concept.test_training import words
-from tests.conftest import ROOT
+from tests.on_ranks import on_ranks
 
 SHARE = "concept.held_out=0.4"
 
@@ -97,10 +95,7 @@ def test_two_ranks_predict_the_same_and_fewer_are_the_first(
     folder: Path,
     pack: Path,
 ) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "pipeline.predict", *predict_words(pack, folder, "ranks")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
+    on_ranks(2, "pipeline.predict", *predict_words(pack, folder, "ranks"))
     predict.main(predict_words(pack, folder, "few", "concept.num_scored=9"))
     one, two, few = (open_predictions(folder / n) for n in ("predict", "ranks", "few"))
     assert two.about.world_size == 2

@@ -1,8 +1,6 @@
 """Jumps of tokens: rates of the public reference, exact distributions, draws by position."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,8 @@ from pipeline.config.model_keys import read_model
 from pipeline.sampling import jumps
 from pipeline.sampling.jumps import Jumps
 from tests import discrete
-from tests.conftest import ROOT, resolved
+from tests.conftest import resolved
+from tests.on_ranks import on_ranks
 from tests.random_networks import save_network
 
 MODEL = {"kind": "discrete_unet", "channels": 96, "channel_mult": [1], "attention_at": [],
@@ -186,9 +185,7 @@ def test_an_image_does_not_know_its_batch(weights: Path, tmp_path: Path) -> None
 def test_ranks_make_the_same_bytes(weights: Path, tmp_path: Path) -> None:
     words = [*SAMPLE, *WORDS, f"weights={weights}", "runtime.sample_batch=4"]
     run(weights, tmp_path / "1", *words)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "pipeline.sample", *words, f"out={tmp_path / '2'}"]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=300, capture_output=True)
+    on_ranks(2, "pipeline.sample", *words, f"out={tmp_path / '2'}")
     for name in ("images.npy", "labels.npy", "strip.png"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 

@@ -1,7 +1,5 @@
 """Samples of a multistep solver do not know how many ranks and which batches they were made in."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ from pipeline import sample
 from pipeline.compute.distributed import Ranks
 from pipeline.sampling import network, shards
 from pipeline.sampling.job import prepare
-from tests.conftest import ROOT
+from tests.on_ranks import on_ranks
 from tests.random_networks import save_network
 
 WORDS = (
@@ -50,9 +48,7 @@ def test_batch_sizes(weights: str) -> None:
 @pytest.mark.slow
 def test_two_ranks(weights: str, tmp_path: Path) -> None:
     words = [*WORDS, weights, "runtime.sample_batch=2"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "pipeline.sample", *words, f"out={tmp_path / '2'}"]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=300, capture_output=True)
+    on_ranks(2, "pipeline.sample", *words, f"out={tmp_path / '2'}")
     sample.main([*words, f"out={tmp_path / '1'}"])
     for made in ("images.npy", "labels.npy", "strip.png"):
         assert (tmp_path / "1" / made).read_bytes() == (tmp_path / "2" / made).read_bytes()

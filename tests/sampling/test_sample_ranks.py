@@ -6,10 +6,9 @@ it rejected before; then two solutions differ by as much as each may be away fro
 That is at most 3 tolerances in tests/sampling/test_solvers.py, so 6e-5 of the range [-1, 1] at
 1e-5, or 0.0077 grey levels: values differ by one level at most, and no more than 0.77 % of them do.
 
-Started by torchrun, this module is a rank that makes all samples: a start costs more than they do.
+Started by `on_ranks`, this module is a rank that makes all samples.
 """
 
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,7 +19,7 @@ import pytest
 from pipeline import sample
 from pipeline.compute.distributed import ranks
 from pipeline.sampling import loop
-from tests.conftest import ROOT
+from tests.on_ranks import on_ranks
 from tests.random_networks import save_network
 
 EQUAL = {"heun": 0.999, "dopri5": 1 - 0.0077}  # share of values, at least
@@ -38,13 +37,6 @@ def sample_all(weights: Path, out: Path, batches: tuple[int, ...], *words: str) 
             keys = [f"sample.solver={solver}", f"sample.guidance={GUIDANCE[solver]}"]
             keys.append(f"runtime.sample_batch={batch}")
             sample.main([*fixed, *keys, f"out={out / f'{solver}-{batch}'}"])
-
-
-def on_ranks(world: int, root: Path) -> None:
-    """The same in root/<world>, and many samples in root/many-<world>, on `world` ranks."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={world}", "-m", "tests.sampling.test_sample_ranks", str(root)]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=580, capture_output=True)
 
 
 def check_equal(one: Path, other: Path, solver: str) -> None:
@@ -65,14 +57,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two(root: Path) -> Path:
     """Samples of two ranks too."""
-    on_ranks(2, root)
+    on_ranks(2, "tests.sampling.test_sample_ranks", str(root))
     return root
 
 
 @pytest.fixture(scope="module")
 def three(two: Path) -> Path:
     """Samples of three ranks too."""
-    on_ranks(3, two)
+    on_ranks(3, "tests.sampling.test_sample_ranks", str(two))
     return two
 
 

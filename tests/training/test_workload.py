@@ -1,7 +1,5 @@
 """Training knows only the protocol of a workload: a second one trains, resumes, is shared out."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,8 @@ from pipeline.base.errors import UserError
 from pipeline.compute.distributed import Ranks
 from pipeline.training.job import Job
 from pipeline.training.trainer import Trainer
-from tests.conftest import ROOT, resolved
+from tests.conftest import resolved
+from tests.on_ranks import on_ranks
 from tests.test_train import difference, losses, outcome
 from tests.training import vectors
 
@@ -25,10 +24,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple:
 
 
 def on_two_ranks(out: Path, *words: str) -> tuple:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "tests.training.vectors", str(out), *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    on_ranks(2, "tests.training.vectors", str(out), *words)
     return outcome(out)
 
 

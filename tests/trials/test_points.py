@@ -1,6 +1,6 @@
 """Trials are the same on any number of ranks, and a killed search goes on as if nothing had been.
 
-Started by torchrun or alone, this module is a rank that tries three guidance weights.
+Started by `on_ranks` or alone, this module is a rank that tries three guidance weights.
 """
 
 import json
@@ -26,6 +26,7 @@ from pipeline.scoring.scores import frechet
 from pipeline.trials.points import Points
 from pipeline.trials.trial import Judge
 from tests.conftest import ROOT, resolved
+from tests.on_ranks import on_ranks
 from tests.random_networks import save_network
 from tests.scoring.test_keepers import WIDTH, small_extractor
 
@@ -84,9 +85,7 @@ def alone(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_two_ranks(weights: Path, alone: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "tests.trials.test_points", str(weights), str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=600, capture_output=True)
+    on_ranks(2, "tests.trials.test_points", str(weights), str(tmp_path))
     one, two = contents(alone), contents(tmp_path)
     assert len(one) == len(GUIDANCES) and one.keys() == two.keys()
     for name, text in one.items():

@@ -1,8 +1,9 @@
 """Modules run as `python -m` does, in forks of a process that has imported what they wait for.
 
-`snakemake --dry-run` takes two seconds, of which three quarters are imports. A fork has a folder,
-an environment, words and standard streams as a process of its own has, and imports the `pipeline`
-of its folder. For commands that only look: others are started as people start them.
+`snakemake --dry-run` takes two seconds, of which three quarters are imports, and a rank imports for
+four. A fork has a folder, an environment, words and standard streams as a process of its own has,
+and imports the `pipeline` of its folder. For commands that only look, and for ranks whose start is
+not what a test is about: others are started as people start them.
 """
 
 import atexit
@@ -10,12 +11,18 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+# torch, what a training imports of it, and what tests import beside it
+TORCH = ("torch._dynamo", "pydantic", "PIL.Image", "safetensors.torch", "hypothesis", "pytest")
+SECONDS = 600  # after which a fork is ended by SIGALRM
+Done = subprocess.CompletedProcess[str]
 
 
 class Forks:
@@ -25,7 +32,11 @@ class Forks:
         # -P: this folder is not where modules come from
         command = [sys.executable, "-P", __file__, *imports]
         self.server = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},  # torch reads it as it is imported
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         atexit.register(self.close)
 
@@ -33,19 +44,30 @@ class Forks:
         """End the process."""
         self.server.communicate()
 
-    def run(
-        self, words: list[str], folder: Path, environment: Mapping[str, str]
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, words: list[str], folder: Path, environment: Mapping[str, str]) -> Done:
         """`python -m` with these words in a folder."""
+        return self.run_together(words, folder, [environment])[0]
+
+    def run_together(
+        self, words: list[str], folder: Path, environments: Sequence[Mapping[str, str]]
+    ) -> list[Done]:
+        """A process for each environment, at once; one that fails ends those that still run."""
         assert self.server.stdin and self.server.stdout
         with TemporaryDirectory() as place:
-            streams = [str(Path(place, name)) for name in ("stdout", "stderr")]
-            request = [words, str(folder), dict(environment), streams]
+            streams = [
+                [str(Path(place, f"{name}{k}")) for name in ("stdout", "stderr")]
+                for k in range(len(environments))
+            ]
+            each = zip(map(dict, environments), streams, strict=True)
+            request = [[words, str(folder), *one] for one in each]
             print(json.dumps(request), file=self.server.stdin, flush=True)
-            status = int(self.server.stdout.readline())
-            return subprocess.CompletedProcess(
-                words, status, *(Path(stream).read_text() for stream in streams)
-            )
+            statuses = json.loads(self.server.stdout.readline())
+            return [
+                subprocess.CompletedProcess(
+                    words, status, *(Path(name).read_text() for name in pair)
+                )
+                for status, pair in zip(statuses, streams, strict=True)
+            ]
 
 
 @cache
@@ -68,12 +90,28 @@ def become(
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)
 
 
+def wait_for(processes: list[int]) -> list[int]:
+    """Exit statuses of these processes; once one failed, the others get SIGTERM."""
+    statuses: dict[int, int] = {}
+    while len(statuses) < len(processes):
+        process, status = os.wait()
+        statuses[process] = os.waitstatus_to_exitcode(status)
+        for other in processes if statuses[process] else ():
+            if other not in statuses:
+                os.kill(other, signal.SIGTERM)
+    return [statuses[process] for process in processes]
+
+
 def serve() -> None:
-    """Fork for each line of standard input, and print the exit status."""
+    """Fork for all processes that a line of standard input describes; print their statuses."""
     for line in sys.stdin:
-        if not (pid := os.fork()):
-            return become(*json.loads(line))
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        processes = []
+        for request in json.loads(line):
+            if not (process := os.fork()):
+                signal.alarm(SECONDS)
+                return become(*request)
+            processes.append(process)
+        print(wait_for(processes), flush=True)
 
 
 if __name__ == "__main__":

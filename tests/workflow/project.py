@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.conftest import ROOT
-from tests.workflow.forks import forks
+from tests.workflow.forks import TORCH, forks
 
 CODE = ("Snakefile", "Makefile", "config.yaml", "pipeline", "envs", "profiles")
 # One thread: on machines of few cores a second one mostly waits for the first
@@ -68,9 +68,7 @@ class Project:
 
     def plan_of(self, *words: str) -> subprocess.CompletedProcess[str]:
         """The plan, in a fork of a process that has torch."""
-        return forks("torch", "pydantic").run(
-            ["pipeline.plan", *words], self.folder, self.environment
-        )
+        return forks(*TORCH).run(["pipeline.plan", *words], self.folder, self.environment)
 
     def jobs(self, *flags: str, set: str = "") -> list[str]:
         """The rules that a dry run would run, sorted, without the target rule."""
