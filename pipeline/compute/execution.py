@@ -67,7 +67,10 @@ def room_for_one(device: torch.device) -> Iterator[None]:
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """Channels last on CUDA, where bf16 convolutions want it; on CPU the plain format is faster."""
+    """That of images: channels last on CUDA, where bf16 convolutions want it, and plain on CPU.
+
+    Whatever an image's format, activations take that of the weights.
+    """
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
@@ -79,8 +82,10 @@ def compiler(device: torch.device) -> str | None:
 
 
 def place(net: nn.Module, device: torch.device) -> nn.Module:
-    """`net`, moved to `device` and its memory format."""
-    return net.to(device).to(memory_format=memory_format(device))  # type: ignore[call-overload]
+    """`net`, moved to `device` and to the memory format in which it is fastest there."""
+    last = getattr(net, "channels_last_on_cpu", False)
+    layout = torch.channels_last if last else memory_format(device)
+    return net.to(device).to(memory_format=layout)  # type: ignore[call-overload]
 
 
 def compiles(device: torch.device, setting: str | bool, loud: bool) -> bool:
