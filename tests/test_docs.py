@@ -42,6 +42,17 @@ def test_make_refuses_a_variable_that_nothing_reads(word: str, refused: bool) ->
     assert (f"no target reads {name}: use SET='key=value …'" in done.stderr) == refused
 
 
+@pytest.mark.parametrize("word", ["EXPERIMENT=shapes", "CONFIG=my.yaml", "SET=train.lr=1e-3"])
+def test_make_smoke_reads_what_it_is_given(word: str) -> None:
+    done = subprocess.run(
+        ["make", "--dry-run", "smoke", word, "GPUS=0"], cwd=ROOT, capture_output=True, text=True
+    )
+    if word.startswith("EXPERIMENT"):
+        assert "make all EXPERIMENT=shapes" in done.stderr and done.returncode
+    else:
+        assert word.rpartition("=")[2] in done.stdout.splitlines()[-1], done.stderr
+
+
 def test_make_knows_each_variable_that_it_reads() -> None:
     text = (ROOT / "Makefile").read_text()
     found = re.search(r"^READ := (.*)$", text, re.M)
