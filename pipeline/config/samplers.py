@@ -66,9 +66,20 @@ def edges_note(sample: Sample) -> str:
     )
 
 
+def unguided_note(sample: Sample) -> str:
+    """A sentence about keys of guidance that are not read without any; empty if all are."""
+    given = {"guide": sample.guide is not None, "guidance_interval": sample.guidance_interval}
+    unread = [key for key, value in given.items() if value not in (False, (0, 1))]
+    if sample.guidance != 1 or not unread:
+        return ""
+    names = " and ".join(f"sample.{key}" for key in unread)
+    return f"sample.guidance=1 guides nothing, so that {names} changes no image"
+
+
 def notes(sample: Sample) -> list[str]:
     """Sentences about what a sampler's keys do beyond what they say."""
-    return [note for note in (rounding_note(sample), edges_note(sample)) if note]
+    every = (rounding_note(sample), edges_note(sample), unguided_note(sample))
+    return [note for note in every if note]
 
 
 def most_evaluations(sample: Sample) -> int | None:

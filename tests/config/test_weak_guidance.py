@@ -3,6 +3,7 @@
 import pytest
 
 from pipeline.base.errors import UserError
+from pipeline.config.samplers import notes
 from pipeline.config.selection import most_guided
 from pipeline.workflow.selection import all_recipes
 from tests.conftest import resolved
@@ -28,3 +29,13 @@ def test_intervals_of_no_guidance_are_refused() -> None:
     with pytest.raises(UserError, match="no try is guided"):
         resolved(*words, "sample.guidance=2", "select.guidance=[1]")
     assert resolved(*words, "sample.guidance=2").select
+
+
+def test_a_guide_without_guidance_is_told() -> None:
+    words = ("experiment=tiny", "sample.guide=g.safetensors", "sample.guidance_interval=[0.2,1]")
+    told = "sample.guidance=1 guides nothing, so that sample.guide and sample.guidance_interval"
+    assert any(
+        note.startswith(told) for note in notes(resolved(*words, "sample.guidance=1").sample)
+    )
+    for guided in (resolved(*words, "sample.guidance=2"), resolved("sample.guidance=1")):
+        assert not any("guides nothing" in note for note in notes(guided.sample))
