@@ -50,7 +50,7 @@ def make(config: Config) -> Documents:
     if not is_whole(folder, config):
         make_pack(folder, config)
     file = normaliser_file(folder, config.concept.scale)
-    if not file.with_suffix(".json").exists():
+    if not (file.exists() and file.with_suffix(".json").exists()):
         make_normaliser(folder, config.concept.scale)
     return open_documents(config)
 
@@ -218,19 +218,22 @@ def ended(documents: Iterator[Document], suffix: np.ndarray | None) -> Iterator[
 def suffix_of(config: Config) -> np.ndarray | None:
     """The vector (D,) float32 that ends each document; None: there is none.
 
-    Raises UserError if its file is not a finite vector of the dimension.
+    Raises UserError if its file is not a vector of the dimension, finite in float32.
     """
     assert config.concept is not None
     path, dimension = config.concept.suffix, config.concept.dimension
     if path is None:
         return None
-    vector = np.squeeze(load_npy(Path(path)))
+    given = np.squeeze(load_npy(Path(path)))
+    numbers = given if given.dtype.kind in "fiu" else np.array(np.nan)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+        vector = numbers.astype(np.float32)
     if vector.shape != (dimension,) or not np.isfinite(vector).all():
         raise UserError(
-            f"concept.suffix={path} is of shape {vector.shape} or not finite: give an .npy of one "
-            f"vector of concept.dimension={dimension} numbers"
+            f"concept.suffix={path} is of shape {given.shape} or not finite in float32 "
+            f"({given.dtype}): give an .npy of one vector of concept.dimension={dimension} numbers"
         )
-    return vector.astype(np.float32)
+    return vector
 
 
 def name_of(file: Path, root: Path | None) -> str:

@@ -118,7 +118,7 @@ def read_texts(folder: Path, rows: Collection[int]) -> dict[int, str] | None:
     with path.open() as stream:
         for row, line in enumerate(stream):
             if row in rows:
-                texts[row] = json.loads(line)
+                texts[row] = read_text(line, path)
             if len(texts) == len(rows):
                 break
     if len(texts) < len(rows):
@@ -128,9 +128,23 @@ def read_texts(folder: Path, rows: Collection[int]) -> dict[int, str] | None:
     return texts
 
 
+def read_text(line: str, path: Path) -> str:
+    """The text of a line of the file at `path`; raises UserError if it is damaged."""
+    try:
+        text: str = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): delete the pack and {REMEDY}") from error
+    return text
+
+
 def read_arrays(folder: Path, record: Record) -> tuple[np.ndarray, np.ndarray]:
     """Vectors and offsets, memory-mapped; raises UserError if they are not as the record says."""
-    vectors, offsets = load_npy(folder / "vectors.npy"), load_npy(folder / "offsets.npy")
+    try:
+        vectors, offsets = load_npy(folder / "vectors.npy"), load_npy(folder / "offsets.npy")
+    except UserError as error:  # without its arrays a manifest alone would stay as it is
+        raise UserError(
+            f"pack {folder} is damaged ({str(error).partition(': ')[0]}): delete it and {REMEDY}"
+        ) from error
     fits = vectors.shape == (record.num_sentences, record.dimension)
     fits &= vectors.dtype == np.float32
     fits &= offsets.shape == (record.num_documents + 1,)

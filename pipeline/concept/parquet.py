@@ -18,6 +18,8 @@ from pipeline.config.concept_keys import Concept
 from pipeline.images.sources.find import OF_MANY, check_complete
 from pipeline.images.sources.parquet import open_file
 
+# Types of the numbers of a vector, tested
+NUMBERS = (pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal)
 ROWS = 64  # documents in memory at a time
 
 
@@ -28,7 +30,7 @@ def files(root: Path, keys: Concept) -> list[Path]:
     train-00000-of-00003.parquet count.
     """
     folder = root / f"split={keys.split}"
-    found = sorted(folder.rglob("*.parquet"))
+    found = sorted(path for path in folder.rglob("*.parquet") if not path.is_dir())
     if not found:
         splits = sorted(path.name.partition("=")[2] for path in root.glob("split=*"))
         others = f"its splits are {', '.join(splits)}" if splits else "it has no folder split=…"
@@ -45,16 +47,17 @@ def files(root: Path, keys: Concept) -> list[Path]:
 def documents(path: Path, keys: Concept) -> Iterator[Document]:
     """The documents of a file, in its order.
 
-    Raises UserError that names file, row and column if one is missing, of another dimension or not
-    finite, or if a document has more or fewer vectors than sentences.
+    Raises UserError that names file, row and column if one is missing, not a list of numbers, of
+    another dimension or not finite, or if a document has more or fewer vectors than sentences.
     """
     columns = [keys.sentences_column, keys.vectors_column]
     with open_file(path) as file:
         names = file.schema_arrow.names
         for column, key in zip(columns, ("sentences_column", "vectors_column"), strict=True):
-            if column not in names:
+            if (num := names.count(column)) != 1:
+                count = f"{num} columns" if num else "no column"
                 raise UserError(
-                    f"{path} has no column {column}, but {', '.join(names)}: give concept.{key}"
+                    f"{path} has {count} {column}, but {', '.join(names)}: give concept.{key}"
                 )
         row = 0
         for batch in file.iter_batches(ROWS, columns=columns):
@@ -75,6 +78,8 @@ def document(sentences: Any, vectors: Any, where: str, keys: Concept) -> Documen
         )
     if not num:
         return Document(np.empty((0, keys.dimension), np.float32), [])
+    if not is_list(rows.type):
+        raise UserError(f"{there}: a list of {rows.type}, not of vectors: name another column")
     lengths = pc.list_value_length(rows).to_numpy(zero_copy_only=False)
     if (lengths != keys.dimension).any():
         other = int(lengths[lengths != keys.dimension][0])
@@ -83,12 +88,21 @@ def document(sentences: Any, vectors: Any, where: str, keys: Concept) -> Documen
             "dimension of the vectors"
         )
     numbers = rows.flatten()
+    if not any(is_kind(numbers.type) for is_kind in NUMBERS):
+        raise UserError(f"{there}: a vector of {numbers.type}, not of numbers: name another column")
     if numbers.null_count:
         raise UserError(f"{there}: a vector holds a null: leave this document out")
-    array = numbers.to_numpy(zero_copy_only=False).astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+        array = numbers.to_numpy(zero_copy_only=False).astype(np.float32)
     if not np.isfinite(array).all():
         raise UserError(f"{there}: a number is not finite in float32: leave this document out")
     return Document(array.reshape(num, keys.dimension), [*texts])
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a type of Arrow is one of lists."""
+    types = pa.types
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
 
 
 def values(cell: Any, where: str) -> pa.Array:

@@ -69,6 +69,9 @@ class Spool:
                     text_bytes += self.add_texts(sentences)
                     lengths.append(len(vectors))
                 flush(stream)
+            if text_bytes:
+                with self.texts.open("ab") as stream:
+                    flush(stream)
             line = {"file": name, "lengths": lengths, "text_bytes": text_bytes}
             with self.journal.open("a") as journal:
                 journal.write(json.dumps(line) + "\n")

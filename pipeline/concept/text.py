@@ -28,7 +28,7 @@ END = re.compile(rf"(?<=[.!?\u2026]){CLOSING}\s+(?={OPENING}[^\W_a-z])")
 
 def files(root: Path) -> list[Path]:
     """The .txt files below a folder, a document each; raises UserError if there are none."""
-    found = sorted(root.rglob("*.txt"))
+    found = sorted(path for path in root.rglob("*.txt") if not path.is_dir())
     if not found:
         raise UserError(f"{root} has no .txt file: give data.dir, a folder of them")
     return found
@@ -53,13 +53,17 @@ def split(paragraph: str) -> Iterator[str]:
 def documents(path: Path, encode: Encoder) -> Iterator[Document]:
     """The one document in a file; none if it has no sentence.
 
-    Raises UserError if the file is not UTF-8, or a vector is not finite.
+    Raises UserError if the file cannot be read or is not UTF-8, or a vector is not finite.
     """
     try:
-        lines = sentences(path.read_text(encoding="utf-8"))
+        lines = sentences(path.read_text(encoding="utf-8-sig"))  # without its mark
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8 text (byte {error.start}): convert it or move it away"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): mend it or move it away"
         ) from error
     if not lines:
         return
