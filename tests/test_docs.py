@@ -219,6 +219,7 @@ FIGURES = [
     ("sampling-and-scoring", "noise", "{noise[kid][difference_in_stds]:.1f}", "3.0", "| 3.0 |"),
     ("sampling-and-scoring", "noise", "{noise[mind][std]:.3g}", "41.4", "| 41.4 | 3.2 |"),
     ("sampling-and-scoring", "noise", "{noise[mind][difference_in_stds]:.1f}", "3.2", "| 3.2 |"),
+    ("edm2", "edm2", "{bars[0][value]:.2f}", "1.42", "were 1.42 times as fast"),
     ("edm2", "quality", "{bars[2][value]:.2f}", "1.38", "| 5,120 | 1.38 |"),
     ("edm2", "quality", "{curves[unet][0][distance]:.0f}", "748", "| 748 |"),
     ("edm2", "quality", "{curves[unet][0][accuracy]:.0%}", "26%", "| 26 % |"),
