@@ -16,7 +16,7 @@ from pipeline.config.load import load_step
 from pipeline.config.paths import average_file, check_profile, out_file
 from pipeline.images.sources.find import resolve_image_set
 from pipeline.steps import STEPS
-from pipeline.training.averaging import about_of, find_stored, solve, weighted_sum
+from pipeline.training.averaging import Stored, about_of, find_stored, solve, weighted_sum
 from pipeline.training.power_profile import Profile
 from pipeline.training.weights_file import save_weights
 
@@ -34,8 +34,7 @@ def main(argv: list[str]) -> None:
         config = resolve_image_set(config)
         check_profile(config)
     stored = find_stored(config, words)
-    end = stored.images[-1] if stored.final is None else stored.final.images
-    wanted = Profile(width, config.sample.ema_images or end or 0)
+    wanted = Profile(width, moment(config.sample.ema_images, stored))
 
     # From what
     shares = solve(stored, wanted)
@@ -53,6 +52,23 @@ def main(argv: list[str]) -> None:
         f"{shares.mismatch:.2%}: {out}",
         flush=True,
     )
+
+
+def moment(images: int | None, stored: Stored) -> int:
+    """The images seen after which the average is taken: `images`, the end, or the last ones stored.
+
+    Raises UserError if a training that is not at its end has not stored all widths yet.
+    """
+    if images is not None:
+        return images
+    if stored.final is not None:
+        return stored.final.images or 0
+    if (newest := stored.newest) is None:
+        raise UserError(
+            f"{stored.folder} holds averages of one width alone: wait until the training has "
+            "stored the others"
+        )
+    return newest
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline.base import locks
 from pipeline.base.errors import UserError, run_main
-from pipeline.base.files import atomic, atomic_stream
+from pipeline.base.files import atomic, atomic_stream, sha256_file
 from pipeline.compute.distributed import StopFlag, ranks
 from pipeline.config.load import load_step
 from pipeline.config.paths import choice_file, out_folder, record_file, reference_file
@@ -170,6 +170,9 @@ def finish(job: Job, candidates: Candidates, best: Try, average: Path | None) ->
     """Write the choice, the last of the files, and remove averages (rank 0)."""
     config, out = job.config, job.sampling.out
     assert config.select is not None
+    if average is not None:
+        with atomic(out / "weights.safetensors") as temporary:
+            shutil.copyfile(average, temporary)
     choice = Choice(
         searched=searched(config),
         chosen=best,
@@ -183,10 +186,8 @@ def finish(job: Job, candidates: Candidates, best: Try, average: Path | None) ->
         images=job.images or None,
         weights=candidates.sums.weights,
         guide=candidates.sums.guide,
+        average=None if average is None else sha256_file(average),
     )
-    if average is not None:
-        with atomic(out / "weights.safetensors") as temporary:
-            shutil.copyfile(average, temporary)
     with atomic_stream(out / "surface.png") as stream:
         stream.write(surface_chart(choice.sampler, choice.metric, choice.tries, best))
     choice.write(out / "choice.json")

@@ -24,6 +24,10 @@ def check_select(config: Config) -> None:
             "scored on the images that it was chosen by, so give other seeds to one of them"
         )
 
+    # Samplers of the networks that are tried
+    for sample in (sampler for sampler in samplers if sampler.selected):
+        check_tried(config, sample)
+
     # Times of guidance
     if select.intervals is not None and most_guided(config).guidance == 1:
         raise UserError(
@@ -36,6 +40,23 @@ def check_select(config: Config) -> None:
         raise UserError(
             "select.ema_widths needs train.ema=power, whose averages are made after the training: "
             "give both, or select.ema_widths=null"
+        )
+
+
+def check_tried(config: Config, sample: Sample) -> None:
+    """Raise UserError if a selected sampler has another network than the sampler that is searched.
+
+    The values that are chosen for one network say little of another.
+    """
+    base, end = base_sampler(config).sample, config.train.last_images
+    keys = {"ema_halflife_images", "ema_width", "guide"} - {*searched(config)}
+    different = [key for key in sorted(keys) if getattr(sample, key) != getattr(base, key)]
+    if (sample.ema_images or end) != (base.ema_images or end):
+        different.append("ema_images")
+    if different:
+        raise UserError(
+            f"a sampler of sample.runs with selected=true has another {different[0]} than sample, "
+            "with which select tries: give the same to both"
         )
 
 

@@ -15,6 +15,7 @@ from pipeline.base.text import number, short_number
 
 INK, PALE, GOOD, BAD = "#1f4e79", "#a9c4de", "#2a7f3f", "#b03a2e"
 FAMILIES = ("#1f4e79", "#c8631c", "#6a3d9a", "#0f7f86", "#8c2d55", "#5b6b1e")  # of samplers
+STYLES = ("--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))  # of floors
 MARKS = {  # of a distance: marker, colour, height of its number above the line (points), meaning
     "floor": ("|", GOOD, -18, "floor: other real images"),
     "value": ("o", INK, 9, "samples"),
@@ -190,8 +191,8 @@ def draw_floors(axis: Axes, rows: Sequence[Score]) -> None:
     for row in rows:
         if row.bracket:
             floors.setdefault(row.bracket.num_images, []).append(row.bracket.floor)
-    for style, (num, values) in zip(("--", ":", "-."), floors.items(), strict=False):
-        label = f"floor: {num:,} other real images"
+    for place, (num, values) in enumerate(floors.items()):
+        label, style = f"floor: {num:,} other real images", STYLES[place % len(STYLES)]
         axis.axhline(float(np.mean(values)), color=GOOD, linestyle=style, label=label)
 
 

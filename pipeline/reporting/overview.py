@@ -48,8 +48,8 @@ LEGEND = (
     "their own number of images (the table of each run has it). Real: the value of other real "
     "images. GPU-hours: hours times devices, of the training; processes on a CPU. Weights: the "
     "first digits of their sha256. Only values of one protocol and one data set can be compared, "
-    "and rows are ranked within one sheet: another sheet is of other labels, other numbers of "
-    "samples, or other choices."
+    "and rows are ranked within one sheet and protocol: another sheet is of other labels, other "
+    "numbers of samples, or other choices."
 )
 
 
@@ -157,9 +157,9 @@ def weights(entry: Scored) -> str:
 
 
 def rank(row: ExperimentRow) -> tuple[object, ...]:
-    """Sort key: data sets, Fréchet distances before other metrics, sheets, the best first."""
+    """Sort key: data sets, Fréchet distances before others, sheets, protocols, the best first."""
     sign = -1 if row.better == "higher" else 1
-    return row.data, not is_frechet(row), row.name, row.sheet, sign * row.mean
+    return row.data, not is_frechet(row), row.name, row.sheet, row.protocol, sign * row.mean
 
 
 def find(results: Path) -> Overview:

@@ -6,6 +6,7 @@ alone.
 
 from typing import Any, ClassVar
 
+from pipeline.base.errors import UserError
 from pipeline.base.json_objects import JsonObject
 
 
@@ -63,6 +64,7 @@ class Choice(JsonObject):
     images: int | None  # seen in the training
     weights: str  # hex sha256 of the training's file of weights
     guide: str | None  # likewise; None: without a guide
+    average: str | None = None  # likewise, of the chosen average; None: no width was searched
 
     @property
     def values(self) -> dict[str, Any]:
@@ -78,3 +80,16 @@ class Choice(JsonObject):
     def evaluations(self) -> int:
         """Evaluations of networks for all tries together."""
         return sum(attempt.evaluations for attempt in self.tries)
+
+    def check(self, weights: str, guide: str | None) -> None:
+        """Raise UserError if it was made with other weights, or another guide; hex sha256 of both.
+
+        A guide is not needed if the chosen weight guides nothing. Earlier versions did not write
+        which average they chose.
+        """
+        chosen = self.average if "ema_width" in self.searched else self.weights
+        if (chosen or weights, guide and self.guide) != (weights, guide):
+            raise UserError(
+                "the choice of rule select is one for other weights, or another guide: make one "
+                "for these by `python -m pipeline.select`"
+            )

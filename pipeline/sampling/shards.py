@@ -33,7 +33,7 @@ def checksums(job: Job, group: Ranks) -> Checksums:
     """The checksums on every rank; the first rank of each machine reads the files for them.
 
     Raises UserError on all ranks if the machines have other files, or the solver was fitted to
-    other ones.
+    other ones, or the sampler chosen with other ones.
     """
     # The same on every machine
     files = {"weights": job.weights.path} | ({"guide": job.guide.path} if job.guide else {})
@@ -51,6 +51,8 @@ def checksums(job: Job, group: Ranks) -> Checksums:
             "the fitted solver is one for other weights, or another guide: fit one for these by "
             "`python -m pipeline.solver`"
         )
+    if job.choice is not None:
+        job.choice.check(*sums)
     return sums
 
 

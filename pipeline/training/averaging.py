@@ -1,5 +1,6 @@
 """Averages of any width after the training: a sum of those that it has stored."""
 
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,17 @@ class Stored(NamedTuple):
     def images(self) -> list[int]:
         """Images seen when averages were stored, in order."""
         return sorted({profile.images for profile in self.files})
+
+    @property
+    def newest(self) -> int | None:
+        """Images seen when all widths were stored last; None: at no time yet.
+
+        One after the other is written, so that of a training that is under way some may be missing.
+        """
+        counts = Counter(profile.images for profile in self.files)
+        path = next(iter(self.files.values()))
+        widths = Train.model_validate(LATER["train"] | read_about(path).config["train"]).ema_widths
+        return max((n for n, count in counts.items() if count == len(widths)), default=None)
 
 
 def find_stored(config: Config, words: dict[str, str]) -> Stored:
