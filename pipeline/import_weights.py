@@ -210,6 +210,8 @@ def read_options(words: list[str]) -> dict[str, Any]:
     for first, second in EXCLUSIVE:
         if first in options and second in options:
             raise UserError(f"{first} and {second} are both given: give one of them")
+    if type(size := options.get("data.resolution", 0)) is not int:
+        raise UserError(f"data.resolution={size} is not valid: give a whole number of px")
     if options.get("weights") not in (None, "ema", "plain"):
         raise UserError(f"weights={options['weights']} is not valid: use ema or plain")
     return options

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.base import locks
-from pipeline.base.errors import UserError
+from pipeline.base.errors import OneRankError, UserError
 from pipeline.base.files import sha256_file
 from pipeline.base.npy import save_npy, write_header
 from pipeline.base.progress import Progress
@@ -126,6 +126,7 @@ def predict(job: Job, net: nn.Module, chosen: Targets, group: Ranks) -> None:
         begin = os.fstat(stream.fileno()).st_size - len(chosen.rows) * row_bytes
         for first in range(group.rank * size, num, group.world * size):
             predicted = predict_batch(job, net, chosen, slice(first, first + size), group.device)
+            check_finite(job, predicted, chosen.documents[int(places[first]) :])
             stream.seek(begin + int(places[first]) * row_bytes)
             stream.write(predicted.astype(FLOAT).tobytes())
             if group.first and progress.due():
@@ -152,6 +153,17 @@ def predict_batch(
     is_before_target = np.arange(shape[1]) < (lengths - 1)[:, None]
     result: np.ndarray = predicted.float().cpu().numpy()[is_before_target]
     return result
+
+
+def check_finite(job: Job, predicted: np.ndarray, documents: np.ndarray) -> None:
+    """Raise OneRankError if predictions (n,D), of `documents` (n or more,), are not finite."""
+    finite = np.isfinite(predicted).all(1)
+    if not finite.all():
+        raise OneRankError(
+            f"{job.weights} predicts numbers that are not finite for document "
+            f"{documents[int(np.argmin(finite))]} of pack {pack_folder(job.config)} with "
+            f"sample.precision={job.config.sample.precision}: give fp32, or other weights"
+        )
 
 
 class Cost(NamedTuple):

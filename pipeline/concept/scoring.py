@@ -71,6 +71,10 @@ def check(config: Config, documents: Documents, predictions: Predictions, folder
             f"predictions {folder} are of other documents, or of another normaliser, than pack "
             f"{pack_folder(config)} has: give that pack, or predict again"
         )
+    if not np.isfinite(predictions.predicted).all():
+        raise UserError(
+            f"predictions {folder} hold numbers that are not finite: {PredictAbout.REMEDY}"
+        )
     chosen: Targets = targets(documents.offsets, about.keys)
     if not np.array_equal(chosen.rows, predictions.rows):
         raise UserError(

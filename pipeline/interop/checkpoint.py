@@ -100,12 +100,14 @@ def read_state(path: Path, section: str, tensors: Mapping[Any, Any]) -> State:
 
 
 def check_tensor(path: Path, section: str, name: str, value: Any) -> None:
-    """Raise UserError unless `value` is a dense tensor of finite numbers that lie in the file."""
+    """Raise UserError unless `value` is a dense tensor in the file, and finite in float32."""
     dense = isinstance(value, Tensor) and not value.is_nested and value.layout == torch.strided
     whole = dense and value.device.type == "cpu" and value.numel() > 0
     if not whole or value.untyped_storage().nbytes() < value.nbytes:
         raise UserError(
             f"`{section}` of {path} has {name}, which is not a plain tensor: save it again"
         )
-    if name != "num_updates" and not (value.is_floating_point() and value.isfinite().all()):
-        raise UserError(f"tensor {name} of {path} does not hold finite floats: take another one")
+    if name != "num_updates" and not (value.is_floating_point() and value.float().isfinite().all()):
+        raise UserError(
+            f"tensor {name} of {path} does not hold finite floats (as float32): take another one"
+        )

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pipeline.base.errors import UserError
@@ -231,8 +232,8 @@ def our_name(name: str) -> str:
 
 
 def our_state(state: Mapping[str, Tensor]) -> State:
-    """The other trainer's tensors under our names and shapes, float32."""
-    ours = {our_name(name): value.float() for name, value in state.items()}
+    """The other trainer's tensors under our names and shapes, float32; no two share memory."""
+    ours = {our_name(name): value.to(torch.float32, copy=True) for name, value in state.items()}
     for name, value in ours.items():
         if name.endswith((".qkv.weight", ".proj.weight")) and value.dim() == 3:
             ours[name] = value.unsqueeze(-1)  # a 1x1 convolution over pixels, kept as 1-D there
