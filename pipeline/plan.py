@@ -104,11 +104,9 @@ def describe(experiment: Shared, jobs: list[Job]) -> str:
     head = f"experiment {config.experiment}   data {paths.data_name(config)}   {machine}"
     places = f"pack    {pack}\nresults {paths.run_folder(config)}"
     table = job_table(jobs) if jobs else "nothing to do: every result is up to date"
-    guides = [
-        sizes.guide_line(t.config) for rule, t in experiment.trainings.items() if rule != "train"
-    ]
-    facts = (document_sizes if of_documents else sizes).facts(config)
-    lines = [facts, *(f"  {'guide':<13} {line}" for line in guides)]
+    guides = [t.config for rule, t in experiment.trainings.items() if rule != "train"]
+    facts = document_sizes.facts(config) if of_documents else sizes.facts(config, guides)
+    lines = [facts, *(f"  {'guide':<13} {sizes.guide_line(guide)}" for guide in guides)]
     return "\n\n".join([f"{head}\n{places}", table, "\n".join(lines)])
 
 

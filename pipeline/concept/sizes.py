@@ -28,8 +28,8 @@ def num_parameters(config: Config) -> int:
 def facts(config: Config) -> str:
     """Training length, network size and sizes on disk, a line each."""
     train, num = config.train, num_parameters(config)
-    every, saved = config.runtime.milestone_images, train.num_copies * 4 * num
-    num_kept = config.runtime.keep_checkpoints + (train.images // every if every else 0)
+    saved, runtime = train.num_copies * 4 * num, config.runtime
+    num_kept = runtime.keep_checkpoints + train.num_milestones(runtime.milestone_images)
     lines = {
         "network": f"{num / 1e6:.1f} M parameters",
         "training": f"{math.ceil(train.images / train.batch):,} steps of {train.batch:,} = "

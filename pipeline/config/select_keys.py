@@ -78,4 +78,7 @@ class Select(Section):
     @property
     def most_tries(self) -> int:
         """The tries that the search makes at most."""
-        return self.num_tries if self.search == "grid" else self.max_tries
+        if self.search == "grid":
+            return self.num_tries
+        intervals, axes = len(self.intervals or ()), self.num_axes
+        return (self.max_tries - intervals) // axes * axes + intervals if axes else intervals

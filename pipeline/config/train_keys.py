@@ -86,6 +86,10 @@ class Train(Section):
         """Images seen at the end, a multiple of the batch."""
         return -(-self.images // self.batch) * self.batch
 
+    def num_milestones(self, every: int | None) -> int:
+        """Checkpoints kept at multiples of `every` images, at most one per step; None: none."""
+        return self.last_images // max(every, self.batch) if every else 0
+
     def stored_images(self, end: int) -> list[int]:
         """Images seen when averages are stored, in a training up to `end`: after the first step at
         or beyond each multiple of ema_snapshot_images, and at the end.

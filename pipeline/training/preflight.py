@@ -91,8 +91,7 @@ def check_disk(job: Job) -> None:
     """
     # Checkpoints kept at once
     runtime, train = job.config.runtime, job.config.train
-    milestones = train.images // runtime.milestone_images if runtime.milestone_images else 0
-    count = runtime.keep_checkpoints + 1 + milestones
+    count = runtime.keep_checkpoints + 1 + train.num_milestones(runtime.milestone_images)
 
     # Space that they need
     size, stored = state_bytes(job), num_parameters(job) * train.snapshot_bytes

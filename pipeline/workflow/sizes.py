@@ -1,6 +1,7 @@
 """Training length, network size and sizes on disk of an experiment on images, for its plan."""
 
 import math
+from collections.abc import Sequence
 
 from pipeline.base.text import size
 from pipeline.config import paths
@@ -44,6 +45,20 @@ def weight_bytes(config: Config) -> int:
     return 4 * families.num_parameters(config.model, num_classes(config))
 
 
+def num_checkpoints(config: Config) -> int:
+    """Checkpoints that a training leaves, if it is long enough."""
+    runtime = config.runtime
+    return runtime.keep_checkpoints + config.train.num_milestones(runtime.milestone_images)
+
+
+def guide_bytes(config: Config) -> int:
+    """Size of the files of a network that guides: checkpoints, stored averages and weights."""
+    train, weights = config.train, weight_bytes(config)
+    averages = len(paths.weights_files(train)) + (config.sample.ema_width is not None)
+    saved = num_checkpoints(config) * train.num_copies * weights
+    return saved + train.snapshot_bytes * weights // 4 + averages * weights
+
+
 def guide_line(config: Config) -> str:
     """The training of a network that guides, in a line."""
     steps, weights = math.ceil(config.train.images / config.train.batch), weight_bytes(config)
@@ -56,8 +71,11 @@ def guide_line(config: Config) -> str:
     )
 
 
-def facts(config: Config) -> str:
-    """Training length, network size and sizes on disk, a line each."""
+def facts(config: Config, guides: Sequence[Config] = ()) -> str:
+    """Training length, network size and sizes on disk, a line each.
+
+    `guides`: the trainings of networks that guide, whose files are on the disk, too.
+    """
     # Size of the network
     num, res, train = num_images(config), config.data.resolution, config.train
     weights = weight_bytes(config)
@@ -72,10 +90,10 @@ def facts(config: Config) -> str:
     made = {str(paths.weights_file(c)) for c in plain if c.sample.ema_width}
     made |= set(selection.averages(config))
     # Length and checkpoints
-    every, steps = config.runtime.milestone_images, math.ceil(train.images / train.batch)
-    num_kept = config.runtime.keep_checkpoints + (train.images // every if every else 0)
+    steps, num_kept = math.ceil(train.images / train.batch), num_checkpoints(config)
     features = kept_bytes(num, KINDS[config.evaluate.extractor].width) if num else 0
     total = pack + features + num_kept * saved + stored + (averages + len(made)) * weights + samples
+    total += sum(map(guide_bytes, guides))
     epochs = f"{train.images / num:,.1f} epochs of {num:,}" if num else "epochs: not known yet"
 
     # Line by line
