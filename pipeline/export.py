@@ -20,6 +20,7 @@ from pipeline.base.files import atomic_folder, atomic_stream, read_json
 from pipeline.base.npy import load_npy
 from pipeline.base.progress import Progress
 from pipeline.config.load import load_step
+from pipeline.config.paths import out_file
 from pipeline.scoring.image_sets import read_labels
 
 WORDS = ("samples", "png", "npz")
@@ -59,11 +60,13 @@ def read_samples(folder: Path) -> Samples:
 
 
 def check_targets(targets: list[Path]) -> None:
-    """Raise UserError if there is nothing to write, or a target exists."""
+    """Raise UserError if there is nothing to write, or a target exists or is given twice."""
     if not targets:
         raise UserError("nothing to export: give png=FOLDER or npz=FILE, or both")
     for target in targets:
-        if target.exists():
+        if targets.count(target) > 1:
+            raise UserError(f"png and npz are both {target}: give each a name of its own")
+        if target.exists() or target.is_symlink():
             raise UserError(f"{target} exists: give another name or remove it first")
 
 
@@ -106,6 +109,8 @@ def main(argv: list[str]) -> None:
     targets = {name: Path(words[name]) for name in ("png", "npz") if name in words}
     check_targets(list(targets.values()))
     samples = read_samples(Path(words["samples"]))
+    for target in targets.values():
+        out_file(target)
 
     # Each form
     if "png" in targets:

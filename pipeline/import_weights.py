@@ -30,6 +30,7 @@ from pipeline.base.files import sha256_file
 from pipeline.config.load import DEFAULT_FILE, lay, load_yaml, nearest, parsed
 from pipeline.config.model_keys import DiscreteUNetKeys, EDM2Keys, Model, UNetKeys
 from pipeline.config.older_form import older_section
+from pipeline.config.paths import out_file
 from pipeline.config.words import lookup, parse_overrides
 from pipeline.config.workloads import TOKENS
 from pipeline.data.pack import DataAbout, Record
@@ -279,6 +280,7 @@ def main(argv: list[str]) -> None:
     if len(argv) < 2 or not argv[1].endswith(".safetensors"):
         raise UserError("give CHECKPOINT.pth and OUT.safetensors, then key=value words")
     source, out, options = Path(argv[0]), Path(argv[1]), read_options(argv[2:])
+    out_file(out)
     state, about = imported(source, options)
     save_weights(out, state, about)
     print(f"{summary(state, about)} -> {out}")
