@@ -7,11 +7,13 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from pipeline.base.errors import UserError
+
+TRIES, LOOK = 5, 0.05  # times that a lock is asked for, and the seconds after each
 
 
 def take_lock(file: IO[Any] | int, shared: bool = False, wait: bool = False) -> bool:
@@ -44,15 +46,15 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises UserError naming the holder if another process has it, or if there are no locks here.
     """
-    # The folder's lock
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "lock"
-    with path.open("a+") as file:
-        try:
-            taken = take_lock(file)
-        except OSError as error:
-            raise no_locks(error, path) from error
-        if not taken:
+    with ExitStack() as stack:
+        # The folder's lock
+        for _ in range(TRIES):
+            if file := _taken(path):
+                stack.enter_context(file)
+                break
+            time.sleep(LOOK)  # a process that looks whether it is held has it for a moment
+        else:
             raise UserError(
                 f"{folder} is in use by {_holder(path)}: wait for it or stop it with kill -TERM"
             )
@@ -63,6 +65,33 @@ def locked(folder: Path) -> Iterator[None]:
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
         file.flush()
         yield
+
+
+def _taken(path: Path) -> IO[str] | None:
+    """The file `path`, open and locked; None if another process holds it, or has just removed it.
+
+    Raises UserError if there are no locks here.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+")
+    try:
+        if take_lock(file) and is_still(path, file.fileno()):
+            return file
+    except OSError as error:
+        file.close()
+        raise no_locks(error, path) from error
+    file.close()
+    return None
+
+
+def is_still(path: Path, descriptor: int) -> bool:
+    """Whether an opened file is the one that others find under its name."""
+    try:
+        current = path.stat()
+    except FileNotFoundError:
+        return False
+    opened = os.fstat(descriptor)
+    return (current.st_dev, current.st_ino) == (opened.st_dev, opened.st_ino)
 
 
 def _holder(path: Path) -> str:
@@ -105,7 +134,7 @@ def is_locked(path: Path) -> bool:
     """
     try:
         with path.open("r+") as file:
-            return not take_lock(file)
+            return not take_lock(file, shared=True)  # so that several may look at once
     except FileNotFoundError:
         return False
     except OSError as error:

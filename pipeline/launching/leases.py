@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.base.errors import UserError
-from pipeline.base.locks import take_lock
+from pipeline.base.locks import is_still, take_lock
 from pipeline.compute import gpus
 
 FOLDER = Path("/tmp/pipeline-gpu-leases")  # shared by all users of the machine
@@ -155,16 +155,6 @@ def locked(path: Path, wait: bool = False) -> Iterator[int | None]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def is_still(path: Path, descriptor: int) -> bool:
-    """Whether an opened file is the one that others find under its name."""
-    try:
-        current = path.stat()
-    except FileNotFoundError:
-        return False
-    opened = os.fstat(descriptor)
-    return (current.st_dev, current.st_ino) == (opened.st_dev, opened.st_ino)
 
 
 def open_shared(path: Path) -> int:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from pipeline.base.errors import UserError
+from pipeline.base.locks import is_still
 from pipeline.compute import gpus
 from pipeline.launching import leases
 from tests.conftest import ROOT
@@ -196,7 +197,7 @@ def test_a_cleared_folder_makes_no_second_lease(machine: Path) -> None:
     old = leases.open_shared(folder / "0")
     (folder / "0").unlink()
     with leases.locked(folder / "0") as new:
-        assert new is not None and not leases.is_still(folder / "0", old)
+        assert new is not None and not is_still(folder / "0", old)
         with leases.locked(folder / "0") as second:
             assert second is None
     os.close(old)
