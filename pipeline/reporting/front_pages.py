@@ -9,6 +9,7 @@ import html
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from pipeline.base.files import atomic_stream
 from pipeline.base.text import number
@@ -101,9 +102,9 @@ def figure(source: str, caption: str) -> str:
 
 
 def link_list(links: Mapping[str, str]) -> str:
-    """Links, one a line."""
+    """Links, one a line; an address is a path, so that its # or ? is part of a name."""
     lines = (
-        f'<li><a href="{html.escape(address)}">{html.escape(text)}</a></li>'
+        f'<li><a href="{quote(os.fsencode(address))}">{html.escape(text)}</a></li>'
         for text, address in links.items()
     )
     return f"<ul>{''.join(lines)}</ul>"

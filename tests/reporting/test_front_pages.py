@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -60,7 +61,7 @@ def test_the_page_of_a_run_holds_its_pictures_and_leads_to_its_files(results: Pa
     some_runs = {"surface.png", "milestones.png"}  # with a search, with scored milestones
     assert len(sources) == len({*front_pages.FIGURES} - some_runs)
     assert all(source.startswith("data:image/png;base64,") for source in sources)
-    links = [link.replace("&amp;", "&") for link in re.findall(r'<a href="([^"]+)"', text)]
+    links = [unquote(link) for link in re.findall(r'<a href="([^"]+)"', text)]
     assert len(links) >= 6 and all((page.parent / link).exists() for link in links), links
     assert text.index("<img") < text.index("<table")  # opens on the picture
 
