@@ -65,7 +65,10 @@ def cost(config: Config) -> str:
         f"seed(s) = {num_images:,} images"
     )
     # Evaluations
-    each = most_evaluations(most_guided(config))
-    if each is None:
+    sample = most_guided(config)
+    if sample.adaptive:
         return f"{text}; their evaluations of networks depend on the tolerance"
+    intervals = select.intervals or (sample.guidance_interval,)  # multistep solvers start anew
+    tried = (sample.model_copy(update={"guidance_interval": interval}) for interval in intervals)
+    each = max(most_evaluations(one) or 0 for one in tried)
     return f"{text}, {num_images * each:,} evaluations of networks"

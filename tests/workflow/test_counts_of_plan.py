@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline.plan import described
 from pipeline.training.checkpoint import is_milestone
 from pipeline.trials.search import Candidate, search
-from pipeline.workflow import sizes
+from pipeline.workflow import selection, sizes
 from tests.conftest import resolved
 
 BASE = resolved("experiment=tiny")
@@ -50,6 +50,13 @@ def test_a_search_makes_no_more_tries_than_planned(words: list[str], most: int) 
     search(config.select, config.sample, distance)
     assert config.select.most_tries == most
     assert most - len(config.select.intervals or ()) <= len(tried) <= most
+
+
+def test_multistep_tries_start_anew_at_the_edges_of_their_intervals() -> None:
+    words = ["sample.solver=ab3", "sample.steps=10", "select.num=2", "sample.guidance=2"]
+    config = resolved("experiment=tiny", *words, "select.intervals=[[0,1],[0.2,0.8]]")
+    # Two tries of two images, each of 10 steps and three starts, with and without the class
+    assert selection.cost(config).endswith(f" 4 images, {4 * (10 + 3) * 2} evaluations of networks")
 
 
 def test_the_disk_holds_the_guide_too() -> None:
