@@ -97,10 +97,27 @@ def without_family(location: list[str]) -> list[str]:
 
 def expectation(problem: Any, key: str, model: type[BaseModel]) -> str:
     """The values that are possible instead."""
+    # A section, or 1e6
+    if problem["type"] == "model_type" and key in (keys := known_keys(model)):
+        below = next((name for name in keys if name.startswith(f"{key}.")), key)
+        return f"expected keys of this section, such as {below}"
+    if problem["type"] == "int_parsing" and (whole := whole_number(problem["input"])) is not None:
+        return f"write {whole:_}"
+
+    # Listed values, types, ranges
     text = "" if problem["type"] == "value_error" else allowed(key, model, family_of(problem))
     text = text or str(problem["msg"]).replace("Input should be", "expected")
     text = text.replace("a valid tuple", "a list").replace("Tuple", "the list")
     return text.removeprefix("Value error, ")
+
+
+def whole_number(text: str) -> int | None:
+    """The whole number that `text` is in another form, such as 1e6; None: it is not one."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() else None
 
 
 def allowed(key: str, model: type[BaseModel] = Config, family: str | None = None) -> str:

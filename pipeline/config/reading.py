@@ -1,9 +1,11 @@
 """Values as YAML, read in the same way whatever the door: a file, --config, SET, a step's words.
 
 Types are those of YAML, except that keys of mappings and the values of keys that hold text are text
-as it is typed: an experiment may be called 2024_01, 1e3 or no.
+as it is typed: an experiment may be called 2024_01, 1e3 or no. Numbers that YAML 1.1 reads in base
+8 (010 is 8) or 60 (1:30:00 is 5400) are refused.
 """
 
+import re
 import types
 from collections.abc import Iterator
 from functools import cache
@@ -12,17 +14,21 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
+from pipeline.base.errors import UserError
 from pipeline.config.messages import sections
 from pipeline.config.schema import Config
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, if there: ten times as fast
-TEXT, NULL, MERGE = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "null", "merge"))
+TEXT, NULL, MERGE, INT, FLOAT = (
+    f"tag:yaml.org,2002:{kind}" for kind in ("str", "null", "merge", "int", "float")
+)
+OTHER_BASE = re.compile(r"[-+]?0[0-7_]+$|.*:")  # base 8 or 60, if it is a number
 
 
 def read_values(text: str, key: str = "") -> Any:
     """The value that `text` gives to a dotted key, or the whole configuration that it holds.
 
-    Raises yaml.YAMLError if it is not YAML.
+    Raises yaml.YAMLError if it is not YAML, UserError if a number is in base 8 or 60.
     """
     loader = LOADER(text)
     try:
@@ -38,7 +44,10 @@ def read_values(text: str, key: str = "") -> Any:
 
 
 def mark_text(node: yaml.Node, path: tuple[str, ...]) -> None:
-    """Give everything at or below `path` that is text as it is typed the tag of text."""
+    """Give everything at or below `path` that is text as it is typed the tag of text.
+
+    Raises UserError if a number there is in base 8 or 60.
+    """
     if isinstance(node, yaml.MappingNode):
         for name, value in node.value:
             if name.tag != MERGE and isinstance(name, yaml.ScalarNode):
@@ -49,6 +58,12 @@ def mark_text(node: yaml.Node, path: tuple[str, ...]) -> None:
             mark_text(value, path)
     elif node.value and holds_text(path, node.tag == NULL):
         node.tag = TEXT
+    elif node.tag in (INT, FLOAT) and OTHER_BASE.match(node.value):
+        key = ".".join(path[2:] if path[:1] == ("experiments",) else path)
+        raise UserError(
+            f"{key}={node.value} is not valid: YAML takes a number with a leading 0 for "
+            "one in base 8, and one with colons for one in base 60; write it without them"
+        )
 
 
 def holds_text(path: tuple[str, ...], is_null: bool) -> bool:
