@@ -17,6 +17,7 @@ from pipeline.concept.spool import Document
 from pipeline.config.concept_keys import Concept
 from pipeline.images.sources.find import OF_MANY, check_complete
 from pipeline.images.sources.parquet import open_file
+from pipeline.images.walk import files_named
 
 # Types of the numbers of a vector, tested
 NUMBERS = (pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal)
@@ -30,7 +31,7 @@ def files(root: Path, keys: Concept) -> list[Path]:
     train-00000-of-00003.parquet count.
     """
     folder = root / f"split={keys.split}"
-    found = sorted(path for path in folder.rglob("*.parquet") if not path.is_dir())
+    found = files_named(folder, ".parquet")
     if not found:
         splits = sorted(path.name.partition("=")[2] for path in root.glob("split=*"))
         others = f"its splits are {', '.join(splits)}" if splits else "it has no folder split=…"

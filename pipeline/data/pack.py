@@ -183,9 +183,9 @@ def read_record(folder: Path) -> Record:
     """The record that the pack in `folder` carries in its manifest; raises UserError without."""
     manifest = folder / "manifest.json"
     if not manifest.exists():
+        state = f"{folder} holds no pack" if folder.is_dir() else f"pack {folder} is missing"
         raise UserError(
-            f"pack {folder} is missing: run `make data`, move IMAGENET_DIR with it, or give "
-            "data.path=PACK"
+            f"{state}: run `make data`, move IMAGENET_DIR with it, or give data.path=PACK"
         )
     return Record.read(manifest)
 

@@ -77,6 +77,12 @@ def walk(folder: str | Path) -> tuple[list[str], list[str]]:
     return sorted(images), sorted(other_files)
 
 
+def files_named(folder: Path, ending: str) -> list[Path]:
+    """Files at any depth whose names end so, sorted, as `walk` finds them; none without a folder."""
+    names = walk(folder)[1] if folder.is_dir() else []
+    return sorted(folder / name for name in names if name.endswith(ending))
+
+
 def files_below(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
     """Names of all files at any depth, each after `prefix`.
 
