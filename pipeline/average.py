@@ -5,8 +5,9 @@
 
 They are a sum of the averages that a training with train.ema=power has stored, up to
 sample.ema_images or its end. `weights`: the file of weights of that training, which names the
-folder; `snapshots`: the folder itself, also of a training that is not at its end. It is a file of
-weights like all others. No GPU is needed, nor is the data.
+folder; `snapshots`: the folder itself, also of a training that is not at its end, of which the last
+moment is taken at which all widths were stored. It is a file of weights like all others. Neither a
+GPU nor the data are needed.
 """
 
 from pathlib import Path

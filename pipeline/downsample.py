@@ -2,10 +2,11 @@
 
     python -m pipeline.downsample config=config.yaml out=results/data/train_64-box.json
 
-Pixels are those that Pillow gives, byte for byte (images/recipes.py); EXIF orientation is left
-alone. The rows are sorted by (class, file), whatever the packaging of the image set, the number of
-worker processes and the way in which they start. Finished rows stay when a run ends in any way
-(pipeline/images/spool.py), and the same command resumes from them.
+Pixels are those of Pillow up to version 12, byte for byte, except by the fast recipes
+(images/recipes.py); EXIF orientation is left alone. The rows are sorted by (class, file), whatever
+the packaging of the image set, the number of worker processes and the way in which they start.
+Finished rows stay when a run ends in any way (pipeline/images/spool.py), and the same command
+resumes from them.
 """
 
 import signal

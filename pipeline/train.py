@@ -6,7 +6,7 @@ Each further half-life of the average gives a weights-ema<images>.safetensors.
 
 Everything needed to resume is in `checkpoints/<hash of the experiment keys>/`, which the workflow
 does not declare and so never deletes; checkpoints=FOLDER names another folder, which must hold
-checkpoints or not exist yet.
+checkpoints, belong to a run that has none yet, or not exist.
 """
 
 import os

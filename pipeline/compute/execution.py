@@ -97,7 +97,8 @@ def compiles(device: torch.device, setting: str | bool, loud: bool) -> bool:
         return False
     if compiler(device) is None:
         if loud:
-            print(f"torch.compile is off: no C++ compiler was found for {device.type}", flush=True)
+            language = "C" if device.type == "cuda" else "C++"
+            print(f"torch.compile is off: no {language} compiler was found", flush=True)
         return False
     return setting is True or device.type != "cpu"
 

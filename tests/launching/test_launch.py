@@ -130,6 +130,8 @@ def test_without_a_compiler_compile_is_off_in_one_line(
     for setting in ("auto", True):
         assert execution.prepare(net, torch.device("cpu"), setting, True) is net
         assert capsys.readouterr().out.startswith("torch.compile is off: no C++ compiler")
+    assert not execution.compiles(torch.device("cuda"), "auto", True)
+    assert capsys.readouterr().out.startswith("torch.compile is off: no C compiler")
     assert execution.prepare(net, torch.device("cpu"), False, True) is net
     assert capsys.readouterr().out == ""
 

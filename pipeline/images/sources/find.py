@@ -111,8 +111,8 @@ def resolve_image_set(config: Config, environment: Mapping[str, str] = os.enviro
     # Images at all
     if config.workload == "concept":
         raise UserError(
-            "workload=concept trains on documents, not on images, by two steps alone: run "
-            "`python -m pipeline.prepare` and `python -m pipeline.train` (docs/lcm.md)"
+            "workload=concept trains on documents, not on images: its steps are prepare, train, "
+            "predict, score and report (docs/lcm.md)"
         )
 
     # Named by the user
