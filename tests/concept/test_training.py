@@ -208,5 +208,5 @@ def test_changed_vectors_are_found_at_the_start(pack: Path, tmp_path: Path) -> N
 
 
 def test_steps_of_images_say_that_there_are_none() -> None:
-    with pytest.raises(UserError, match="documents, not on images: its steps are .* predict, score"):
+    with pytest.raises(UserError, match="documents, not on images: .* predict, score"):
         sample.main([*WORDS, "seed=0"])
