@@ -32,7 +32,7 @@ $(if $(UNREAD),$(error no target reads $(UNREAD): use SET='key=value …' for ke
 endif
 
 # SET reaches Snakemake whole: as a YAML list of one string, in one word of the shell; by its value,
-# since make would take a `$` in it for a variable of its own
+# since make would take a `$` in it for one of its variables
 WORDS := $(strip $(if $(RES),data.resolution=$(RES)) $(value SET))
 YAML := ['$(subst ','',$(WORDS))']
 SETTING := $(if $(WORDS),'set=$(subst ','\'',$(YAML))')

@@ -6,7 +6,7 @@
 #
 # With train.coupling=semidiscrete: downsample -> coupling -> train.
 # With train.ema=power and sample.ema_width: train -> average -> sample. An experiment in sample.guide:
-# guide -> sample, or guide -> average -> sample; its results have a folder of their own.
+# guide -> sample, or guide -> average -> sample; its results have a separate folder.
 # With the section select: train -> select -> sample, for samplers with sample.selected=true.
 # With sample.solver=learned: train -> solver -> sample.
 # With evaluate.milestones: train -> milestones -> report.

@@ -1,4 +1,4 @@
-# The rules of an experiment on documents, but for train: see the Snakefile, whose names they use.
+# The rules of an experiment on documents, except train: see the Snakefile, whose names they use.
 rule prepare:
     input:
         suffix=X.suffix,

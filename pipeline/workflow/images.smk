@@ -1,4 +1,4 @@
-# The rules of an experiment on images, but for train: see the Snakefile, whose names they use.
+# The rules of an experiment on images, except train: see the Snakefile, whose names they use.
 import json
 import re
 

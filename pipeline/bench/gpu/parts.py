@@ -2,7 +2,7 @@
 
 python -m pipeline.bench gpu [--force] [--no-record] [PART ...]
 
-Each part runs in a process of its own and adds its record when it ends, so that a run that was
+Each part runs in a separate process and adds its record when it ends, so that a run that was
 stopped goes on with the next part: a part whose record of this card and this code exists is left
 out. Exit status: 0; 1 if a part failed; 2 without a GPU.
 """
