@@ -88,7 +88,7 @@ report: setup  ## figures, tables, pages (likewise); then open results/index.htm
 
 all: report  ## everything: the same as report
 
-plan: setup  ## what would run: jobs, GPUs, variables, steps, disk; CALIBRATE=1: also hours and memory, from 20 steps
+plan: setup  ## what would run: jobs, GPUs, variables, steps, disk; CALIBRATE=1: also hours and memory, from up to 20 steps
 	@python -m pipeline.plan $(if $(CALIBRATE),--calibrate) --cores $(CORES) --resources gpu=$(GPUS) $(CONFIGURED)
 
 status: setup  ## the jobs that run in this folder: machine, GPUs, progress

@@ -1,7 +1,7 @@
 """The plan of an experiment, for a person: `make plan`.
 
 Jobs, GPUs and environment variables are read from Snakemake's dry run, so the Snakefile is their
-only list; sizes and steps follow from the configuration. With --calibrate, a few training steps on
+only list; sizes and steps follow from the configuration. With --calibrate, up to 20 training steps on
 made-up images tell how long the training takes on this machine.
 """
 
