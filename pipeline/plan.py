@@ -1,8 +1,8 @@
 """The plan of an experiment, for a person: `make plan`.
 
 Jobs, GPUs and environment variables are read from Snakemake's dry run, so the Snakefile is their
-only list; sizes and steps follow from the configuration. With --calibrate, up to 20 training steps on
-made-up images tell how long the training takes on this machine.
+only list; sizes and steps follow from the configuration. With --calibrate, up to 20 training steps
+on made-up images tell how long the training takes on this machine.
 """
 
 import argparse

@@ -78,7 +78,7 @@ def walk(folder: str | Path) -> tuple[list[str], list[str]]:
 
 
 def files_named(folder: Path, ending: str) -> list[Path]:
-    """Files at any depth whose names end so, sorted, as `walk` finds them; none without a folder."""
+    """Files at any depth whose names end so, sorted, as `walk` finds them; none if no folder."""
     names = walk(folder)[1] if folder.is_dir() else []
     return sorted(folder / name for name in names if name.endswith(ending))
 
