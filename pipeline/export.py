@@ -65,7 +65,7 @@ def check_targets(targets: list[Path]) -> None:
         raise UserError("nothing to export: give png=FOLDER or npz=FILE, or both")
     for target in targets:
         if targets.count(target) > 1:
-            raise UserError(f"png and npz are both {target}: give each a name of its own")
+            raise UserError(f"png and npz are both {target}: give each a separate name")
         if target.exists() or target.is_symlink():
             raise UserError(f"{target} exists: give another name or remove it first")
 

@@ -62,7 +62,8 @@ def mark_text(node: yaml.Node, path: tuple[str, ...]) -> None:
         key = ".".join(path[2:] if path[:1] == ("experiments",) else path)
         raise UserError(
             f"{key}={node.value} is not valid: YAML takes a number with a leading 0 for "
-            "one in base 8, and one with colons for one in base 60; write it without them"
+            "one in base 8, and one with colons for one in base 60; write it without them, or a "
+            "name in quotes"
         )
 
 

@@ -156,7 +156,7 @@ def not_met(error: RendezvousError, words: Sequence[str]) -> str:
     if not isinstance(error, RendezvousConnectionError):
         return (
             f"too few nodes met at {place} in time as {name}: start the same command on every "
-            "node, with the same keys, data and code, and give each job a port of its own"
+            "node, with the same keys, data and code, and give each job a separate port"
         )
     if "is_host=1" in given.get("--rdzv-conf", ""):
         return (

@@ -13,6 +13,7 @@ from pipeline.config.reading import read_values
 @pytest.mark.parametrize("value", ["010", "-010", "0_64", "1:30:00", "1:30.5", "[1, 064]"])
 def test_numbers_in_base_8_or_60_are_refused(value: str, tmp_path: Path) -> None:
     said = re.escape(f"={value.strip('[1, ]') if '[' in value else value} is not valid: YAML takes")
+    said += ".* write it without them, or a name in quotes$"
     with pytest.raises(UserError, match=f"^data.resolution{said}"):
         load_step(["experiment=smoke", f"data.resolution={value}"], ())
     file = tmp_path / "own.yaml"

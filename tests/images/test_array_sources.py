@@ -139,7 +139,7 @@ ROWS = good_batch()["data"]
         ({"data": ROWS[:, :12]}, "images of 2x2 px, not of 4 px: set data.resolution=2"),
         ({"data": np.zeros((3, 3 * 64 * 64), np.uint8)}, "set data.resolution=64"),
         ({"labels": [1, 2]}, "one label for each of its 3 images"),
-        ({"labels": [[1], [2], [3]]}, r"the label \[1\], which is none of 1 … 1000"),
+        ({"labels": [[1], [2], [3]]}, r"the label \[1\], which is not one of 1 … 1000"),
         ({"labels": 5}, "one label for each"),
         ({"labels": [0, 1, 2]}, "the label 0,"),
         ({"labels": [1, 1001, 2]}, "the label 1001,"),
@@ -286,7 +286,7 @@ def test_incomplete_cifar(tmp_path: Path, packed: bool) -> None:
 @pytest.mark.parametrize(
     ("name", "other", "message"),
     [
-        ("data_batch_3", {b"labels": [0, 1, 3]}, "the label 3, which is none of 0 … 2"),
+        ("data_batch_3", {b"labels": [0, 1, 3]}, "the label 3, which is not one of 0 … 2"),
         ("data_batch_3", {b"labels": [0, 1]}, "one label for each of its 3 images"),
         ("data_batch_3", {b"labels": None}, "one label for each"),
         ("data_batch_3", {b"data": np.zeros((3, 48), np.uint8)}, "no data uint8"),

@@ -171,7 +171,7 @@ def damaged_npz(file: Path, error: Exception) -> Exception:
     if isinstance(error, OSError):
         return error
     return UserError(
-        f"{file} is damaged or no .npz of a batch ({type(error).__name__}: {error}): "
+        f"{file} is damaged or not an .npz of a batch ({type(error).__name__}: {error}): "
         "get the original file"
     )
 
@@ -182,7 +182,7 @@ def check_rows(file: Path, shape: tuple[int, ...], dtype: np.dtype, resolution: 
     side = math.isqrt(shape[-1] // 3) if len(shape) == 2 else 0
     if dtype != np.uint8 or not side or shape[-1] != 3 * side**2:
         raise UserError(
-            f"{file} holds data of shape {shape} and type {dtype}, no rows of square images in "
+            f"{file} holds data of shape {shape} and type {dtype}, not rows of square images in "
             "uint8: get the original file"
         )
     # Of the right size
@@ -209,7 +209,7 @@ def check_labels(where: str, labels: Any, num_images: int, allowed: range) -> li
     for value in values:
         if type(value) is not int or value not in allowed:
             raise UserError(
-                f"{where} holds the label {value!r}, which is none of "
+                f"{where} holds the label {value!r}, which is not one of "
                 f"{allowed[0]} … {allowed[-1]}: get the original file"
             )
     return values
