@@ -1,5 +1,6 @@
 """The checks of training steps on a GPU fail if a fault is planted in the trainer."""
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -8,10 +9,10 @@ import pytest
 import torch
 
 from pipeline.bench.gpu_check import training
-from pipeline.bench.gpu_check.check import Figure
+from pipeline.bench.gpu_check.check import OK, Check, Figure, run_check
 from pipeline.training import trainer as trainers
 from pipeline.training.trainer import Trainer
-from tests.bench.test_gpu_check_faults import failed
+from tests.bench.test_gpu_check_faults import CPU, failed
 
 
 class Planted:
@@ -84,3 +85,18 @@ def test_a_fault_of_the_trainer(
     training.plain_losses()
     fault(monkeypatch)
     failed(measure)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+def test_sums_in_another_order_are_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As kernels add that are not deterministic: the resumed trainers take two passes a step."""
+    plain, made = training.trainer, itertools.count()
+
+    def trainer(device: torch.device, folder: str, *words: str) -> Trainer:
+        passes = 2 if next(made) else 1
+        return plain(device, folder, *words, f"runtime.micro_batch={training.BATCH // passes}")
+
+    monkeypatch.setattr(training, "trainer", trainer)
+    outcome = run_check(Check("resumed", partial(training.resumed, False), ""), CPU)
+    assert outcome.state == OK and outcome.value, outcome
