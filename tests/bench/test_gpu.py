@@ -82,11 +82,18 @@ def test_a_size_that_does_not_fit_is_passed_over(bench: training.Bench, memory: 
 
 
 @pytest.mark.slow
-def test_the_faster_of_the_two_largest_counts(bench: training.Bench, memory: StepMemory) -> None:
+def test_the_faster_of_the_two_largest_counts(
+    bench: training.Bench, memory: StepMemory, capsys: pytest.CaptureFixture
+) -> None:
     rates = {4: 10.0, 2: 30.0, 1: 99.0}
     with patch.object(training, "rate", lambda trainer, steps: rates[trainer.micro]):
         case = bench.best(bench.ours, [4, 2, 1], memory)
     assert (case.batch, case.images_per_s) == (2, 30.0)
+    # Each was told as soon as it was measured: a part that is stopped writes no record
+    told = [line for line in capsys.readouterr().out.splitlines() if "images/s" in line]
+    assert [line.partition(",")[0] for line in told] == [
+        "Trainer: 4 images a pass", "Trainer: 2 images a pass",
+    ]  # fmt: skip
 
 
 def test_only_sizes_that_may_fit_are_tried(bench: training.Bench, memory: StepMemory) -> None:
@@ -214,9 +221,11 @@ def test_a_step_is_profiled() -> None:
 
 
 @pytest.mark.slow
-def test_solvers_are_measured_in_every_precision() -> None:
+def test_solvers_are_measured_in_every_precision(capsys: pytest.CaptureFixture) -> None:
     outcome = sampling.by_solver(tiny(rounds=1), compiled=False)
     names = list(outcome["rounds"])
+    told = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert told[-len(names[2:]) :] == names[2:]
     assert names[:2] == [sampling.TWICE, sampling.ONCE]
     assert len(names) == 2 + 3 * 5 and {"rk4, tf32", "dopri5, bf16"} <= set(names)
     assert all(min(values) > 0 for values in outcome["rounds"].values())

@@ -9,6 +9,7 @@ import tempfile
 import time
 from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,11 @@ def rates(bench: Bench, job: Job, rounds: int) -> list[float]:
         began = time.monotonic()
         network.sample_images(job, networks, index, bench.device)
         seconds.append(time.monotonic() - began)
-    return [bench.images / taken for taken in seconds[1:]]
+    values = [bench.images / taken for taken in seconds[1:]]
+    # At once: a part that is stopped writes no record
+    keys = job.config.sample
+    print(f"{keys.solver}, {keys.precision}: {median(values):,.1f} images/s", flush=True)
+    return values
 
 
 def case_words(solver: str, precision: str, compiled: bool) -> tuple[str, ...]:

@@ -102,7 +102,10 @@ class Bench:
             rates = [rate(trainer, self.scale.steps) for _ in range(self.scale.rounds)]
             use = flops.mfu(median(rates), self.flops, self.name)
             peak = peak_memory(self.scale.device)
-            return Case(batch, rates, use, peak / 1e9, memory.peak(batch) / 1e9)
+            case = Case(batch, rates, use, peak / 1e9, memory.peak(batch) / 1e9)
+            # At once: a part that is stopped writes no record
+            print(case_line(type(trainer).__name__, case), flush=True)
+            return case
         except torch.OutOfMemoryError:
             return None
         finally:
@@ -245,6 +248,7 @@ def by_option(scale: Scale, what: str, options: tuple[Option, ...]) -> dict[str,
             if not scale.in_time():
                 notes.append(f"{option.name}: no time was left")
                 continue
+            print(f"next: {option.name}", flush=True)
             try:
                 cases[option.name] = largest(bench, option)
             except Exception as error:  # an option that torch refuses is a finding, not the end
