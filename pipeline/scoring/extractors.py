@@ -12,7 +12,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
 from pipeline.base.errors import OneRankError, UserError
@@ -114,6 +113,9 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self, _: Kind, state: State) -> None:
         super().__init__()
+        # A package that only this network needs: without it all else must run
+        from efficientnet_lite_pytorch import EfficientNet
+
         self.network = EfficientNet.from_name("efficientnet-lite0")
         self.network.load_state_dict(state)
 

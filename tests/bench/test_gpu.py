@@ -261,6 +261,28 @@ def test_photographs_are_packed() -> None:
 # --- the command ---------------------------------------------------------------------------------
 
 
+BARE = """
+import sys
+
+names = "efficientnet_lite_pytorch torch_fidelity simplejpeg submitit snakemake"
+sys.modules.update(dict.fromkeys(names.split()))  # None: not to be had
+import torch
+from pipeline.bench.gpu import parts, scale
+
+for part in ("scoring", "packing"):
+    parts.measure(part, scale.Scale(torch.device("cpu"), largest=2, rounds=1, steps=1), keep=False)
+"""
+
+
+def test_a_bare_machine_lacks_two_parts_at_most() -> None:
+    done = subprocess.run([sys.executable, "-c", BARE], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (
+        "scoring: n/a: the weights of no feature extractor are on this machine\n"
+        "packing: n/a: the package simplejpeg is not installed\n"
+    )
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_one_sentence_and_status_2() -> None:
     command = [sys.executable, "-m", "pipeline.bench", "gpu", "train"]

@@ -31,7 +31,7 @@ def by_extractor(scale: Scale) -> dict[str, Any]:
     for name in KINDS:
         try:
             extractor = load_extractor(name, None, scale.device)
-        except UserError as error:
+        except (UserError, ImportError) as error:
             notes.append(f"{name} was not measured: {error}")
             continue
         for batch in sorted({min(size, scale.largest) for size in BATCHES}):
