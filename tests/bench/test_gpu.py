@@ -96,6 +96,11 @@ def test_the_faster_of_the_two_largest_counts(
     ]  # fmt: skip
 
 
+def test_memory_is_counted_once(bench: training.Bench, memory: StepMemory) -> None:
+    with patch.object(training, "step_memory", side_effect=AssertionError):
+        assert bench.memory() == memory
+
+
 def test_only_sizes_that_may_fit_are_tried(bench: training.Bench, memory: StepMemory) -> None:
     room = int(memory.peak(2) / training.EAGER_SHARE) + 1
     with patch.object(execution, "free_memory", lambda device: room):

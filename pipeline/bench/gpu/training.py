@@ -61,6 +61,7 @@ class Bench:
     def __init__(self, scale: Scale, folder: str) -> None:
         self.scale, self.folder = scale, folder
         self.group = Ranks(0, 1, scale.device)
+        self.memories: dict[tuple[str, ...], StepMemory] = {}  # each takes seconds to count
         self.flops = flops.training_flops(self.job(1).workload)
         self.name = "CPU"
         if scale.device.type == "cuda":
@@ -80,8 +81,10 @@ class Bench:
 
     def memory(self, *words: str) -> StepMemory:
         """The memory of a step of our trainer."""
-        job = self.job(1, *words)
-        return step_memory(job.config, job.workload, self.scale.device)
+        if words not in self.memories:
+            job = self.job(1, *words)
+            self.memories[words] = step_memory(job.config, job.workload, self.scale.device)
+        return self.memories[words]
 
     def sizes(self, *words: str) -> list[int]:
         """Numbers of images a pass that may fit, the largest first."""
