@@ -7,6 +7,7 @@ for unused parameters. Nothing else makes it slow.
 """
 
 import copy
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -115,6 +116,7 @@ class PlainTrainer:
 def one_rank(device: torch.device) -> Iterator[None]:
     """A process group of this one process, gone afterwards; nccl on a GPU, gloo for the CPU."""
     cuda = device.type == "cuda"
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # offline, gloo would wait for a name server
     dist.init_process_group(
         backend="cpu:gloo,cuda:nccl" if cuda else "gloo",
         store=dist.HashStore(),
