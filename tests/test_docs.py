@@ -44,9 +44,8 @@ def test_make_refuses_a_variable_that_nothing_reads(word: str, refused: bool) ->
 
 @pytest.mark.parametrize("word", ["EXPERIMENT=shapes", "CONFIG=my.yaml", "SET=train.lr=1e-3"])
 def test_make_smoke_reads_what_it_is_given(word: str) -> None:
-    done = subprocess.run(
-        ["make", "--dry-run", "smoke", word, "GPUS=0"], cwd=ROOT, capture_output=True, text=True
-    )
+    command = ["make", "--no-print-directory", "--dry-run", "smoke", word, "GPUS=0"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if word.startswith("EXPERIMENT"):
         assert "make all EXPERIMENT=shapes" in done.stderr and done.returncode
     else:

@@ -92,7 +92,7 @@ class ExperimentRow(SeedsRow):
     start: str | None  # file of the first weights
     # The sheets of all seeds
     sheet_text: str
-    sheet: int = 0  # its number below the table, from 1
+    sheet: int = 0  # its number below the table, from 1; 0: not numbered yet
 
 
 def read(results: Path) -> tuple[list[Scored], list[str]]:
@@ -157,9 +157,13 @@ def weights(entry: Scored) -> str:
 
 
 def rank(row: ExperimentRow) -> tuple[object, ...]:
-    """Sort key: data sets, Fréchet distances before others, sheets, protocols, the best first."""
+    """Sort key: data sets, Fréchet distances before others, sheets, protocols, the best first.
+
+    Rows whose sheets have no numbers yet (0) come by their values alone, which number the sheets.
+    """
     sign = -1 if row.better == "higher" else 1
-    return row.data, not is_frechet(row), row.name, row.sheet, row.protocol, sign * row.mean
+    protocol = row.protocol if row.sheet else 0
+    return row.data, not is_frechet(row), row.name, row.sheet, protocol, sign * row.mean
 
 
 def find(results: Path) -> Overview:
