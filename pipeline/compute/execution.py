@@ -61,7 +61,7 @@ def room_for_one(device: torch.device) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise OneRankError(
             f"not even one image fits on {device} beside the weights and their averages: share "
-            "these out over several GPUs (runtime.strategy=fsdp2), or use a smaller model or a "
+            "these out over more GPUs (runtime.strategy=fsdp2), or use a smaller model or a "
             "larger GPU"
         ) from error
 
@@ -69,7 +69,7 @@ def room_for_one(device: torch.device) -> Iterator[None]:
 def memory_format(device: torch.device) -> torch.memory_format:
     """That of images: channels last on CUDA, where bf16 convolutions want it, and plain on CPU.
 
-    Whatever an image's format, activations take that of the weights.
+    Activations lie channels last if images or weights do.
     """
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 

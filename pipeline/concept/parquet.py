@@ -107,7 +107,7 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def values(cell: Any, where: str) -> pa.Array:
-    """The list in a cell; raises UserError if it, or one of its values, is null, or is no list."""
+    """The list in a cell; raises UserError if it, or a value, is null, or it is not a list."""
     if not isinstance(cell, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
         raise UserError(f"{where}: {cell.type} instead of a list: name the column of lists")
     if not cell.is_valid or cell.values.null_count:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.base.errors import UserError
@@ -89,9 +90,7 @@ def check_space(folder: Path, num_images: int, resolution: int, ordered: bool) -
     """
     # bytes of rows and labels, less those of an earlier run
     pixels = num_images * resolution * resolution * 3  # bytes
-    making = folder / ".making"
-    files = list(making.iterdir()) if making.is_dir() else []
-    written = sum(file.stat().st_blocks * 512 for file in files)  # kept, or removed by the spool
+    written = disk_bytes(folder / ".making")  # kept, or removed by the spool
     needed = pixels * (1 if ordered else 2) + num_images * 8 - written  # int64 labels
     free = shutil.disk_usage(nearest_existing(folder)).free
     if needed > free:
@@ -99,6 +98,16 @@ def check_space(folder: Path, num_images: int, resolution: int, ordered: bool) -
             f"the pack needs {needed / 1e6:.1f} MB, but the disk of {folder} has "
             f"{free / 1e6:.1f} MB free: free some or set data.pack_dir to another disk"
         )
+
+
+def disk_bytes(folder: Path) -> int:
+    """Bytes that the files of a folder take on the disk; another process may move them away."""
+    taken = 0
+    with suppress(FileNotFoundError):
+        for file in folder.iterdir():
+            with suppress(FileNotFoundError):
+                taken += file.stat().st_blocks * 512
+    return taken
 
 
 def nearest_existing(folder: Path) -> Path:

@@ -151,9 +151,10 @@ def card(
     picture = html.escape(shown.relative_to(results).as_posix())
     name = html.escape(f"{experiment}, {data}")
     of_sentences = sentences.read_of_run(run.parents[1] / "metrics")
-    lines = sentences.in_words(of_sentences) if of_sentences else scores_in_words(scores)
     if (lead := run.with_name(LEAD)).exists():  # metrics of other samplers may lie there, too
         lines = lead.read_bytes().decode().splitlines()
+    else:
+        lines = sentences.in_words(of_sentences) if of_sentences else scores_in_words(scores)
     return (
         f'<article><a href="{address}"><h2>{name}</h2>'
         f'<img src="{picture}" alt="{name}" loading="lazy"></a>{paragraphs(lines)}</article>'

@@ -115,6 +115,18 @@ def test_what_a_kill_left_counts_as_free_space(root: Path, monkeypatch: pytest.M
     assert not any(file.exists() for file in left)
 
 
+def test_files_that_another_process_moves_away_take_no_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows.npy").write_bytes(bytes(8192))
+    there = checks.disk_bytes(tmp_path)
+    gone = [tmp_path / "rows.npy", tmp_path / ".journal.1.tmp"]
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter(gone))
+    assert there == checks.disk_bytes(tmp_path) > 0
+    monkeypatch.undo()
+    assert checks.disk_bytes(tmp_path / "gone") == 0
+
+
 def test_the_name_that_is_there_twice_need_not_be_utf8() -> None:
     names = np.array([b"caf\xe9"] * 2), np.array([b"0.png"] * 2)
     with pytest.raises(UserError, match="holds caf\udce9/0.png twice"):
