@@ -10,15 +10,13 @@ from contextlib import ExitStack
 from http.client import HTTPException
 from pathlib import Path
 
-import torch
-
 from pipeline.base import locks
 from pipeline.base.errors import UserError, run_main
 from pipeline.base.json_objects import JsonObject
 from pipeline.config.load import load_step
 from pipeline.config.paths import extractor_file, out_file
-from pipeline.scoring.extractors import KINDS
-from pipeline.scoring.weights import Published, WeightsSources, read_weights
+from pipeline.scoring.kinds import KINDS
+from pipeline.scoring.weights_sources import Published, WeightsSources, read_weights
 from pipeline.steps import STEPS
 
 WORDS = STEPS["fetch"].words
@@ -69,6 +67,8 @@ def hold(stack: ExitStack, folder: Path) -> None:
 def download(source: Published) -> None:
     """Download a published file to its place in the cache: checked, then renamed into place."""
     print(f"downloading {source.url} to {source.path}", flush=True)
+    import torch  # slow, and mostly the file is there
+
     torch.hub.download_url_to_file(
         source.url, str(source.path), hash_prefix=source.sha256, progress=False
     )

@@ -17,8 +17,9 @@ import pytest
 
 from pipeline import evaluate, reference
 from pipeline.data.pack import Hashes, Record
-from pipeline.scoring import measure
-from pipeline.scoring.extractors import KINDS, Extractor
+from pipeline.scoring import evaluate_loop, measure, reference_loop
+from pipeline.scoring.extractors import Extractor
+from pipeline.scoring.kinds import KINDS
 from tests.drawings import drawn
 from tests.scoring.test_keepers import LOGITS, WIDTH, small_extractor
 
@@ -33,8 +34,8 @@ def small(*_: Any) -> Extractor:
 
 def use_small(patch: pytest.MonkeyPatch) -> None:
     """Make all steps in this process use the small network."""
-    for step in (evaluate, reference):
-        patch.setattr(step, "load_extractor", small)
+    for loop in (evaluate_loop, reference_loop):
+        patch.setattr(loop, "load_extractor", small)
     patch.setattr(measure, "LOGITS", LOGITS)
     kind = replace(KINDS["efficientnet-lite0"], width=WIDTH)
     patch.setitem(KINDS, "efficientnet-lite0", kind)

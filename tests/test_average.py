@@ -13,7 +13,7 @@ from pipeline.config.load import DEFAULT_FILE, load_step, load_yaml
 from pipeline.config.paths import weights_file
 from pipeline.config.samplers import family, sampler_name
 from pipeline.config.stages import stage_keys
-from pipeline.training import snapshots
+from pipeline.training import snapshot_files
 from pipeline.training.ema import PowerAverage
 from pipeline.training.power_profile import Profile, coefficients
 from pipeline.training.trainer import Trainer
@@ -64,7 +64,7 @@ def made(trained: Path, out: Path, *more: str) -> dict[str, torch.Tensor]:
 def between(trained: Path) -> float:
     """The distance of the two stored averages at the end, relative to their length."""
     (folder,) = trained.glob("checkpoints/*/averages")
-    last = [snapshots.file_of(folder, Profile(width, LENGTH)) for width in (0.05, 0.1)]
+    last = [snapshot_files.file_of(folder, Profile(width, LENGTH)) for width in (0.05, 0.1)]
     return difference(*map(load_weights, last))
 
 
@@ -84,7 +84,7 @@ def test_an_average_between_two_is_near_one_that_was_tracked(trained: Path, tmp_
 def test_a_stored_width_gives_what_was_tracked(trained: Path, tmp_path: Path, width: float) -> None:
     weights = made(trained, tmp_path / "w.safetensors", f"sample.ema_width={width}")
     (folder,) = trained.glob("checkpoints/*/averages")
-    last = load_weights(snapshots.file_of(folder, Profile(width, LENGTH)))
+    last = load_weights(snapshot_files.file_of(folder, Profile(width, LENGTH)))
     assert difference(weights, last) < 1e-6
 
 
@@ -105,7 +105,7 @@ def test_the_sum_by_hand(trained: Path, tmp_path: Path) -> None:
     (folder,) = trained.glob("checkpoints/*/averages")
     out = tmp_path / "w.safetensors"
     average.main([f"snapshots={folder}", f"sample.ema_width={BETWEEN}", f"out={out}"])
-    files = snapshots.stored(folder)
+    files = snapshot_files.stored(folder)
     shares = coefficients([*files], Profile(BETWEEN, LENGTH))
     tensors = [load_weights(path) for path in files.values()]
     for name, value in load_weights(out).items():
@@ -144,11 +144,11 @@ def test_what_is_missing_is_named(trained: Path, tmp_path: Path) -> None:
     for message, arguments in cases.items():
         with pytest.raises(UserError, match=message):
             average.main(arguments)
-    snapshots.file_of(folder, Profile(0.1, 240)).unlink()
+    snapshot_files.file_of(folder, Profile(0.1, 240)).unlink()
     with pytest.raises(UserError, match=r"1 of 16 stored averages are missing, .*ema0.1-0+240"):
         average.main([weights, out, width])
     average.main([weights, out, width, "sample.ema_images=120"])
-    path = snapshots.file_of(folder, Profile(0.1, 120))
+    path = snapshot_files.file_of(folder, Profile(0.1, 120))
     tensors, about = load_weights(path), read_about(path)
     name = min(tensors)
     save_weights(path, tensors | {name: tensors[name] * torch.inf}, about)

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import coupling, milestones, train
+from pipeline import coupling, train
 from pipeline.base.errors import UserError
 from pipeline.data.duals import load_duals
 from pipeline.data.pack import DataAbout, read_record
 from pipeline.training.identity import scratch_folder
 from pipeline.training.weights_file import read_about
+from pipeline.trials import milestones_job
 from tests.conftest import resolved, write_pack
 from tests.on_ranks import on_ranks
 from tests.test_train import difference, losses, outcome
@@ -110,8 +111,8 @@ def test_a_training_resumes_to_the_bit_and_names_the_duals(
     assert scratch != scratch_folder(tmp_path / "whole", config, record.sha256.to_json())
     assert "duals" not in record.sha256.to_json()
     # Its milestones are looked for there
-    monkeypatch.setattr(milestones, "duals_file", lambda _: folder / "duals.npz")
-    run = milestones.trained_run(config, tmp_path / "whole", None, record)
+    monkeypatch.setattr(milestones_job, "duals_file", lambda _: folder / "duals.npz")
+    run = milestones_job.trained_run(config, tmp_path / "whole", None, record)
     assert run.scratch == scratch and run.data == about.record
 
 

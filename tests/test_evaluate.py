@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.linalg import sqrtm
 
 from pipeline import evaluate, reference
-from pipeline.scoring import measure, scores, whole_sets
+from pipeline.scoring import evaluate_loop, measure, scores, whole_sets
 from pipeline.scoring.extractors import Extractor
 from pipeline.scoring.fidelity import load_torch_fidelity
 from pipeline.scoring.references import load_reference
@@ -137,7 +137,7 @@ def test_what_cannot_be_scored_is_said(world: World) -> None:
     (world.root / "samples" / "labels.npy").unlink()
     blind = Extractor(**vars(small()) | {"has_logits": False})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "load_extractor", lambda *_: blind)
+        patch.setattr(evaluate_loop, "load_extractor", lambda *_: blind)
         world.run(evaluate, "evaluate.metrics=[isc,kid]")
     result = world.result()
     assert [m["name"] for m in result["metrics"]] == ["kid_efflite0_96"]

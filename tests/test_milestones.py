@@ -19,8 +19,9 @@ from pipeline.reporting.milestones import in_words, read_milestones
 from pipeline.training import checkpoint
 from pipeline.training.milestones import check_planned, planned
 from pipeline.training.weights_file import load_weights
-from pipeline.trials import points
+from pipeline.trials import milestones_loop, points
 from pipeline.trials.points import Points
+from tests import without_torch
 from tests.conftest import ROOT, resolved
 from tests.on_ranks import on_ranks
 from tests.test_train import difference, words
@@ -96,6 +97,10 @@ def test_nothing_but_the_end_is_refused_before_anything_runs(words: list[str], k
     with pytest.raises(UserError, match=f"nothing to score but the end .*{key}"):
         check_planned(resolved("experiment=tiny", *words))
     check_planned(resolved("experiment=tiny", "runtime.milestone_images=64"))
+
+
+def test_its_launcher_needs_no_torch(world: World, kept: Path, tmp_path: Path) -> None:
+    without_torch.preflight("milestones", *world.words(kept, tmp_path))
 
 
 def test_each_milestone_and_the_end_has_a_row_of_its_average(
@@ -203,12 +208,12 @@ def test_a_watcher_says_once_that_nothing_trains(
 ) -> None:
     shutil.copytree(kept, tmp_path / "train")
     run = milestones.prepare(world.words(tmp_path / "train", tmp_path / "out")).run
-    assert not milestones.note_pause(run, False)  # its end is there
+    assert not milestones_loop.note_pause(run, False)  # its end is there
     (tmp_path / "train" / "weights.safetensors").unlink()
     with locks.locked(run.scratch):
-        assert not milestones.note_pause(run, False)
+        assert not milestones_loop.note_pause(run, False)
     assert capsys.readouterr().out == ""
-    assert milestones.note_pause(run, False) and milestones.note_pause(run, True)
+    assert milestones_loop.note_pause(run, False) and milestones_loop.note_pause(run, True)
     said = capsys.readouterr().out
     assert said.count("nothing trains in") == 1 and str(tmp_path / "train") in said
 

@@ -23,6 +23,7 @@ from pipeline.sampling.field import Field
 from pipeline.sampling.job import prepare
 from pipeline.sampling.network import class_labels
 from pipeline.training import weights_file
+from tests import without_torch
 from tests.conftest import ROOT, resolved
 from tests.random_networks import COUNTS, save_network
 
@@ -367,13 +368,7 @@ def test_missing_weights_get_one_sentence(tmp_path: Path) -> None:
 
 
 def test_preflight_neither_loads_torch_nor_hashes(weights: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['torch'] = None; from pipeline import sample; from pipeline.base "
-        "import files; from pipeline.config.load import load_step; files.sha256_file = None; "
-        "sample.preflight(*load_step(sys.argv[1:], sample.STEP.words), 2)"
-    )
-    words = [*TINY, f"weights={weights}", f"out={tmp_path}"]
-    subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, check=True)
+    without_torch.preflight("sample", *TINY, f"weights={weights}", f"out={tmp_path}")
 
 
 def test_only_the_first_rank_of_a_machine_hashes_the_weights(

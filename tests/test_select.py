@@ -15,6 +15,7 @@ from pipeline.config.load import load_step
 from pipeline.reporting.records import SampleAbout
 from pipeline.reporting.trials import Choice, Trial
 from pipeline.training.weights_file import load_weights, read_about
+from tests import without_torch
 from tests.conftest import ROOT, write_pack
 from tests.on_ranks import on_ranks
 from tests.test_train import difference, words
@@ -81,6 +82,16 @@ def test_a_try_is_the_mean_of_its_seeds(golden: Path) -> None:
         distances = [t.distance for t in trials if (t.ema_width, t.guidance) == key]
         assert len(distances) == 2
         assert attempt.distance == pytest.approx(sum(distances) / 2)
+
+
+def test_launchers_of_what_scores_need_no_torch(world: Path, pack: Path, tmp_path: Path) -> None:
+    without_torch.preflight("select", *arguments(world, tmp_path / "out", *GOLDEN))
+    data = [f"record={world}/record.json", f"data.path={pack}", "experiment=tiny"]
+    without_torch.preflight("reference", *data, f"out={tmp_path}/reference.npz")
+    weights = f"weights={world}/train/weights.safetensors"
+    sample.main(["experiment=tiny", "sample.num=8", weights, f"out={tmp_path}/samples"])
+    words = [*data, f"samples={tmp_path}/samples", f"reference={world}/reference.npz"]
+    without_torch.preflight("evaluate", *words, f"out={tmp_path}/out.json")
 
 
 @pytest.mark.slow

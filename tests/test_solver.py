@@ -13,6 +13,7 @@ from pipeline.config import load
 from pipeline.config.stages import stage_keys
 from pipeline.sampling.refining import MOST_ITERATIONS
 from pipeline.workflow.experiment import Experiment
+from tests import without_torch
 from tests.conftest import resolved
 from tests.on_ranks import on_ranks
 from tests.random_networks import save_network
@@ -37,6 +38,10 @@ def fitted(weights: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("solver") / "learned.json"
     solver.main([*WORDS, weights, f"out={file}"])
     return file
+
+
+def test_its_launcher_needs_no_torch(weights: str, tmp_path: Path) -> None:
+    without_torch.preflight("solver", *WORDS, weights, f"out={tmp_path}/learned.json")
 
 
 def images(folder: Path, *words: str) -> np.ndarray:

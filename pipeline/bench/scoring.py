@@ -22,9 +22,10 @@ from pipeline.bench import record
 from pipeline.compute import gpus
 from pipeline.compute.distributed import pick_device
 from pipeline.data.pack import Hashes, Record
-from pipeline.scoring.extractors import KINDS
 from pipeline.scoring.fidelity import load_torch_fidelity
-from pipeline.scoring.weights import read_weights
+from pipeline.scoring.kinds import KINDS
+from pipeline.scoring.weights import load_state
+from pipeline.scoring.weights_sources import read_weights
 
 torch_fidelity: Any = load_torch_fidelity()
 
@@ -113,7 +114,7 @@ class Registered(torch_fidelity.FeatureExtractorBase):
         super().__init__(name, features_list)
         kind = KINDS[name]
         file = kind.find(None)
-        self.network = kind.build(kind, kind.load_state(*read_weights(file), file.path))
+        self.network = kind.build(kind, load_state(kind, *read_weights(file), file.path))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
         """Features (B,D) of uint8 (B,3,H,W)."""

@@ -188,7 +188,7 @@ class Sample(Section):
         return Sample.model_validate(self.model_dump() | {"runs": ()} | run)
 
 
-Extractor = Literal[  # rows of scoring/extractors.py
+Extractor = Literal[  # rows of scoring/kinds.py
     "inception-v3-compat",
     "efficientnet-lite0",
     "dinov2-vit-s-14",

@@ -14,7 +14,6 @@ from pipeline.config.schema import Config
 from pipeline.config.schema import Evaluate as Settings
 from pipeline.data.pack import DataAbout, Record, open_pack
 from pipeline.reporting.records import ReferenceAbout
-from pipeline.scoring.extractors import KINDS, Extractor
 from pipeline.scoring.image_sets import (
     ImageSet,
     home,
@@ -25,6 +24,7 @@ from pipeline.scoring.image_sets import (
     read_labels,
 )
 from pipeline.scoring.kept_features import RealSide, load_real_side
+from pipeline.scoring.kinds import KINDS
 from pipeline.scoring.references import Reference, load_reference
 
 STATISTICS = (".npz", ".pkl")
@@ -191,16 +191,6 @@ def check_extractor(reference: Reference, extractor: str, path: Path) -> None:
         raise UserError(
             f"reference {path} is by {by}, not {extractor} ({width:,} features): give the same "
             "evaluate.extractor, or make it again with `python -m pipeline.reference`"
-        )
-
-
-def check_weights(reference: Reference, extractor: Extractor, path: Path) -> None:
-    """Raise UserError if the reference was made with other weights than these."""
-    if reference.weights_sha256 not in (None, extractor.weights_sha256):
-        raise UserError(
-            f"reference {path} was made with weights {str(reference.weights_sha256)[:8]}… of "
-            f"{extractor.name}, not {extractor.weights_sha256[:8]}…: give the same "
-            "evaluate.weights, or make it again with `python -m pipeline.reference`"
         )
 
 

@@ -11,23 +11,23 @@ import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pipeline.base.errors import UserError
-from pipeline.base.npy import NPZ_ERRORS, write_header
-from pipeline.compute.distributed import Ranks
-from pipeline.data.pack import Pack
-from pipeline.scoring.extractors import Extractor
+from pipeline.base.npy import NPZ_ERRORS
 from pipeline.scoring.image_sets import mapped
-from pipeline.scoring.keepers import FeaturesOf
-from pipeline.scoring.references import Reference, save_reference, write_array
-from pipeline.scoring.scores import HELD
-from pipeline.scoring.sections import Pass
+from pipeline.scoring.references import Reference
 
+if TYPE_CHECKING:  # torch is loaded by the ranks alone, not by the launcher, which opens files
+    import torch
+    from torch import Tensor
+
+    from pipeline.compute.distributed import Ranks
+    from pipeline.scoring.keepers import FeaturesOf
+
+HELD = 50_000  # images per side whose features are held for the metrics that compare features
 SEED = 2020  # of the kept images and of the noise: evaluate.seed of config.yaml
 AT_A_TIME = 4096  # rows that are hashed at once
 REAL, ROWS, NOISE, SHA256 = "kept_features", "kept_rows", "noise_features", "kept_sha256"
@@ -72,10 +72,11 @@ class Kept:
     rows: np.ndarray  # (K,) int64, ascending: which images
     features: np.ndarray  # (K,D) float32, memory-mapped
 
-    def before(self, compute: FeaturesOf, device: torch.device) -> FeaturesOf:
+    def before(self, compute: "FeaturesOf", device: "torch.device") -> "FeaturesOf":
         """Features that are kept, on `device`, and those of `compute` for other images."""
+        import torch
 
-        def features(rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        def features(rows: np.ndarray) -> "tuple[Tensor, Tensor | None]":
             # Places of those that are kept
             places = np.searchsorted(self.rows, rows).clip(max=len(self.rows) - 1)
             are_kept = self.rows[places] == rows
@@ -101,8 +102,10 @@ class RealSide:
     noise: Kept  # of uniform noise by SEED
     sha256: str  # of the whole content, as it was written
 
-    def check(self, reference: Reference, path: Path, group: Ranks) -> None:
+    def check(self, reference: Reference, path: Path, group: "Ranks") -> None:
         """Raise UserError on all ranks if the file is not as it was written; rank 0 hashes it."""
+        import torch
+
         same = not group.first or self.digest(reference) == self.sha256
         if not bool(group.minimum(torch.tensor(float(same)))):
             raise UserError(
@@ -153,39 +156,3 @@ def digest_of(reference: Reference) -> Any:
     for moments in (reference.mu, reference.sigma):
         digest.update(moments.astype("<f8").tobytes())
     return digest
-
-
-# --- to a file ----------------------------------------------------------------------------------
-
-
-def passes(folder: Path, extractor: Extractor, pack: Pack, batch: int) -> tuple[Pass, Pass]:
-    """The passes over a pack and over noise, whose sections go to `folder`."""
-    num, size = len(pack), (pack.record.resolution,) * 2
-    wanted = np.zeros(num, bool)
-    wanted[kept_rows(num)] = True
-    of_pack = extractor.of(lambda rows: pack.images[rows])
-    of_noise = extractor.of(lambda rows: noise_images(rows, size, SEED))
-    width, noise = extractor.width, np.ones(num_noise(num), bool)
-    return (
-        Pass("reference", of_pack, batch, wanted, width, True, folder),
-        Pass("noise", of_noise, batch, noise, width, False, folder),
-    )
-
-
-def save_real_side(path: Path, reference: Reference, real: Pass, noise: Pass) -> None:
-    """Write a reference with the features of its real side as .npz, atomically."""
-    save_reference(path, reference, lambda archive: add_features(archive, reference, real, noise))
-
-
-def add_features(archive: zipfile.ZipFile, reference: Reference, real: Pass, noise: Pass) -> None:
-    """Add the features to an .npz, one section after the other, and the sha256 of all in it."""
-    digest = digest_of(reference)
-    write_array(archive, ROWS, real.rows)
-    for key, made in ((REAL, real), (NOISE, noise)):
-        digest.update(made.rows.astype("<i8").tobytes())
-        with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
-            write_header(member, (len(made.rows), made.width), "<f4")
-            for part in made.stored("features"):
-                digest.update(part.tobytes())
-                member.write(part.tobytes())
-    write_array(archive, SHA256, np.asarray(digest.hexdigest()))

@@ -29,11 +29,10 @@ from pipeline.scoring.keepers import (
     mask,
     stream,
 )
-from pipeline.scoring.kept_features import SEED, draw, noise_images
+from pipeline.scoring.kept_features import HELD, SEED, draw, noise_images
 from pipeline.scoring.neighbours import NEAREST, REAL, Nearest, Neighbours, queries
 from pipeline.scoring.references import Reference
 from pipeline.scoring.scores import (
-    HELD,
     OF_FEATURES,
     OF_NOISE,
     OF_SETS,

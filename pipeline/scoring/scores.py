@@ -21,7 +21,6 @@ from pipeline.scoring.references import Reference
 
 # Numbers of images
 FULL_FID = 50_000  # samples of the published protocol; with fewer, the label says how many
-HELD = 50_000  # images per side whose features are held for the metrics of OF_FEATURES
 
 # Metrics that compare features and not their moments, and those of them that compare with noise
 OF_FEATURES = {"kid", "mind", "prc"}

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.scoring.keepers import Held, mask
-from pipeline.scoring.kept_features import draw
-from pipeline.scoring.scores import HELD
+from pipeline.scoring.kept_features import HELD, draw
 
 
 def num_held(total: int) -> int:

@@ -2,18 +2,19 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.base.errors import UserError
 from pipeline.config.older_form import LATER
 from pipeline.config.paths import run_folder, weights_files
 from pipeline.config.schema import Config
 from pipeline.config.train_keys import Train
-from pipeline.training import snapshots
+from pipeline.training import snapshot_files
 from pipeline.training.power_profile import Profile, coefficients, mismatch
 from pipeline.training.weights_file import WeightsAbout, load_weights, read_about
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NEGLIGIBLE = 1e-10  # a share of a stored average, below what float32 rounds even if many add up
 
@@ -61,7 +62,7 @@ def find_stored(config: Config, words: dict[str, str]) -> Stored:
         folder = weights.parent / final.snapshots
 
     # What is in it
-    files = snapshots.stored(folder)
+    files = snapshot_files.stored(folder)
     if not files:
         raise UserError(
             f"{folder} holds no stored averages: give snapshots=FOLDER, the folder `averages` "
@@ -88,10 +89,10 @@ def needed(stored: Stored, images: int) -> list[Profile]:
     # And all before it
     profiles = [Profile(w, n) for w in train.ema_widths for n in train.stored_images(images)]
     if missing := [profile for profile in profiles if profile not in stored.files]:
+        first = snapshot_files.file_of(stored.folder, missing[0])
         raise UserError(
-            f"{len(missing)} of {len(profiles)} stored averages are missing, "
-            f"{snapshots.file_of(stored.folder, missing[0])} the first: copy them back, or train "
-            "again"
+            f"{len(missing)} of {len(profiles)} stored averages are missing, {first} the first: "
+            "copy them back, or train again"
         )
     return profiles
 
@@ -120,7 +121,7 @@ def solve(stored: Stored, wanted: Profile) -> Shares:
     return Shares(shares, len(files), files[-1], mismatch(profiles, weights, wanted))
 
 
-def weighted_sum(shares: dict[Path, float]) -> dict[str, Tensor]:
+def weighted_sum(shares: dict[Path, float]) -> "dict[str, Tensor]":
     """The sum of files of weights, each times its share, in float64, rounded to float32.
 
     Whole numbers are those of the last file. One file at a time is in memory.

@@ -115,11 +115,11 @@ class Run:
         return {images: Milestone(images, path) for images, path in by_images.items()}
 
     def _stored(self) -> dict[int, Milestone]:
-        from pipeline.training import snapshots
+        from pipeline.training import snapshot_files
         from pipeline.training.power_profile import Profile
 
         # All widths of a moment are there, the last one is written last
-        files, train = snapshots.stored(self.averages), self.config.train
+        files, train = snapshot_files.stored(self.averages), self.config.train
         images = {profile.images for profile in files}
         whole = {n for n in images if all(Profile(w, n) in files for w in train.ema_widths)}
         return {n: Milestone(n, files[Profile(train.ema_widths[0], n)]) for n in whole}
@@ -147,10 +147,10 @@ class Run:
         return tensors
 
     def _sum(self, images: int) -> dict[str, "Tensor"]:
-        from pipeline.training import averaging, snapshots
+        from pipeline.training import averaging, snapshot_files
         from pipeline.training.power_profile import Profile
 
-        stored = averaging.Stored(self.averages, snapshots.stored(self.averages), None)
+        stored = averaging.Stored(self.averages, snapshot_files.stored(self.averages), None)
         wanted = Profile(self.average, images)
         if wanted in stored.files:
             return load_weights(stored.files[wanted])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.base.errors import UserError
-from pipeline.training import checkpoint, snapshots, start_weights
+from pipeline.training import checkpoint, snapshot_files, start_weights
 from pipeline.training.identity import differences, identity_keys
 from pipeline.training.job import Job
 
@@ -95,7 +95,7 @@ def check_disk(job: Job) -> None:
 
     # Space that they need
     size, stored = state_bytes(job), num_parameters(job) * train.snapshot_bytes
-    kept = [*checkpoint.checkpoints(job.scratch), *snapshots.stored(job.snapshots).values()]
+    kept = [*checkpoint.checkpoints(job.scratch), *snapshot_files.stored(job.snapshots).values()]
     need = count * size + stored - sum(path.stat().st_size for path in kept)
 
     # Space on the disk

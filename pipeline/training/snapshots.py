@@ -1,11 +1,5 @@
-"""Averages stored in training, of which the averages of other widths are made afterwards.
+"""Averages of a training written to the files of snapshot_files.py, one tensor at a time."""
 
-They lie in the folder `averages` beside the checkpoints, `ema<width>-<images>.safetensors`. None is
-deleted. A snapshot is on the disk before any checkpoint of its step or a later one, so a training
-that goes on has all that came before.
-"""
-
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,25 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.training import sharding
-from pipeline.training.power_profile import Profile
 from pipeline.training.weights_file import WeightsAbout, stream_weights
 
 if TYPE_CHECKING:
     from pipeline.training.weights_file import Layout
 
-NAME = re.compile(r"ema([\d.e-]+)-(\d+)\.safetensors")
 PRECISIONS = {"fp16": torch.float16, "fp32": torch.float32}
-
-
-def file_of(folder: Path, profile: Profile) -> Path:
-    """The file of an average."""
-    return folder / f"ema{profile.width}-{profile.images:013d}.safetensors"
-
-
-def stored(folder: Path) -> dict[Profile, Path]:
-    """The averages in a folder, whole ones alone."""
-    names = {path: NAME.fullmatch(path.name) for path in sorted(folder.glob("ema*"))}
-    return {Profile(float(m[1]), int(m[2])): path for path, m in names.items() if m}
 
 
 def save(path: Path, net: nn.Module, precision: str, about: WeightsAbout, keep: bool) -> None:

@@ -16,7 +16,7 @@ from pipeline.compute import draws, execution
 from pipeline.compute.distributed import Ranks
 from pipeline.config.paths import weights_files
 from pipeline.config.stages import stage_keys
-from pipeline.training import checkpoint, ema, fitting, sharding, snapshots
+from pipeline.training import checkpoint, ema, fitting, sharding, snapshot_files, snapshots
 from pipeline.training.batch_size import images_of_a_rank, micro_batch
 from pipeline.training.finite import Watch
 from pipeline.training.flops import training_flops
@@ -232,7 +232,7 @@ class Trainer:
         # One file per width
         self.check_weights()
         for average, width in zip(self.averages, train.ema_widths, strict=True):
-            path = snapshots.file_of(self.job.snapshots, Profile(width, self.images))
+            path = snapshot_files.file_of(self.job.snapshots, Profile(width, self.images))
             about, precision = self.about(width), train.ema_snapshot_precision
             snapshots.save(path, average.net, precision, about, self.group.first)
 

@@ -12,8 +12,8 @@ from pipeline.config.train_keys import Train
 from pipeline.data.pack import Record, balance_note, chosen_note
 from pipeline.images.shapes import CLASSES
 from pipeline.networks import families
-from pipeline.scoring.extractors import KINDS
 from pipeline.scoring.kept_features import kept_bytes
+from pipeline.scoring.kinds import KINDS
 from pipeline.training.milestones import planned
 from pipeline.workflow import selection
 

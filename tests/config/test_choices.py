@@ -12,7 +12,7 @@ from pipeline.images.recipes import RECIPES
 from pipeline.images.sources.packagings import PACKAGINGS
 from pipeline.networks.families import FAMILIES
 from pipeline.sampling.solvers import ADAPTIVE, FIXED_GRID, MULTISTEP
-from pipeline.scoring.extractors import KINDS
+from pipeline.scoring.kinds import KINDS
 from pipeline.train import WORKLOADS
 
 

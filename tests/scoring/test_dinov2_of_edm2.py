@@ -10,8 +10,9 @@ from scipy.special import erf
 
 from pipeline.scoring import dinov2
 from pipeline.scoring.dinov2 import DinoV2
-from pipeline.scoring.extractors import KINDS, load_extractor
+from pipeline.scoring.extractors import load_extractor
 from pipeline.scoring.keepers import Moments
+from pipeline.scoring.kinds import KINDS
 from pipeline.scoring.references import DINOV2_OF_EDM2
 
 CPU = torch.device("cpu")

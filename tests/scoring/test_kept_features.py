@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline import evaluate, reference
 from pipeline.base.errors import UserError
 from pipeline.config.load import load_step
-from pipeline.scoring import kept_features, sections
+from pipeline.scoring import kept_features, reference_loop, sections
 from pipeline.scoring.extractors import Extractor
 from pipeline.scoring.kept_features import SEED, kept_rows, load_real_side
 from pipeline.scoring.measure import split
@@ -246,8 +246,8 @@ def test_sections_of_other_batches_are_not_taken(
 ) -> None:
     """They round otherwise. They go with the folder, once a file is complete."""
     with pytest.MonkeyPatch.context() as patch:  # leave the sections
-        patch.setattr(reference, "save_real_side", lambda *_: None)
-        patch.setattr(reference.shutil, "rmtree", lambda *_: None)
+        patch.setattr(reference_loop, "save_real_side", lambda *_: None)
+        patch.setattr(reference_loop.shutil, "rmtree", lambda *_: None)
         world.run(reference, "runtime.feature_batch=8")
     assert list(world.root.glob(".reference.sections/*/*.npz"))
     seen = count_images(monkeypatch)

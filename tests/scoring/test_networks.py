@@ -11,10 +11,12 @@ import torch
 from pipeline.base.errors import UserError
 from pipeline.scoring import dinov2
 from pipeline.scoring.dinov2 import DinoV2
-from pipeline.scoring.extractors import KINDS, Extractor, load_extractor, place
+from pipeline.scoring.extractors import Extractor, load_extractor, place
 from pipeline.scoring.fidelity import load_torch_fidelity
+from pipeline.scoring.kinds import KINDS
 from pipeline.scoring.scores import frechet
-from pipeline.scoring.weights import WeightsFile, convert_fid_helper, read_weights
+from pipeline.scoring.weights import convert_fid_helper
+from pipeline.scoring.weights_sources import WeightsFile, read_weights
 from tests.scoring.test_extractors import cache, fid_helper
 from tests.scoring.test_scores import moments_of
 

@@ -15,9 +15,10 @@ from scipy.linalg import sqrtm
 from torch.utils.data import Dataset
 
 from pipeline.scoring import scores
-from pipeline.scoring.extractors import KINDS, LOGITS, load_extractor
+from pipeline.scoring.extractors import LOGITS, load_extractor
 from pipeline.scoring.fidelity import load_torch_fidelity
 from pipeline.scoring.keepers import Batch, InceptionScore, Moments
+from pipeline.scoring.kinds import KINDS
 from pipeline.scoring.measure import noise_images
 from pipeline.scoring.scores import frechet
 from tests.drawings import drawn

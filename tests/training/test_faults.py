@@ -26,7 +26,7 @@ from pipeline.base.processes import STOP_SIGNALS
 from pipeline.data.reader import Reader, rows_at
 from pipeline.flow import probability_path, workload
 from pipeline.launching import torchrun
-from pipeline.training import checkpoint, preflight, snapshots, weights_file
+from pipeline.training import checkpoint, preflight, snapshot_files, weights_file
 from tests.conftest import ROOT, write_pack
 from tests.test_train import outcome, run, words
 from tests.training.infinite import InfiniteGradient
@@ -198,7 +198,7 @@ def test_a_kill_while_averages_are_stored_changes_none(pack: Path, tmp_path: Pat
         run(pack, tmp_path / name, *power, f"train.images={images}")
     assert not half.exists()
     folders = [next(tmp_path.glob(f"{name}/*/*/averages")) for name in ("killed", "whole")]
-    ours, theirs = (snapshots.stored(folder) for folder in folders)
+    ours, theirs = (snapshot_files.stored(folder) for folder in folders)
     assert ours.keys() == theirs.keys() and len(ours) == 2 * images // 12
     for profile, path in ours.items():
         assert same(weights_file.load_weights(path), weights_file.load_weights(theirs[profile]))

@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline import train
 from pipeline.compute.distributed import Ranks
 from pipeline.config.stages import stage_keys
-from pipeline.training import checkpoint, memory, snapshots
+from pipeline.training import checkpoint, memory, snapshot_files, snapshots
 from pipeline.training.ema import PowerAverage
 from pipeline.training.power_profile import Profile, decay
 from pipeline.training.trainer import Trainer
@@ -49,7 +49,7 @@ def trained(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_both_widths_are_stored_at_each_multiple_and_at_the_end(trained: Path) -> None:
-    stored = snapshots.stored(folder_of(trained))
+    stored = snapshot_files.stored(folder_of(trained))
     assert [*stored] == [Profile(w, n) for w in (0.05, 0.1) for n in ENDS]
     for profile, path in stored.items():
         about = read_about(path)
@@ -111,7 +111,7 @@ def test_two_ranks_go_on_from_one_and_store_the_same(pack: Path, tmp_path: Path)
     output = train_on_ranks(2, *parts)
     assert output.count("resuming from step 4 of 8") == 2, output
     for folder in (tmp_path / "ddp", tmp_path / "fsdp2"):
-        one, two = (snapshots.stored(folder_of(folder / name)) for name in ("one", "two"))
+        one, two = (snapshot_files.stored(folder_of(folder / name)) for name in ("one", "two"))
         assert one.keys() < two.keys() and len(one) == 6  # and the end at 48 images
         for profile, path in one.items():
             assert difference(load_weights(path), load_weights(two[profile])) < 1e-5

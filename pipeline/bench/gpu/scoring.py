@@ -22,7 +22,8 @@ def by_extractor(scale: Scale) -> dict[str, Any]:
     """
     # torch-fidelity and EfficientNet are packages that a bare machine lacks
     try:
-        from pipeline.scoring.extractors import KINDS, load_extractor
+        from pipeline.scoring.extractors import load_extractor
+        from pipeline.scoring.kinds import KINDS
     except ImportError as error:
         raise Unavailable(f"the package {error.name} is not installed") from error
     # Every one that can be loaded

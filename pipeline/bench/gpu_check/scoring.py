@@ -25,7 +25,8 @@ def photographs() -> np.ndarray:
 
 def features(name: str, device: torch.device) -> Figure:
     """Features of an extractor's published network, TF32 having been on before it was loaded."""
-    from pipeline.scoring.extractors import KINDS, load_extractor
+    from pipeline.scoring.extractors import load_extractor
+    from pipeline.scoring.kinds import KINDS
 
     if not KINDS[name].present():
         raise NotApplicable(f"the weights of {name} are not at hand, and none are fetched here")
