@@ -76,10 +76,12 @@ def discrete_flow_matching(config: Config, pack: Pack) -> "Workload":
 
 
 def next_sentence(config: Config, documents: Documents) -> "Workload":
-    """The next sentence of the documents of a pack."""
+    """The next sentence of the documents of a pack, by regression or out of noise."""
+    from pipeline.concept.denoising_workload import DenoisedSentence
     from pipeline.concept.workload import NextSentence
 
-    return NextSentence(config, documents)
+    denoises = config.model.kind == "lcm_two_tower"
+    return (DenoisedSentence if denoises else NextSentence)(config, documents)
 
 
 # The workloads by the key `workload`: each gets the configuration and the pack.

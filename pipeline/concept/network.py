@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.concept.normaliser import Normaliser
-from pipeline.config.model_keys import LCMKeys
+from pipeline.config.model_keys import DecoderKeys, LCMKeys
 from pipeline.networks.dropout import Dropout, numbered
 
 EPSILON = 1e-5  # of the norms
@@ -20,42 +20,39 @@ THETA = 10_000.0  # base of the rotations' wavelengths
 POSITION_STD = 0.006  # of learned positions at the start
 
 
-class LCM(nn.Module):
-    """Predicts the vector after each sentence of a document from those up to it."""
+class Decoder(nn.Module):
+    """Reads a document's sentence vectors: a state at each, of those up to it."""
 
     # Parts of the normaliser, which are saved with the weights
     center: Tensor
     scale: Tensor
 
-    def __init__(self, keys: LCMKeys, normaliser: Normaliser, max_sentences: int) -> None:
+    def __init__(self, keys: DecoderKeys, normaliser: Normaliser, max_sentences: int) -> None:
         super().__init__()
-        dimension, width = len(normaliser.center), keys.channels
+        self.dimension, width = len(normaliser.center), keys.channels
         self.register_buffer("center", torch.tensor(normaliser.center.tolist()))
         self.register_buffer("scale", torch.tensor(normaliser.scale.tolist()))
-        self.input = nn.Linear(dimension, width)
+        self.input = nn.Linear(self.dimension, width)
         self.positions: nn.Parameter | None = None
         if keys.positions == "learned":
             self.positions = nn.Parameter(torch.randn(max_sentences, width) * POSITION_STD)
         self.layers = nn.ModuleList(Layer(keys) for _ in range(keys.layers))
         self.norm = norm(keys)
         self.final_dropout = SentenceDropout(keys.final_dropout)
-        self.output = nn.Linear(width, dimension)
-        numbered(self)
 
-    def forward(self, vectors: Tensor, keys: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Raw vectors (B,T,D) float32 -> predictions (B,T,D), normalised, and the normalised input.
+    def states(self, normalised: Tensor, keys: Tensor | None) -> Tensor:
+        """Normalised vectors (B,T,D) -> states (B,T,C).
 
-        The prediction at t is of the vector at t+1. Padding comes after a document's sentences, so
-        that no sentence sees it: each sees those up to itself alone. `keys` (B,2) int32 are the
-        documents' random words for dropout.
+        Padding comes after a document's sentences, so that no sentence sees it: each sees those up
+        to itself alone. `keys` (B,2) int32 are the documents' random words for dropout.
         """
-        normalised = self.normalise(vectors)
         x = self.input(normalised).float()  # the stream stays float32 under autocast
         if self.positions is not None:
             x = x + self.positions[: x.shape[1]]
         for layer in self.layers:
             x = layer(x, keys)
-        return self.output(self.final_dropout(self.norm(x), keys)).float(), normalised
+        states: Tensor = self.final_dropout(self.norm(x), keys)
+        return states
 
     def normalise(self, vectors: Tensor) -> Tensor:
         """Each dimension with median 0 and scale 1."""
@@ -66,10 +63,27 @@ class LCM(nn.Module):
         return vectors * self.scale + self.center
 
 
+class LCM(Decoder):
+    """Predicts the vector after each sentence of a document from those up to it."""
+
+    def __init__(self, keys: LCMKeys, normaliser: Normaliser, max_sentences: int) -> None:
+        super().__init__(keys, normaliser, max_sentences)
+        self.output = nn.Linear(keys.channels, self.dimension)
+        numbered(self)
+
+    def forward(self, vectors: Tensor, keys: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Raw vectors (B,T,D) float32 -> predictions (B,T,D), normalised, and the normalised input.
+
+        The prediction at t is of the vector at t+1. `keys`: see `states`.
+        """
+        normalised = self.normalise(vectors)
+        return self.output(self.states(normalised, keys)).float(), normalised
+
+
 class Layer(nn.Module):
     """Self-attention and an MLP, each after a norm and added to the stream."""
 
-    def __init__(self, keys: LCMKeys) -> None:
+    def __init__(self, keys: DecoderKeys) -> None:
         super().__init__()
         self.attention_norm = norm(keys)
         self.attention = Attention(keys)
@@ -87,7 +101,7 @@ class Layer(nn.Module):
 class Attention(nn.Module):
     """Causal attention with several heads, by rotated queries and keys if positions are such."""
 
-    def __init__(self, keys: LCMKeys) -> None:
+    def __init__(self, keys: DecoderKeys) -> None:
         super().__init__()
         self.heads, self.rotates = keys.heads, keys.positions == "rope"
         # Queries, keys and values as thirds of one map: Glorot's gain for its shape
@@ -111,7 +125,7 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     """An MLP with a gate (Shazeer 2020)."""
 
-    def __init__(self, keys: LCMKeys) -> None:
+    def __init__(self, keys: DecoderKeys) -> None:
         super().__init__()
         self.gate = nn.Linear(keys.channels, keys.inner_channels)
         self.inner = nn.Linear(keys.channels, keys.inner_channels)
@@ -126,7 +140,7 @@ class SwiGLU(nn.Module):
 class ReLU(nn.Module):
     """An MLP with one hidden layer."""
 
-    def __init__(self, keys: LCMKeys) -> None:
+    def __init__(self, keys: DecoderKeys) -> None:
         super().__init__()
         self.inner = nn.Linear(keys.channels, keys.inner_channels)
         self.output = nn.Linear(keys.inner_channels, keys.channels)
@@ -146,13 +160,13 @@ class SentenceDropout(Dropout):
         return super().forward(columns, keys).squeeze(3).transpose(1, 2)
 
 
-def norm(keys: LCMKeys) -> nn.Module:
+def norm(keys: DecoderKeys) -> nn.Module:
     """The norm of a model: RMSNorm (Zhang & Sennrich 2019), or LayerNorm."""
     kind = nn.RMSNorm if keys.norm == "rms" else nn.LayerNorm
     return kind(keys.channels, eps=EPSILON)
 
 
-def projection(keys: LCMKeys, gain: float, bias: bool = True) -> nn.Linear:
+def projection(keys: DecoderKeys, gain: float, bias: bool = True) -> nn.Linear:
     """A map of the stream's width with Glorot's uniform weights times `gain`, and biases of 0."""
     layer = nn.Linear(keys.channels, keys.channels, bias=bias)
     nn.init.xavier_uniform_(layer.weight, gain)

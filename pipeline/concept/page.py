@@ -10,6 +10,7 @@ from pipeline.base.progress import clock
 from pipeline.base.text import number
 from pipeline.concept.pack import Record
 from pipeline.concept.score_record import Example, Scores
+from pipeline.config.concept_keys import Concept
 from pipeline.drawing.curve import curve_chart
 from pipeline.reporting.front_pages import encoded, figure, link_list, relative
 from pipeline.reporting.pages import html_table, page, paragraphs
@@ -19,6 +20,7 @@ from pipeline.reporting.tables import cells, short_hashes, text_table, wrapped
 
 WORDS = ("curve", "record", "metrics")  # that must be given
 CAPTION = "Training curve; dashed: the squared error of the two baselines on held-out documents."
+OF_NOISE = "Training curve: the squared error of sentences out of noise of all levels."
 
 
 class DocumentsReport(NamedTuple):
@@ -50,6 +52,8 @@ def documents_report(
     # Texts and pictures
     title = f"{experiment}: {titled(record)}".removeprefix(": ")
     levels = {"ridge regression, held out": scores.ridge, "mean vector, held out": scores.mean}
+    if scores.predictions.denoised:  # its loss is not that of a prediction
+        levels = {}
     errors = {name: row.squared_error for name, row in levels.items()}
     chart = curve_chart(title, curve, scores.fit.num_pieces, "pieces", errors)
     notes = [trained(curve, scores.fit.num_documents), *protocol(scores)]
@@ -84,7 +88,7 @@ def html_page(
             "<h2>Three predictions of the same sentences</h2>",
             table,
             paragraphs([LEGEND]),
-            figure(source, CAPTION),
+            figure(source, OF_NOISE if scores.predictions.denoised else CAPTION),
             *examples_part(scores.examples),
             "<h2>Protocol</h2>",
             paragraphs([short_hashes(note) for note in notes]),
@@ -138,6 +142,17 @@ def trained(curve: Sequence[CurveRow], num_documents: int) -> str:
     )
 
 
+def denoising(keys: Concept) -> str:
+    """How predictions came out of noise, in a sentence."""
+    guidance = f"guidance {keys.guidance:g} (rescaled by {keys.guidance_rescale:g})"
+    return (
+        f"Predictions: one sample each, in {keys.denoising_steps} steps of DDIM from noise of "
+        f"standard deviation {keys.initial_noise:g}, seed {keys.noise_seed}, "
+        f"{'without guidance' if keys.guidance == 1 else guidance}. A sample of a distribution is "
+        "farther from a sentence than the mean is: see the other measures, too."
+    )
+
+
 def protocol(scores: Scores) -> list[str]:
     """How the scores came about, in sentences."""
     about, fit = scores.predictions, scores.fit
@@ -151,6 +166,7 @@ def protocol(scores: Scores) -> list[str]:
         f"Baselines: the mean of {fit.num_pairs:,} sentences of the {fit.num_documents:,} training "
         f"documents, and a ridge regression of them on the sentence before, with a strength of "
         f"{number(fit.strength)} per pair, which was the best on a tenth of these documents.",
+        *([denoising(keys)] if about.denoised else []),
         f"Weights {about.weights_sha256}, pack {about.record.sha256.vectors}, "
         f"precision {about.config['sample']['precision']}{versions}; predicted on {about.device}, "
         f"{about.world_size} rank{'s' if about.world_size > 1 else ''}, in {about.seconds:g} s.",

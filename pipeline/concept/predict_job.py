@@ -6,6 +6,8 @@ from typing import Any
 
 from pipeline.base.errors import UserError
 from pipeline.concept.pack import Documents, check_record, open_documents, pack_folder
+from pipeline.config.concept_keys import Concept
+from pipeline.config.model_keys import TwoTowerKeys, read_model
 from pipeline.config.older_form import LATER
 from pipeline.config.paths import out_folder, run_folder, weights_file
 from pipeline.config.schema import Config
@@ -35,7 +37,7 @@ def job_of(config: Config, words: dict[str, str]) -> Job:
     Raises UserError about the first problem.
     """
     # Documents
-    check_workload(config)
+    concept = check_workload(config)
     documents = open_documents(config)
     if "record" in words:
         check_record(documents, pack_folder(config), Path(words["record"]))
@@ -44,16 +46,28 @@ def job_of(config: Config, words: dict[str, str]) -> Job:
     weights = Path(words["weights"]) if "weights" in words else weights_file(config)
     about = read_about(weights)
     check_trained(config, documents, weights, about)
+    check_steps(weights, about, concept)
     out = out_folder(Path(words.get("out", run_folder(config) / "predict")))
     return Job(config, documents, weights, about, out)
 
 
-def check_workload(config: Config) -> None:
-    """Raise UserError unless the configuration is of documents."""
+def check_workload(config: Config) -> Concept:
+    """The keys of documents; raises UserError unless the configuration is of them."""
     if config.concept is None or config.workload != "concept":
         raise UserError(
             f"workload={config.workload} has no sentences to predict: give an experiment with "
             "workload=concept, such as experiment=lcm_mse_smoke"
+        )
+    return config.concept
+
+
+def check_steps(path: Path, about: WeightsAbout, concept: Concept) -> None:
+    """Raise UserError if there are more steps of denoising than the network has levels."""
+    keys = read_model(about.config["model"])
+    if isinstance(keys, TwoTowerKeys) and concept.denoising_steps > keys.noise_levels:
+        raise UserError(
+            f"concept.denoising_steps={concept.denoising_steps} is more than the "
+            f"{keys.noise_levels} noise levels of weights {path}: give at most as many"
         )
 
 

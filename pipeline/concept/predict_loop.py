@@ -8,7 +8,6 @@ from typing import IO, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from pipeline.base import locks
 from pipeline.base.errors import OneRankError, UserError
@@ -17,12 +16,12 @@ from pipeline.base.npy import save_npy, write_header
 from pipeline.base.progress import Progress
 from pipeline.compute import execution
 from pipeline.compute.distributed import Ranks, ranks
-from pipeline.concept.network import LCM
+from pipeline.concept.families import Predictor, network, predictor
 from pipeline.concept.pack import check_arrays, pack_folder
 from pipeline.concept.predict_job import Job
 from pipeline.concept.predictions import PredictAbout
 from pipeline.concept.targets import Targets, targets
-from pipeline.config.model_keys import LCMKeys, read_model
+from pipeline.config.model_keys import DecoderKeys, read_model
 from pipeline.config.stages import stage_keys, write_config
 from pipeline.reporting.records import StartAbout, TrainAbout
 from pipeline.training.weights_file import load_weights
@@ -91,15 +90,16 @@ def prepare_file(path: Path, num: int, dimension: int) -> None:
         stream.truncate(stream.tell() + num * dimension * np.dtype(FLOAT).itemsize)
 
 
-def build(job: Job, group: Ranks) -> nn.Module:
-    """The network with its weights, ready to evaluate."""
+def build(job: Job, group: Ranks) -> Predictor:
+    """What the network with its weights predicts."""
     execution.set_float32(job.config.sample.precision, group.device)
-    keys = read_model(job.about.config["model"])
-    assert isinstance(keys, LCMKeys) and job.config.concept is not None
-    net = LCM(keys, job.documents.normaliser, job.config.concept.max_sentences)
+    keys, concept = read_model(job.about.config["model"]), job.config.concept
+    assert isinstance(keys, DecoderKeys) and concept is not None
+    net = network(keys, job.documents.normaliser, concept.max_sentences)
     net.load_state_dict(load_weights(job.weights))
     net.eval().requires_grad_(False)
-    return execution.prepare(net, group.device, job.config.runtime.compile, group.first)
+    placed = execution.prepare(net, group.device, job.config.runtime.compile, group.first)
+    return predictor(keys, placed, concept)
 
 
 def write_only(path: Path) -> IO[bytes]:
@@ -112,7 +112,7 @@ def write_only(path: Path) -> IO[bytes]:
 
 
 @torch.no_grad()
-def predict(job: Job, net: nn.Module, chosen: Targets, group: Ranks) -> None:
+def predict(job: Job, predicts: Predictor, chosen: Targets, group: Ranks) -> None:
     """Write this rank's share of the predictions, every world-th batch of pieces.
 
     The batches are the same on any number of ranks, and so, but for rounding, are the numbers.
@@ -125,7 +125,8 @@ def predict(job: Job, net: nn.Module, chosen: Targets, group: Ranks) -> None:
     with write_only(job.out / MAKING) as stream:
         begin = os.fstat(stream.fileno()).st_size - len(chosen.rows) * row_bytes
         for first in range(group.rank * size, num, group.world * size):
-            predicted = predict_batch(job, net, chosen, slice(first, first + size), group.device)
+            part = slice(first, first + size)
+            predicted = predict_batch(job, predicts, chosen, part, group.device)
             check_finite(job, predicted, chosen.documents[int(places[first]) :])
             stream.seek(begin + int(places[first]) * row_bytes)
             stream.write(predicted.astype(FLOAT).tobytes())
@@ -136,7 +137,7 @@ def predict(job: Job, net: nn.Module, chosen: Targets, group: Ranks) -> None:
 
 
 def predict_batch(
-    job: Job, net: nn.Module, chosen: Targets, part: slice, device: torch.device
+    job: Job, predicts: Predictor, chosen: Targets, part: slice, device: torch.device
 ) -> np.ndarray:
     """Predictions (n,D) float32, normalised, of the targets of some pieces, one after the other."""
     # Pieces of the same length, padded
@@ -149,7 +150,9 @@ def predict_batch(
 
     # What follows each sentence but the last
     with execution.autocast(job.config.sample.precision, device):
-        predicted, _ = net(torch.from_numpy(vectors).to(device))
+        rows = starts[:, None] + np.arange(shape[1])
+        both = (torch.from_numpy(array).to(device) for array in (vectors, rows))
+        predicted = predicts(*both)
     is_before_target = np.arange(shape[1]) < (lengths - 1)[:, None]
     result: np.ndarray = predicted.float().cpu().numpy()[is_before_target]
     return result

@@ -16,6 +16,7 @@ from pipeline.base.json_objects import JsonObject
 from pipeline.base.npy import load_npy
 from pipeline.concept.pack import Record
 from pipeline.config.concept_keys import Concept
+from pipeline.config.model_keys import kind_of
 from pipeline.reporting.records import TrainAbout
 
 
@@ -41,8 +42,13 @@ class PredictAbout(JsonObject):
 
     @property
     def keys(self) -> Concept:
-        """The keys of `concept` that chose the targets; others have their defaults."""
+        """The keys of `concept` that the step read; others have their defaults."""
         return Concept.model_validate(self.config["concept"])
+
+    @property
+    def denoised(self) -> bool:
+        """Whether the predictions came out of noise."""
+        return kind_of((self.train.config or {}).get("model")) == "lcm_two_tower"
 
 
 @dataclass(frozen=True)

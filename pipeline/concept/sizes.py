@@ -7,21 +7,21 @@ import torch
 
 from pipeline.base.errors import UserError
 from pipeline.base.text import size
+from pipeline.concept.families import network
 from pipeline.concept.held_out import held_out
-from pipeline.concept.network import LCM
 from pipeline.concept.normaliser import Normaliser
 from pipeline.concept.pack import Record, pack_folder, read_arrays
 from pipeline.concept.pieces import pieces
-from pipeline.config.model_keys import LCMKeys
+from pipeline.config.model_keys import DecoderKeys
 from pipeline.config.schema import Config
 
 
 def num_parameters(config: Config) -> int:
     """Parameters of the network, counted without memory for them."""
-    assert isinstance(config.model, LCMKeys) and config.concept is not None
+    assert isinstance(config.model, DecoderKeys) and config.concept is not None
     nothing = Normaliser(*np.zeros((2, config.concept.dimension), np.float32))
     with torch.device("meta"):
-        net = LCM(config.model, nothing, config.concept.max_sentences)
+        net = network(config.model, nothing, config.concept.max_sentences)
     return sum(p.numel() for p in net.parameters())
 
 

@@ -20,7 +20,7 @@ from pipeline.concept.loss import squared_error
 from pipeline.concept.network import LCM, Layer
 from pipeline.concept.pack import Documents, check_arrays, pack_folder
 from pipeline.concept.pieces import pieces
-from pipeline.config.model_keys import LCMKeys
+from pipeline.config.model_keys import DecoderKeys, LCMKeys
 from pipeline.config.schema import Config
 from pipeline.data.reader import moved, rows_at
 
@@ -50,8 +50,10 @@ class NextSentence:
     A workload as pipeline/training/workload.py describes it.
     """
 
+    UNPREDICTED = 1  # sentences at the beginning of a piece that are no targets
+
     def __init__(self, config: Config, documents: Documents) -> None:
-        assert isinstance(config.model, LCMKeys) and config.concept is not None
+        assert isinstance(config.model, DecoderKeys) and config.concept is not None
         self.config, self.documents, self.keys = config, documents, config.model
         self.most = config.concept.max_sentences
         scored = held_out(documents.record.num_documents, config.concept.held_out)
@@ -99,6 +101,7 @@ class NextSentence:
 
     def build(self) -> nn.Module:
         """The network, with the normaliser among its buffers."""
+        assert isinstance(self.keys, LCMKeys)
         return LCM(self.keys, self.documents.normaliser, self.most)
 
     def batch(self, positions: np.ndarray) -> Batch:
@@ -129,7 +132,7 @@ class NextSentence:
         first, batch = step * self.config.train.batch, self.config.train.batch
         positions = np.arange(first, first + batch, dtype=np.int64)
         rows = rows_at(positions, self.config.train.seed, self.num_items)
-        return int((self.pieces.lengths[rows] - 1).sum())
+        return int((self.pieces.lengths[rows] - self.UNPREDICTED).sum())
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Squared distance per target, as this batch's share of the step: a float32 scalar."""
@@ -143,7 +146,7 @@ class NextSentence:
             vectors=torch.zeros(num, self.most, self.documents.record.dimension, device=device),
             lengths=torch.full((num,), self.most, device=device),
             keys=torch.zeros(num, 2, dtype=torch.int32, device=device) if drops else None,
-            scale=1.0 / (num * (self.most - 1)),
+            scale=1.0 / (num * (self.most - self.UNPREDICTED)),
         )
 
     def blocks(self) -> tuple[type[nn.Module], ...]:

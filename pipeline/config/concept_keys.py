@@ -9,6 +9,7 @@ from pipeline.config.types import PositiveInt, Section
 # Keys that the vectors of a pack do not depend on
 OF_TRAINING = ("scale", "max_sentences", "held_out")
 OF_SCORES = ("num_scored",)
+OF_DENOISING = ("denoising_steps", "guidance", "guidance_rescale", "initial_noise", "noise_seed")
 
 
 class Concept(Section):
@@ -28,3 +29,9 @@ class Concept(Section):
     # What is kept for scores
     held_out: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of the documents
     num_scored: PositiveInt = 10000  # targets; whole documents until it is reached
+    # How the two-tower network predicts
+    denoising_steps: PositiveInt = 40
+    guidance: Annotated[float, Field(ge=0)] = 3.0  # 1: none
+    guidance_rescale: Annotated[float, Field(ge=0, le=1)] = 0.7
+    initial_noise: Annotated[float, Field(ge=0)] = 0.6  # standard deviation at the start
+    noise_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

@@ -106,12 +106,12 @@ class EDM2Keys(Section):
         check_halvings(self.channel_mult, resolution)
 
 
-class LCMKeys(Section):
-    """The decoder of the Large Concept Model (LCM team 2024), on sentence vectors."""
+class DecoderKeys(Section):
+    """A decoder on sentence vectors (LCM team 2024)."""
 
     class_conditional: ClassVar[bool] = False
     # Width and depth
-    kind: Literal["lcm"]
+    kind: str
     channels: PositiveInt  # width of the stream
     layers: PositiveInt
     heads: PositiveInt
@@ -134,6 +134,21 @@ class LCMKeys(Section):
                 f"model.heads={self.heads} does not divide the {self.channels // planes}{pairs} "
                 "channels of model.channels: use a divisor"
             )
+
+
+class LCMKeys(DecoderKeys):
+    """The Large Concept Model that regresses the next sentence (Base-LCM)."""
+
+    kind: Literal["lcm"]
+
+
+class TwoTowerKeys(DecoderKeys):
+    """The one that denoises it; `layers` and `final_dropout` are of the tower that reads."""
+
+    kind: Literal["lcm_two_tower"]
+    denoiser_layers: PositiveInt
+    noise_levels: Annotated[int, Field(ge=2)]
+    context_dropout: Annotated[float, Field(ge=0, lt=1)]  # share of targets without a context
 
 
 def check_halvings(channel_mult: tuple[int, ...], resolution: int) -> None:
@@ -172,7 +187,8 @@ Model = Annotated[
     Annotated[UNetKeys, Tag("unet")]
     | Annotated[EDM2Keys, Tag("edm2")]
     | Annotated[DiscreteUNetKeys, Tag("discrete_unet")]
-    | Annotated[LCMKeys, Tag("lcm")],
+    | Annotated[LCMKeys, Tag("lcm")]
+    | Annotated[TwoTowerKeys, Tag("lcm_two_tower")],
     Discriminator(kind_of),
 ]
 

@@ -21,7 +21,14 @@ from pipeline.config.words import merge, nested
 # Keys of a section that came later, and the value, as JSON has it, that is left out
 LATER: dict[str, dict[str, Any]] = {
     "downsample": {"allow_ignored": 0},
-    "concept": {"held_out": 0.0},
+    "concept": {
+        "held_out": 0.0,
+        "denoising_steps": 40,
+        "guidance": 3.0,
+        "guidance_rescale": 0.7,
+        "initial_noise": 0.6,
+        "noise_seed": 0,
+    },
     "model": {"kind": "unet"},
     "train": {
         "start": None,

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from pipeline.base.files import write_json
-from pipeline.config.concept_keys import OF_SCORES, OF_TRAINING, Concept
+from pipeline.config.concept_keys import OF_DENOISING, OF_SCORES, OF_TRAINING, Concept
 from pipeline.config.load import DEFAULT_FILE, load_yaml
 from pipeline.config.messages import known_keys
 from pipeline.config.older_form import write_older
@@ -100,7 +100,7 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "report": (*DATA_KEYS, "report"),
 }
 # Those of documents; the file of a suffix is a place, and the pack says what it held.
-OTHERS = ("suffix", *OF_TRAINING, *OF_SCORES)
+OTHERS = ("suffix", *OF_TRAINING, *OF_SCORES, *OF_DENOISING)
 PREPARED = tuple(key for key in Concept.model_fields if key not in OTHERS)
 PACK = ("workload", "concept.name", "concept.dimension")  # of a pack that is there
 CONCEPT_KEYS: dict[str, tuple[str, ...]] = {
@@ -112,7 +112,7 @@ CONCEPT_KEYS: dict[str, tuple[str, ...]] = {
     ),
     "predict": (
         *PACK,
-        *(f"concept.{key}" for key in (*OF_TRAINING, *OF_SCORES)),
+        *(f"concept.{key}" for key in (*OF_TRAINING, *OF_SCORES, *OF_DENOISING)),
         "sample.precision",
     ),
     "score": (*PACK, "concept.scale"),

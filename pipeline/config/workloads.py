@@ -34,7 +34,7 @@ RULES = {
         },
     ),
     SENTENCES: Rules(
-        networks=("lcm",),
+        networks=("lcm", "lcm_two_tower"),
         example="lcm_mse_smoke",
         train={
             "times": (("uniform",), OF_IMAGES),

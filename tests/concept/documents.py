@@ -37,6 +37,10 @@ WORDS = (
     "launch.launcher=none",
 )
 
+TWO_TOWER = (
+    "model={kind: lcm_two_tower, denoiser_layers: 1, noise_levels: 10, context_dropout: 0.2}",
+)
+
 
 def config_of(*words: str) -> Config:
     return load_step([*WORDS, *words], (), {})[0]

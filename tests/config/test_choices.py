@@ -51,5 +51,9 @@ def test_adaptive_solvers_are_those_without_a_grid() -> None:
 def test_the_families_of_networks_are_the_sections_of_their_keys() -> None:
     members = sections(schema.Config.model_fields["model"].annotation)
     kinds = [get_args(section.model_fields["kind"].annotation)[0] for section in members]
-    assert kinds == [*FAMILIES, "lcm"]  # the last is not of images: pipeline/concept/network.py
+    assert kinds == [
+        *FAMILIES,
+        "lcm",
+        "lcm_two_tower",
+    ]  # these are not of images: concept/families.py
     assert [family_keys(kind) for kind in kinds] == [tuple(s.model_fields) for s in members]

@@ -23,7 +23,7 @@ OTHERS = {  # of one family alone, with the words that choose it
     "model.uncertainty_channels": "model.kind=edm2",
     "model.values": TOKENS,
 }
-OF_LCM = [f"model.{key}" for key in family_keys("lcm") if key not in family_keys("unet")]
+OF_LCM = [f"model.{k}" for k in family_keys("lcm_two_tower") if k not in family_keys("unet")]
 KEYS = [k for k in known_keys() if k not in ("experiment", *OTHERS, *OF_LCM)]
 KEYS = [
     k

@@ -179,7 +179,9 @@ def test_every_other_key_is_read_by_some_stage() -> None:
     stages = [stage_keys(config, stage) for stage in STAGE_KEYS]
     for other in ("edm2_s", "cifar10_discrete"):  # other families
         stages.append(stage_keys(resolved(f"experiment={other}"), "train"))
-    of_documents = resolved("experiment=lcm_mse_smoke")
+    denoising = ["concept.denoising_steps=9", "concept.guidance=2", "concept.guidance_rescale=0.5"]
+    denoising += ["concept.initial_noise=0.9", "concept.noise_seed=9"]
+    of_documents = resolved("experiment=lcm_two_tower_smoke", *denoising)
     stages += [stage_keys(of_documents, stage) for stage in CONCEPT_KEYS]
     for key in load.known_keys():
         section = key.partition(".")[0]

@@ -16,7 +16,7 @@ CHOICES = {
     "sample.guide.": ["experiment=tiny", "sample.guide.experiment=tiny"],
     "select.": ["experiment=tiny", "select.guidance=[1,2]"],
     "concept.": ["experiment=lcm_mse_smoke"],
-    "model.": ["experiment=lcm_mse_smoke"],
+    "model.": ["experiment=lcm_two_tower_smoke"],
 }
 LATER = ("sample.guide.", "select.", "concept.")
 KEYS = [key for key in known_keys() if key.startswith(LATER) or key in OF_LCM]
