@@ -256,7 +256,10 @@ def test_a_missing_package_is_not_applicable(monkeypatch: pytest.MonkeyPatch) ->
             assert outcome.state == NOT_APPLICABLE and "is not installed" in outcome.text
 
 
-@pytest.mark.parametrize(("name", "layer"), [("tokens", nn.GroupNorm), ("documents", nn.RMSNorm)])
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("tokens", nn.GroupNorm), ("documents", nn.RMSNorm), ("noisy documents", nn.RMSNorm)],
+)
 def test_a_layer_that_is_off_in_other_workloads(
     monkeypatch: pytest.MonkeyPatch, name: str, layer: type[nn.Module]
 ) -> None:

@@ -1,6 +1,7 @@
 """Denoising trained and used: one model and the same predictions on any hardware."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pipeline import predict, train
+from pipeline import predict, report, score, train
 from pipeline.base.errors import UserError
 from pipeline.concept.denoising_workload import DenoisedSentence
 from pipeline.concept.predictions import open_predictions
@@ -143,6 +144,20 @@ def test_a_prediction_depends_on_the_sentences_before_it(folder: Path, pack: Pat
     assert 9 <= len(few.rows) < len(one.rows)
     assert np.allclose(few.predicted, one.predicted[: len(few.rows)], atol=1e-5)
     assert one.predicted.std(0).min() > 0.01
+
+
+def test_the_report_says_how_they_were_made(folder: Path, pack: Path) -> None:
+    """Its curve stands without the baselines' errors, which are not those of its loss."""
+    more = (*KEYS, *STEPS)
+    score.main([*words(pack, folder / "scores.json", *more), f"predictions={folder}/predict"])
+    shutil.copy(pack / "manifest.json", folder / "record.json")
+    inputs = [f"curve={folder}/train/curve.jsonl", f"record={folder}/record.json"]
+    report.main([*words(pack, folder / "report", *more), *inputs, f"metrics={folder}/scores.json"])
+    text = " ".join((folder / "report/summary.txt").read_text().split())
+    assert "one sample each, in 4 steps of DDIM from noise of standard deviation 0.6" in text
+    assert "guidance 3 (rescaled by 0.7)" in text
+    page = (folder / "report/index.html").read_text()
+    assert "out of noise of all levels" in page and "dashed" not in page
 
 
 def test_more_steps_than_levels_are_one_sentence(folder: Path, pack: Path) -> None:

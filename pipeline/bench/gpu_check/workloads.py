@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ from pipeline.bench.gpu_check import networks, sampling
 from pipeline.bench.gpu_check.check import Check, Figure, needs_precision
 from pipeline.bench.gpu_check.inputs import CLASSES
 from pipeline.compute import execution
+from pipeline.concept import families
 from pipeline.concept.loss import squared_error
-from pipeline.concept.network import LCM
 from pipeline.concept.normaliser import Normaliser
-from pipeline.config.model_keys import LCMKeys
+from pipeline.config.model_keys import DecoderKeys, LCMKeys, TwoTowerKeys
 from pipeline.flow import mixture_path
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ TOKENS = (
     *("experiment=tiny", "workload=discrete_flow", "model.kind=discrete_unet", "model.values=16"),
     "sample.solver=jump",
 )
-DIMENSION, SENTENCES, DOCUMENTS = 24, 12, 8
+DIMENSION, SENTENCES, DOCUMENTS, LEVELS = 24, 12, 8, 10
 IMAGES = 64  # sampled
 
 
@@ -65,15 +65,20 @@ def sampled(device: torch.device) -> Figure:
 # --- documents -----------------------------------------------------------------------------------
 
 
-def network_of_documents() -> nn.Module:
-    """The Large Concept Model in small."""
-    keys = LCMKeys(
-        kind="lcm", channels=64, layers=2, heads=4, inner_channels=128, positions="rope",
-        norm="rms", mlp="swiglu", output_bias=True, dropout=0.0, final_dropout=0.0,
-    )  # fmt: skip
+KEYS: dict[str, Any] = {
+    "channels": 64, "layers": 2, "heads": 4, "inner_channels": 128, "positions": "rope",
+    "norm": "rms", "mlp": "swiglu", "output_bias": True, "dropout": 0.0, "final_dropout": 0.0,
+}  # fmt: skip
+TOWERS: dict[str, Any] = KEYS | {
+    "kind": "lcm_two_tower", "denoiser_layers": 2, "noise_levels": LEVELS, "context_dropout": 0.1,
+}  # fmt: skip
+
+
+def network_of_documents(keys: DecoderKeys) -> nn.Module:
+    """A Large Concept Model in small."""
     generator = torch.Generator().manual_seed(0)
     scale = (0.5 + torch.rand(DIMENSION, generator=generator)).numpy()
-    net = LCM(keys, Normaliser(scale - 1, scale), SENTENCES)
+    net = families.network(keys, Normaliser(scale - 1, scale), SENTENCES)
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.2, generator=generator)
     return net.eval()
@@ -88,11 +93,24 @@ def predictions(net: nn.Module, device: torch.device) -> tuple[Tensor, Tensor]:
     return result, squared_error(result, normalised, lengths) / (lengths - 1).sum()
 
 
+def estimates(net: nn.Module, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Estimates (8,12,24) of noisy vectors, some without a context; their error per number."""
+    generator = torch.Generator().manual_seed(1)
+    shape = DOCUMENTS, SENTENCES, DIMENSION
+    vectors, normals = torch.randn(2, *shape, generator=generator).to(device)
+    levels = (torch.arange(DOCUMENTS * SENTENCES) % LEVELS).view(shape[:2]).to(device)
+    signal = 1 - (levels + 1) / LEVELS
+    noise = signal, (1 - signal.square()).sqrt(), normals
+    result, normalised = net(vectors, noise, levels, levels % 5 == 0)
+    return result, (result - normalised).square().mean()
+
+
 # --- both ----------------------------------------------------------------------------------------
 
 CASES = {
     "tokens": Case(network_of_tokens, logits),
-    "documents": Case(network_of_documents, predictions),
+    "documents": Case(partial(network_of_documents, LCMKeys(kind="lcm", **KEYS)), predictions),
+    "noisy documents": Case(partial(network_of_documents, TwoTowerKeys(**TOWERS)), estimates),
 }
 
 
