@@ -146,12 +146,13 @@ def make_pack(folder: Path, config: Config) -> None:
             remove_spent(making)
             return
         spool = Spool(making, keys.dimension, header)
-        progress = Progress("prepare", None, config.runtime.progress_seconds, unit="sentences")
+        num_before, seconds = spool.num_sentences, config.runtime.progress_seconds
+        progress = Progress("prepare", None, seconds, num_before, unit="sentences")
         for name, file in zip(names, source.files, strict=True):
             if name not in spool.finished:
                 spool.add(name, ended(source.read(file), suffix))
             if progress.due():
-                progress.show(sum(map(sum, spool.finished.values())))
+                progress.show(spool.num_sentences)
         offsets, hashes = spool.arrays(names)
         if offsets[-1] == 0:
             raise UserError(f"{source.root} holds no sentence: give another data.dir")

@@ -53,10 +53,14 @@ class Spool:
             os.truncate(self.texts, self.text_bytes)
 
     @property
+    def num_sentences(self) -> int:
+        """Sentences of all finished files of the source."""
+        return sum(map(sum, self.finished.values()))
+
+    @property
     def end(self) -> int:
         """Bytes of the file of vectors up to the end of the last finished file of the source."""
-        num = sum(map(sum, self.finished.values()))
-        return HEADER_BYTES + num * self.dimension * np.dtype(FLOAT).itemsize
+        return HEADER_BYTES + self.num_sentences * self.dimension * np.dtype(FLOAT).itemsize
 
     def add(self, name: str, documents: Iterator[Document]) -> None:
         """Append the documents of a file of the source."""

@@ -11,11 +11,13 @@ import pytest
 
 from pipeline import prepare
 from pipeline.base.errors import UserError
+from pipeline.base.progress import Progress
 from pipeline.concept import make as making
 from pipeline.concept import parquet
 from pipeline.concept.make import make
 from pipeline.concept.normaliser import fit
 from pipeline.concept.pack import Fit, Manifest, Record
+from pipeline.concept.spool import Spool
 from tests.concept.documents import (
     DIMENSION,
     WORDS,
@@ -143,6 +145,25 @@ def test_a_file_that_has_changed_since_begins_anew(
     first = tmp_path / "set" / "split=train" / "0.parquet"
     write_parquet(first, rows_of(vectors_of([2, 2], seed=9)))
     assert np.diff(make(config_of(*words)).offsets).tolist() == [2, 2, 2, 7, 4]
+
+
+def test_sentences_of_an_earlier_run_do_not_count_for_the_speed(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_whole, shown = Spool.add, []
+
+    def killed_at_second(self: Spool, name: str, documents: Any) -> None:
+        if self.finished:
+            raise SystemExit("killed")
+        add_whole(self, name, documents)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(Spool, "add", killed_at_second)
+        with pytest.raises(SystemExit):
+            make(config_of(*words))
+    monkeypatch.setattr(Progress, "show", lambda self, num: shown.append((self.num_before, num)))
+    make(config_of(*words, "runtime.progress_seconds=0"))
+    assert shown == [(9, 9), (9, 18), (9, 22)]
 
 
 def test_other_keys_and_damage_are_refused(words: list[str], tmp_path: Path) -> None:
