@@ -124,7 +124,7 @@ def test_a_package_without_a_published_file_is_looked_for(
 
 @given(
     st.fixed_dictionaries(
-        {}, optional={key: st.sampled_from(["/x", "~/x", "x/y"]) for key in CACHES}
+        {}, optional={key: st.sampled_from(["/x", "~/x", "x/y", "~stranger/x"]) for key in CACHES}
     )
 )
 def test_the_cache_is_that_of_torch_hub(places: dict[str, str]) -> None:

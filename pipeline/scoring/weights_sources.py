@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,14 @@ if TYPE_CHECKING:
 def hub_folder() -> Path:
     """The folder that torch.hub.get_dir() names, without torch."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
-    return Path(os.environ.get("TORCH_HOME", cache / "torch")).expanduser() / "hub"
+    return expanded(os.environ.get("TORCH_HOME", cache / "torch")) / "hub"
+
+
+def expanded(path: str | Path) -> Path:
+    """A path whose ~ is a user's home; as it is if that user has none, as in some containers."""
+    with suppress(RuntimeError):
+        return Path(path).expanduser()
+    return Path(path)
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ class WeightsSources:
         Nothing is downloaded: raises UserError, which names the ways to the weights, if there
         is no file.
         """
-        file = WeightsFile(Path(choice).expanduser(), "") if choice else self.present()
+        file = WeightsFile(expanded(choice), "") if choice else self.present()
         if file is None:
             raise UserError(f"the weights of {self.name} are missing: {self.remedies}")
         return file
