@@ -19,7 +19,7 @@ from pipeline.reporting.tables import text_table
 
 # How logs are read
 TAIL = 8192  # bytes of a log that are looked at
-PROGRESS = re.compile(r"^[\w ,]+: .*(images/s|left)")
+PROGRESS = re.compile(r"^[\w ,]+: .*([\d,]+ [a-z]+/s\b|left)")
 COLUMNS = {
     "host": "host",
     "step": "step",
@@ -35,10 +35,13 @@ COLUMNS = {
 TEXT_COLUMNS = {"host", "step", "out", "gpus", "progress"}  # may be shortened
 
 
-def progress(log: Path | None) -> str:
-    """The last progress line of a log, without the step's name; empty if there is none."""
-    if log is None or not log.is_file():
+def progress(entry: running.Entry) -> str:
+    """The last progress line of a job's log, without the step's name; empty if there is none."""
+    # A log of this job's
+    log = Path(entry.log or "")
+    if not log.is_file() or log.stat().st_mtime < entry.started:  # an earlier job's
         return ""
+    # Its end
     with log.open("rb") as stream:
         stream.seek(max(0, log.stat().st_size - TAIL))
         lines = stream.read().decode(errors="replace").splitlines()
@@ -49,10 +52,10 @@ def progress(log: Path | None) -> str:
 def measured(entry: running.Entry) -> dict[str, str]:
     """Progress, GPU utilisation and peak memory of a training, from its metrics."""
     # Metrics it may have written
-    files: list[Path] = []
+    written: dict[Path, float] = {}
     with suppress(OSError):  # what a job makes is not always a path
-        files = [*Path(entry.out).glob("checkpoints/*/metrics.jsonl")] if entry.out else []
-    written = {path: path.stat().st_mtime for path in files}
+        files = Path(entry.out).glob("checkpoints/*/metrics.jsonl") if entry.out else ()
+        written = {path: path.stat().st_mtime for path in files}
     newest = max(written, key=lambda path: written[path], default=None)
     if newest is None or written[newest] < entry.started:  # an earlier job's
         return {}
@@ -74,12 +77,14 @@ def measured(entry: running.Entry) -> dict[str, str]:
 def row(entry: running.Entry) -> dict[str, Any]:
     """One job as a row of COLUMNS."""
     # Alive or silent
-    text = progress(Path(entry.log) if entry.log else None)
+    text, numbers = "", dict[str, str]()
+    with suppress(OSError):  # files of others may be private, and files go
+        text = progress(entry)
+        numbers = measured(entry)
     if not entry.is_here() and not entry.is_alive():
         text = f"SILENT for {clock(entry.silent_seconds())}: look at {entry.host}"
 
     # Numbers and progress
-    numbers = measured(entry)
     return {
         **numbers,
         "host": entry.host,
@@ -87,7 +92,7 @@ def row(entry: running.Entry) -> dict[str, Any]:
         "out": entry.out,
         "gpus": ",".join(entry.gpus) or "-",
         "processes": entry.processes,
-        "running": clock(time.time() - entry.started),
+        "running": clock(max(0.0, time.time() - entry.started)),  # the clocks of machines differ
         "progress": text or numbers.get("progress", "starting"),
     }
 

@@ -7,10 +7,13 @@ and exit; the same commands resume.
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from pipeline.base.errors import run_main
 from pipeline.base.locks import is_locked
@@ -20,12 +23,13 @@ SNAKEMAKE_LOCK = Path(".snakemake/pipeline.lock")
 MAX_WAIT = 600  # seconds for ranks to write a checkpoint
 
 
-def snakemake_pid() -> int | None:
-    """Process id of the snakemake that works in this folder, if one does."""
+def snakemake() -> tuple[int, str] | None:
+    """Process id and host of the snakemake that works in this folder, if one does."""
     if not is_locked(SNAKEMAKE_LOCK):
         return None
-    with suppress(OSError, ValueError):
-        return int(json.loads(SNAKEMAKE_LOCK.read_text())["pid"])
+    with suppress(OSError, ValueError, KeyError):
+        holder = json.loads(SNAKEMAKE_LOCK.read_text())
+        return int(holder["pid"]), str(holder.get("host", socket.gethostname()))
     return None
 
 
@@ -40,8 +44,11 @@ def terminate(pid: int) -> bool:
     return True
 
 
-def stop_snakemake(pid: int) -> bool:
+def stop_snakemake(pid: int, host: str) -> bool:
     """Tell Snakemake to start nothing more; returns whether that was allowed."""
+    if host != socket.gethostname():  # a process of that number here is another one
+        print(f"snakemake (process {pid}) runs on {host}: run `make stop` there")
+        return False
     allowed = terminate(pid)
     does = "starts nothing more" if allowed else "is another user's: ask them to stop it"
     print(f"snakemake (process {pid}) {does}")
@@ -58,10 +65,18 @@ def stop_launcher(entry: running.Entry) -> bool:
     return allowed
 
 
-def stop_launchers(seconds: float) -> dict[Path, bool]:
+def has_jobs(snakemake: int | None) -> bool:
+    """Whether processes of Snakemake are left: jobs, whose launchers may not be known yet."""
+    with suppress(psutil.Error):
+        return snakemake is not None and bool(psutil.Process(snakemake).children())
+    return False
+
+
+def stop_launchers(seconds: float, snakemake: int | None = None) -> dict[Path, bool]:
     """Stop every launcher on this machine, also those that start meanwhile: {file: allowed}.
 
-    Returns when those that may be stopped have ended, or after `seconds`.
+    `snakemake`: process id of one that was told to start nothing more; the jobs that it has just
+    started are waited for. Returns when those that may be stopped have ended, or after `seconds`.
     """
     # Jobs may start meanwhile
     allowed: dict[Path, bool] = {}
@@ -71,7 +86,8 @@ def stop_launchers(seconds: float) -> dict[Path, bool]:
         allowed |= {
             entry.path: stop_launcher(entry) for entry in entries if entry.path not in allowed
         }
-        if not any(allowed[entry.path] for entry in entries) or time.monotonic() > until:
+        at_work = any(allowed[entry.path] for entry in entries) or has_jobs(snakemake)
+        if not at_work or time.monotonic() > until:
             return allowed
         time.sleep(0.1)
 
@@ -79,8 +95,8 @@ def stop_launchers(seconds: float) -> dict[Path, bool]:
 def main(argv: list[str]) -> None:
     """Stop, wait, say what was stopped; status 1 if something did not end."""
     # Nothing new starts
-    pid = snakemake_pid()
-    allowed = pid is None or stop_snakemake(pid)
+    engine = snakemake()
+    allowed = engine is None or stop_snakemake(*engine)
 
     # Other machines
     elsewhere = [entry for entry in running.entries() if not entry.is_here()]
@@ -88,13 +104,13 @@ def main(argv: list[str]) -> None:
         print(f"{entry.module} runs on {entry.host}: run `make stop` there, or cancel its job")
 
     # Jobs on this machine
-    stopped = stop_launchers(MAX_WAIT)
+    stopped = stop_launchers(MAX_WAIT, engine[0] if engine and allowed else None)
     remaining = [entry for entry in running.entries() if stopped.get(entry.path)]
     for entry in remaining:
         print(f"{entry.module} (process {entry.pid}) is still there: kill -KILL {entry.pid}")
 
     # How it went
-    if not stopped and not elsewhere and pid is None:
+    if not stopped and not elsewhere and engine is None:
         print("nothing runs in this folder")
     sys.exit(0 if allowed and all(stopped.values()) and not remaining else 1)
 

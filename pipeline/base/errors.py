@@ -1,5 +1,6 @@
 """User errors: one sentence on stderr (what, where, remedy) and exit status 2, no traceback."""
 
+import errno
 import io
 import os
 import sys
@@ -12,6 +13,8 @@ from pipeline.base.processes import keep_exit_status
 EXIT_USER_ERROR = 2  # bad input; nothing was started
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL: stopped by a signal after saving; the same command resumes
+
+NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)  # what a place of another user gives
 
 
 class UserError(Exception):
@@ -29,8 +32,17 @@ class Stopped(BaseException):
     """
 
 
+def without_right(error: OSError) -> str:
+    """The sentence about a place that this user may not read, or not write to."""
+    return (
+        f"{error.filename} cannot be read or written by this user ({error.strerror}): ask its "
+        "owner for the right to, or name another place"
+    )
+
+
 def run_main(step: Callable[[list[str]], None], own_help: bool = False) -> NoReturn:
-    """Run `step(argv)` and exit: 0, 2 after a UserError, 75 after Stopped.
+    """Run `step(argv)` and exit: 0, 2 after a UserError or in a place without rights, 75 after
+    Stopped.
 
     Under a launcher the first rank of each machine prints an error that every rank meets. With -h
     or --help as its first word a step prints what its module says of it, unless it has `own_help`.
@@ -51,6 +63,11 @@ def run_main(step: Callable[[list[str]], None], own_help: bool = False) -> NoRet
     except UserError as error:
         if first_here or isinstance(error, OneRankError):
             print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_USER_ERROR)
+    except OSError as error:  # a place that no check of the step has looked at
+        if error.errno not in NO_RIGHT or error.filename is None:
+            raise
+        print(f"error: {without_right(error)}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:  # before or after the part of a step that saves on a signal
         sys.exit(EXIT_INTERRUPTED)

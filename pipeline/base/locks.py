@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.base.errors import UserError
+from pipeline.base.errors import NO_RIGHT, UserError, without_right
 
 TRIES, LOOK = 5, 0.05  # times that a lock is asked for, and the seconds after each
 
@@ -31,7 +31,12 @@ def take_lock(file: IO[Any] | int, shared: bool = False, wait: bool = False) -> 
 
 
 def no_locks(error: OSError, path: Path) -> Exception:
-    """The UserError for a file system without locks; any other OSError comes back as it is."""
+    """The UserError for a file that this user may not open, or a file system without locks.
+
+    Any other OSError comes back as it is.
+    """
+    if error.errno in NO_RIGHT:
+        return UserError(without_right(error))
     if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
         return error
     return UserError(
@@ -70,17 +75,17 @@ def locked(folder: Path) -> Iterator[None]:
 def _taken(path: Path) -> IO[str] | None:
     """The file `path`, open and locked; None if another process holds it, or has just removed it.
 
-    Raises UserError if there are no locks here.
+    Raises UserError if it may not be opened, or there are no locks here.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+")
-    try:
-        if take_lock(file) and is_still(path, file.fileno()):
-            return file
-    except OSError as error:
-        file.close()
-        raise no_locks(error, path) from error
-    file.close()
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("a+"))
+            if take_lock(file) and is_still(path, file.fileno()):
+                stack.pop_all()
+                return file
+        except OSError as error:
+            raise no_locks(error, path) from error
     return None
 
 
@@ -130,10 +135,11 @@ def is_held(folder: Path) -> bool:
 def is_locked(path: Path) -> bool:
     """Whether another process holds the lock of a file; False if the file does not exist.
 
-    Raises UserError if there are no locks here.
+    A shared lock needs no right to write, so other users' files are looked at too. Raises UserError
+    if the file cannot be read, or there are no locks here.
     """
     try:
-        with path.open("r+") as file:
+        with path.open() as file:
             return not take_lock(file, shared=True)  # so that several may look at once
     except FileNotFoundError:
         return False

@@ -8,7 +8,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from pipeline.base.errors import UserError
+from pipeline.base.errors import UserError, without_right
 from pipeline.base.files import atomic_stream
 
 IMAGES_HEADER_BYTES = 128  # of the header that `write_header` writes, for any number of images
@@ -61,12 +61,14 @@ def save_npy(path: Path, array: np.ndarray) -> None:
 
 
 def load_npy(path: Path) -> np.ndarray:
-    """Memory-map one .npy read-only; raises UserError if it is missing or damaged."""
+    """Memory-map one .npy read-only; raises UserError if it is missing, private or damaged."""
     # Mapped, not read
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: run the step that makes it") from error
+    except PermissionError as error:
+        raise UserError(without_right(error)) from error
     except (ValueError, EOFError, OSError) as error:
         raise UserError(
             f"{path} is not a readable .npy ({error}): delete it and run the step again"

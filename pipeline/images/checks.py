@@ -121,11 +121,13 @@ def nearest_existing(folder: Path) -> Path:
 def existing_pack(folder: Path, config: Config) -> Manifest | None:
     """The manifest of a whole pack that is there already; None if it must be made.
 
-    Raises UserError if the folder holds a pack of other data, or one whose image set the
-    configuration refuses.
+    Raises UserError if the folder holds a pack of other data, one whose image set the
+    configuration refuses, or one that may not be read.
     """
     if not (folder / "manifest.json").exists():
         return None
+    for name in ("manifest.json", "images.npy", "labels.npy"):
+        check_readable(folder / name)
     # a whole manifest of the same data, and arrays as it says
     try:
         manifest = Manifest.read(folder / "manifest.json")
@@ -146,6 +148,15 @@ def existing_pack(folder: Path, config: Config) -> Manifest | None:
     if manifest.order != ORDER and manifest.kind not in ARRAYS:
         print(OTHER_ORDER)
     return manifest
+
+
+def check_readable(file: Path) -> None:
+    """Raise UserError if a file of a pack is there and may not be read: it is not damaged."""
+    if file.exists() and not os.access(file, os.R_OK):
+        raise UserError(
+            f"{file} cannot be read by this user: ask the owner of the pack for the right to, or "
+            "set data.pack_dir to another folder"
+        )
 
 
 def check_same_data(folder: Path, manifest: Manifest, config: Config) -> None:

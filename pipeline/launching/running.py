@@ -5,6 +5,7 @@ removed when it ends; its launcher holds a lock on it, so that a file whose laun
 told from one that lives.
 """
 
+import errno
 import json
 import os
 import socket
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.base.errors import UserError
 from pipeline.base.locks import take_lock
 
 # When jobs are forgotten
@@ -86,6 +88,7 @@ class Sign:
         self.path = entry.path
         hidden = self.path.with_suffix(".new")
         self.file = hidden.open("w+")
+        os.fchmod(self.file.fileno(), 0o644)  # whatever the umask, since it is there to be read
         with suppress(OSError):  # a file system without locks: then only the signs of life count
             take_lock(self.file)
         self.write(entry)
@@ -113,7 +116,9 @@ class Registered:
     """A job that stands in FOLDER as long as it is launched, waiting for its GPUs included."""
 
     def __init__(self, module: Sequence[str], processes: int, log: Path | None) -> None:
-        """Nothing is written without a results folder here: nobody would look."""
+        """Nothing is written without a results folder here that this user may write to: nobody
+        would look, and a sign is not worth a job.
+        """
         out = (w.partition("=")[2] for w in module if w.startswith("out="))
         host, place = socket.gethostname(), str(log) if log else None
         output = os.fsencode(next(out, " ".join(module[2:]))).decode(errors="replace")
@@ -122,8 +127,9 @@ class Registered:
         self.sign: Sign | None = None
 
     def __enter__(self) -> "Registered":
-        if FOLDER.parent.is_dir():
-            self.sign = Sign(self.entry)
+        with suppress(OSError):
+            if FOLDER.parent.is_dir():
+                self.sign = Sign(self.entry)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -134,7 +140,8 @@ class Registered:
         """Say something else of the job: fields of Entry, such as the GPUs that it has got."""
         self.entry = replace(self.entry, **changes)
         if self.sign:
-            self.sign.write(self.entry)
+            with suppress(OSError):  # a full disk
+                self.sign.write(self.entry)
 
     def touch(self) -> None:
         """Give a sign of life."""
@@ -143,16 +150,33 @@ class Registered:
 
 
 def entries() -> list[Entry]:
-    """The jobs that run, the oldest first; files that were left behind go."""
+    """The jobs that run, the oldest first; files that were left behind go.
+
+    Raises UserError if the folder cannot be read.
+    """
     # One file each
     running = []
-    for path in FOLDER.glob("*.json"):
+    for path in files():
         try:
             entry = Entry(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError):  # ended or begins just now
             continue
-        if entry.is_forgotten():
-            path.unlink(missing_ok=True)
-        else:
+        if not entry.is_forgotten():
             running.append(entry)
+            continue
+        with suppress(OSError):  # it may be another user's
+            path.unlink(missing_ok=True)
     return sorted(running, key=lambda entry: entry.started)
+
+
+def files() -> list[Path]:
+    """The files of jobs, of those that were left behind too."""
+    try:
+        return [path for path in FOLDER.iterdir() if path.suffix == ".json"]
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return []
+        raise UserError(
+            f"{FOLDER} cannot be read ({error.strerror}), so the jobs of this folder are not "
+            "known: ask the user that it belongs to"
+        ) from error

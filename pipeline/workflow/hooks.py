@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Collection, Iterable, Mapping
@@ -132,8 +133,8 @@ def hold_folder(path: Path) -> None:
     Prints one sentence and exits with status 2 if another Snakemake holds it or it cannot be.
     """
     # Only one at a time
-    file = path.open("a")
     try:
+        file = path.open("a")
         taken = take_lock(file)
     except OSError as error:
         print(f"error: {no_locks(error, path)}", file=sys.stderr)
@@ -144,7 +145,8 @@ def hold_folder(path: Path) -> None:
 
     # Named for others
     file.truncate(0)
-    file.write(json.dumps({"pid": os.getpid()}))  # for pipeline.stop
+    whose = {"pid": os.getpid(), "host": socket.gethostname()}
+    file.write(json.dumps(whose))  # for pipeline.stop
     file.flush()
     _HELD.append(file)
 

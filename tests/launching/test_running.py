@@ -12,13 +12,17 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
 
 from pipeline import status, stop
+from pipeline.base.errors import UserError
 from pipeline.launching import running
 from pipeline.reporting import tables
+from pipeline.workflow import hooks
+from tests.another_user import another_user
 from tests.conftest import ROOT
 
 STAND_IN = """
@@ -36,6 +40,7 @@ time.sleep(100)
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with results, two declared devices, and a module to launch."""
+    tmp_path.chmod(0o755)  # pytest's folders are private
     (tmp_path / "results").mkdir()
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path}")
@@ -194,6 +199,110 @@ def test_another_users_job_is_left_alone(
             stop.main([])
     assert ended.value.code == 1
     assert f"(process {os.getpid()}) is another user's" in capsys.readouterr().out
+
+
+@pytest.fixture
+def left_behind(folder: Path) -> running.Entry:
+    """The file of a job that ended without saying so."""
+    entry = running.Entry(socket.gethostname(), 1, "pipeline.train", "x", [], 1, None, 0.0)
+    running.FOLDER.mkdir()
+    entry.path.write_text(json.dumps(asdict(entry)))
+    return entry
+
+
+def test_a_folder_of_another_user_is_looked_at_and_left_alone(
+    folder: Path, left_behind: running.Entry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop.SNAKEMAKE_LOCK.parent.mkdir()
+    stop.SNAKEMAKE_LOCK.write_text("{}")
+    with another_user(folder, private=False):
+        status.main([])
+        with pytest.raises(SystemExit) as ended:
+            stop.main([])
+        with running.Registered(
+            ["-m", "x"], 1, None
+        ) as registered:  # a job whose files lie elsewhere
+            registered.say(gpus=["0"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == "nothing runs in this folder\n" * 2
+    assert left_behind.path.exists()
+
+
+def test_a_private_folder_is_named(folder: Path, left_behind: running.Entry) -> None:
+    with another_user(running.FOLDER, private=True):
+        for main in (status.main, stop.main):
+            with pytest.raises(UserError, match="running cannot be read .*: ask the user"):
+                main([])
+
+
+def test_private_files_of_a_job_are_not_a_reason_to_show_nothing(folder: Path) -> None:
+    (folder / "results/x/checkpoints/a").mkdir(parents=True)
+    for name in ("log.txt", "checkpoints/a/metrics.jsonl"):
+        (folder / "results/x" / name).write_text("")
+    with running.Registered(["-m", "x", "out=results/x"], 1, Path("results/x/log.txt")) as job:
+        assert job.entry.path.stat().st_mode & 0o777 == 0o644
+        with another_user(folder / "results/x", private=True):
+            assert status.row(job.entry)["progress"] == "starting"
+
+
+def test_a_log_of_an_earlier_job_is_not_shown(folder: Path) -> None:
+    log = folder / "log.txt"
+    log.write_text("train: 320 of 640 images  463 images/s  0:01 left\n")
+    entry = running.Entry("here", 1, "x", "", [], 1, str(log), time.time() - 60)
+    assert status.row(entry)["progress"].startswith("320 of 640 images")
+    assert status.row(replace(entry, started=time.time() + 60))["progress"] == "starting"
+
+
+def test_progress_of_which_no_end_is_known(folder: Path) -> None:
+    log = folder / "log.txt"
+    log.write_text("prepare: 1,200 sentences  35 sentences/s\nnote: see results/a\n")
+    entry = running.Entry("here", 1, "x", "", [], 1, str(log), time.time() - 60)
+    assert status.row(entry)["progress"] == "1,200 sentences 35 sentences/s"
+
+
+def test_clocks_of_machines_may_differ(folder: Path) -> None:
+    entry = running.Entry("node7", 1, "x", "", [], 1, None, time.time() + 60)
+    assert status.row(entry)["running"] == "0:00"
+
+
+def test_a_snakemake_on_another_machine_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Machines may share the folder, and its locks; process numbers are each machine's own."""
+    told: list[int] = []
+    monkeypatch.setattr(stop, "terminate", lambda pid: told.append(pid) is None)
+    stop.SNAKEMAKE_LOCK.parent.mkdir()
+    held: list[IO[str]] = []
+    monkeypatch.setattr(hooks, "_HELD", held)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(socket, "gethostname", lambda: "node7")
+        hooks.hold_folder(stop.SNAKEMAKE_LOCK)
+    with pytest.raises(SystemExit) as ended:
+        stop.main([])
+    held.pop().close()
+    assert ended.value.code == 1 and not told
+    assert f"snakemake (process {os.getpid()}) runs on node7" in capsys.readouterr().out
+
+
+def test_a_job_that_snakemake_has_just_started_is_waited_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its launcher takes a second or two until it is known."""
+    entry = running.Entry(socket.gethostname(), 101, "pipeline.train", "", [], 1, None, 0.0)
+    job = subprocess.Popen(["sleep", "100"])
+    seen = iter([[], [entry], [entry]])
+
+    def entries() -> list[running.Entry]:
+        now = next(seen, None)
+        if now is None:
+            job.kill()
+            job.wait()
+        return now or []
+
+    told: list[int] = []
+    monkeypatch.setattr(running, "entries", entries)
+    monkeypatch.setattr(stop, "terminate", lambda pid: told.append(pid) is None)
+    assert stop.stop_launchers(60, os.getpid()) == {entry.path: True} and told == [101]
 
 
 def test_files_beside_the_jobs_do_not_matter(folder: Path) -> None:
