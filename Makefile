@@ -22,6 +22,12 @@ PIP_FLAGS ?=
 VERBOSE ?=
 WORKERS ?= $(if $(SLOW),$(shell expr $$(nproc) + 1),logical)
 
+# Snakemake does not start without a cache, and some containers have a home that nobody may write to
+CACHE := $(shell { mkdir -p "$${XDG_CACHE_HOME:-$$HOME/.cache}" && test -w "$$_" && echo "$$_"; } 2>/dev/null)
+ifeq ($(CACHE),)
+export XDG_CACHE_HOME := $(CURDIR)/.snakemake/cache
+endif
+
 # A misspelt variable must not start another run. Names with a _ pass, since they may be meant for
 # the environment of the jobs, and so do the variables of another make that calls this one.
 READ := PYTHON VENV CORES GPUS CONFIG RES EXPERIMENT SET BENCH PART CALIBRATE PIP_FLAGS VERBOSE WORKERS SLOW

@@ -52,6 +52,18 @@ def test_make_smoke_reads_what_it_is_given(word: str) -> None:
         assert word.rpartition("=")[2] in done.stdout.splitlines()[-1], done.stderr
 
 
+@pytest.mark.parametrize("is_given", [False, True])
+def test_make_has_a_cache_without_a_home(is_given: bool, tmp_path: Path) -> None:
+    """Snakemake makes one in the home by itself, and does not start if it cannot."""
+    environment = {**os.environ, "HOME": "/proc/none"}  # where root cannot write either
+    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache") if is_given else ""}
+    command = ["make", "--print-data-base", "--dry-run", "help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    place = tmp_path / "cache" if is_given else ROOT / ".snakemake/cache"
+    assert re.findall(r"^XDG_CACHE_HOME :?= (.*)$", done.stdout, re.M) == [str(place)]
+    assert done.stderr == ""
+
+
 def test_make_knows_each_variable_that_it_reads() -> None:
     text = (ROOT / "Makefile").read_text()
     found = re.search(r"^READ := (.*)$", text, re.M)
