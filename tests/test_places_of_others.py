@@ -5,14 +5,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from snakemake_interface_executor_plugins.settings import ExecMode
 
 from pipeline.base import locks
 from pipeline.base.errors import EXIT_USER_ERROR, UserError
 from pipeline.base.npy import load_npy
 from pipeline.images.checks import existing_pack
+from pipeline.workflow import doors, hooks
 from pipeline.workflow.hooks import hold_folder
 from tests.another_user import another_user
 from tests.conftest import ROOT, resolved
@@ -87,6 +91,26 @@ def test_a_private_array_is_not_to_be_deleted(place: Path) -> None:
     with another_user(place / "images.npy", private=True):
         with pytest.raises(UserError, match="cannot be read or written by this user"):
             load_npy(place / "images.npy")
+
+
+def test_snakemake_is_not_started_where_it_cannot_write(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    workflow: Any = SimpleNamespace(config_settings=None, exec_mode=ExecMode.DEFAULT)
+    with another_user(Path(), private=False):
+        with pytest.raises(UserError, match=f"{place} cannot be written by this user, and Snakem"):
+            doors.read_doors(workflow, "config.yaml")
+    # Its own folder is there, but that of the results is another user's
+    for name in (".snakemake", "results"):
+        Path(name).mkdir()
+    Path(".snakemake").chmod(0o777)
+    workflow.dag = SimpleNamespace(needrun_jobs=list)
+    monkeypatch.setattr(hooks, "_HELD", [])
+    with another_user(Path("results"), private=False), pytest.raises(SystemExit) as ended:
+        hooks.start(workflow, SimpleNamespace(trainings={}))  # type: ignore[arg-type]
+    assert ended.value.code == 2
+    assert "place/results cannot be written by this user" in capsys.readouterr().err
 
 
 def test_this_user_owns_the_files_again_after_each(place: Path) -> None:

@@ -4,6 +4,7 @@ Snakemake itself takes the last of two `--config`, reads nested values as text, 
 that makes a file of the name `train.lr=2e-4`.
 """
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from pipeline.config.messages import known_keys
 from pipeline.config.words import parse_overrides
 from pipeline.workflow.carried import carry
 
+NOTES = Path(".snakemake/iocache")  # which Snakemake writes, even in a dry run
 # Flags that take several words, of which Snakemake keeps those of the last
 FLAGS = {"--config": "--config", "-C": "--config"}
 FLAGS |= {"--configfile": "--configfile", "--configfiles": "--configfile"}
@@ -26,14 +28,25 @@ FLAGS |= {"--configfile": "--configfile", "--configfiles": "--configfile"}
 def read_doors(workflow: Any, file: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The values of `file` and of --configfile, and those of --config, as `Experiment` takes them.
 
-    Raises UserError if a word would be dropped or a value is not YAML.
+    Raises UserError if a word would be dropped, a value is not YAML, or Snakemake cannot write.
     """
     settings = workflow.config_settings
     if workflow.exec_mode == ExecMode.DEFAULT:  # not the job of another Snakemake
+        check_writable(NOTES)
         check_repeats(sys.argv[1:])
         check_targets(sys.argv[1:])
     values, overrides = read_values([file, *settings.configfiles], settings.config_args or [])
     return values, carry(overrides, settings)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError if this user may not write to `folder`, or make it, in this project."""
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{existing.absolute()} cannot be written by this user, and Snakemake writes there: "
+            "work in a copy of this project that is yours"
+        )
 
 
 def read_values(

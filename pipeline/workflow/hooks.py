@@ -25,6 +25,7 @@ from pipeline.reporting import front_pages, overview
 from pipeline.steps import STEPS
 from pipeline.training import start_weights
 from pipeline.training.batch_size import images_of_a_rank
+from pipeline.workflow.doors import check_writable
 from pipeline.workflow.experiment import Experiment, check_classes
 from pipeline.workflow.shared import Shared
 from pipeline.workflow.trainings import Training
@@ -41,6 +42,7 @@ def start(workflow: Any, experiment: Shared) -> None:
     jobs = list(workflow.dag.needrun_jobs())
     check_environment(jobs)
     try:
+        check_writable(paths.RESULTS)
         check_starts(experiment.trainings, [job.rule.name for job in jobs])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
