@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from snakemake_interface_executor_plugins.settings import ExecMode
 
+from pipeline import fetch
 from pipeline.base import locks
 from pipeline.base.errors import EXIT_USER_ERROR, UserError
 from pipeline.base.npy import load_npy
 from pipeline.images.checks import existing_pack
+from pipeline.scoring.kinds import KINDS
 from pipeline.workflow import doors, hooks
 from pipeline.workflow.hooks import hold_folder
 from tests.another_user import another_user
@@ -46,17 +48,25 @@ def test_a_lock_of_another_user_is_looked_at(place: Path) -> None:
         assert locks.is_held(place)
 
 
-def test_a_lock_that_cannot_be_had_is_named(
+def test_a_lock_that_cannot_be_read_or_had_is_named(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with another_user(place, private=False):
-        with pytest.raises(UserError, match="place/lock cannot be read or written"):
-            with locks.locked(place):
-                pass
-        with pytest.raises(SystemExit) as ended:
-            hold_folder(place / "pipeline.lock")
+    (place / "lock").touch()
+    with another_user(place, private=True), pytest.raises(UserError, match="place/lock cannot be"):
+        locks.is_held(place)
+    with another_user(place, private=False), pytest.raises(SystemExit) as ended:
+        hold_folder(place / "pipeline.lock")
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("error: place/pipeline.lock cannot be read or wri")
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(place))
+    with another_user(place, private=False):
+        with pytest.raises(UserError, match=r"-s-14 cannot be downloaded .*Permission"):
+            fetch.fetch(KINDS["dinov2-vit-s-14"])
 
 
 @pytest.mark.parametrize("name", ["EACCES", "EPERM", "EROFS"])

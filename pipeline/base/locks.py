@@ -75,17 +75,17 @@ def locked(folder: Path) -> Iterator[None]:
 def _taken(path: Path) -> IO[str] | None:
     """The file `path`, open and locked; None if another process holds it, or has just removed it.
 
-    Raises UserError if it may not be opened, or there are no locks here.
+    Raises UserError if there are no locks here, PermissionError if the file may not be written.
     """
-    with ExitStack() as stack:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(path.open("a+"))
-            if take_lock(file) and is_still(path, file.fileno()):
-                stack.pop_all()
-                return file
-        except OSError as error:
-            raise no_locks(error, path) from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+")
+    try:
+        if take_lock(file) and is_still(path, file.fileno()):
+            return file
+    except OSError as error:
+        file.close()
+        raise no_locks(error, path) from error
+    file.close()
     return None
 
 
