@@ -231,6 +231,10 @@ def submit(
     while local and descendants():  # ranks that still save, though what started them has ended
         time.sleep(POLL)
 
+    # Killed ranks leave no result, for which submitit would wait 15 s
+    if len(signals) > 1:
+        return program.status_after_stop(exit_status(-signal.SIGKILL), signals[0])
+
     # The worst of all
     try:
         statuses = [exit_status(int(result)) for result in job.results()]

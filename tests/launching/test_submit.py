@@ -110,6 +110,35 @@ def test_a_failure_of_the_step_is_the_launchers(pack: Path, tmp_path: Path) -> N
     assert run.wait(600) == 2 and re.search(r"^error: .*launch.folder", printed(tmp_path), re.M)
 
 
+@pytest.mark.slow
+def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
+    """As Ctrl-C twice does: no rank leaves a result, and none is waited for."""
+    script = (
+        "import signal, time; signal.signal(signal.SIGTERM, lambda *_: print('told', flush=True))"
+    )
+    (tmp_path / "stubborn.py").write_text(
+        f"{script}\nprint('begun', flush=True)\ntime.sleep(100)\n"
+    )
+    command = [sys.executable, "-m", "pipeline.launch", "launch.launcher=submitit_local"]
+    command += [f"launch.folder={tmp_path}/jobs", "--", "-m", "stubborn"]
+    run = psutil.Popen(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout is not None
+    for word in ("begun", "told"):
+        while not (line := run.stdout.readline()).startswith(word):
+            assert line
+        killed = time.monotonic()
+        run.send_signal(signal.SIGINT)
+    output = run.stdout.read()
+    assert run.wait(60) == 130 and "without a result" not in output
+    assert time.monotonic() - killed < 10
+
+
 def test_a_job_that_starts_again_forgets_its_last_result(tmp_path: Path) -> None:
     """A rank that saved has left the result 75, which the launcher must not take for the end."""
     task = {"JOB_ID": "7", "NTASKS": "1", "GLOBALID": "0", "LOCALID": "0"}
