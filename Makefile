@@ -27,6 +27,10 @@ CACHE := $(shell { mkdir -p "$${XDG_CACHE_HOME:-$$HOME/.cache}" && test -w "$$_"
 ifeq ($(CACHE),)
 export XDG_CACHE_HOME := $(CURDIR)/.snakemake/cache
 endif
+# Nor does it start for a user without a name, as a container's may be: id gives the number then
+ifndef LOGNAME
+export LOGNAME := $(shell id -un 2>/dev/null)
+endif
 
 # A misspelt variable must not start another run. Names with a _ pass, since they may be meant for
 # the environment of the jobs, and so do the variables of another make that calls this one.

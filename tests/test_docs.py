@@ -64,6 +64,21 @@ def test_make_has_a_cache_without_a_home(is_given: bool, tmp_path: Path) -> None
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(("given", "name"), [({"LOGNAME": "me"}, "me"), ({}, str(os.getuid()))])
+def test_make_has_a_name_for_a_user_without_one(
+    given: dict[str, str], name: str, tmp_path: Path
+) -> None:
+    """Snakemake asks for one, and does not start if a container's user has none."""
+    (tmp_path / "id").write_text("#!/bin/sh\necho $UID_HERE; echo cannot find it >&2; exit 1\n")
+    (tmp_path / "id").chmod(0o755)
+    environment = {k: v for k, v in os.environ.items() if k not in ("LOGNAME", "USER")} | given
+    environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "UID_HERE": str(os.getuid())}
+    command = ["make", "--print-data-base", "--dry-run", "help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert re.findall(r"^LOGNAME :?= (.*)$", done.stdout, re.M) == [name]
+    assert done.stderr == ""
+
+
 def test_make_knows_each_variable_that_it_reads() -> None:
     text = (ROOT / "Makefile").read_text()
     found = re.search(r"^READ := (.*)$", text, re.M)
