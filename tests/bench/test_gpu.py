@@ -1,8 +1,10 @@
 """The parts of `bench gpu`, tiny and on the CPU; the table of a trace; which parts are left out."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 from pipeline.bench import record
 from pipeline.bench.gpu import data, parts, profile, sampling, scoring, training
 from pipeline.bench.gpu.normalisation import by_channels
-from pipeline.bench.gpu.scale import Scale, Unavailable
+from pipeline.bench.gpu.scale import OutOfTime, Scale, Unavailable
 from pipeline.compute import execution
 from pipeline.training.memory import StepMemory
 from tests.conftest import ROOT
@@ -79,6 +81,60 @@ def test_a_size_that_does_not_fit_is_passed_over(bench: training.Bench, memory: 
     assert bench.best(limited(bench, 1), [4, 2, 1], memory).batch == 1
     with pytest.raises(RuntimeError, match="not even one image"):
         bench.best(limited(bench, 0), [4, 2, 1], memory)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Triton Error [CUDA]: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.",  # by the compiler
+    ],
+)
+def test_libraries_beside_torch_run_out_of_memory_too(
+    bench: training.Bench, memory: StepMemory, message: str
+) -> None:
+    def raising(text: str) -> Callable[[int], Any]:
+        def make(batch: int) -> Any:
+            raise RuntimeError(text)
+
+        return make
+
+    assert bench.measured(raising(message), 4, memory) is None
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        bench.measured(raising("CUDA error: an illegal memory access"), 4, memory)
+
+
+# --- time ----------------------------------------------------------------------------------------
+
+
+def sleeping() -> None:
+    try:
+        time.sleep(60)
+    except Exception as error:  # as torch.compile does
+        raise RuntimeError from error
+
+
+def test_a_case_that_outlasts_its_part_is_interrupted() -> None:
+    scale, results, said = tiny(limit=0.2), dict[str, Any](), list[str]()
+    scale.measure("fast", lambda: 1.0, results, said)
+    scale.measure("slow", sleeping, results, said)
+    assert results == {"fast": 1.0}
+    assert said == ["slow: it was interrupted 0 s after the start of the part"]
+    # Nothing is left of the alarm
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+
+
+def test_an_interrupted_size_leaves_the_one_before(
+    bench: training.Bench, memory: StepMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = training.Case(4, [9.0], None, 1.0, 1.0)
+    monkeypatch.setattr(bench, "scale", tiny(limit=0.2))
+    monkeypatch.setattr(bench, "measured", lambda _, n, __: first if n == 4 else sleeping())
+    assert bench.best(bench.ours, [4, 2, 1], memory) is first
+    with pytest.raises(OutOfTime):
+        bench.best(bench.ours, [2, 1], memory)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ network twice for guidance, eagerly and in float32.
 
 import tempfile
 import time
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -119,10 +120,7 @@ def others(bench: Bench, scale: Scale, compiled: bool, values: dict[str, list[fl
     notes: list[str] = []
     for precision, solver in product(PRECISIONS, (*STEPS, "dopri5")):
         name = f"{solver}, {precision}"
-        if scale.in_time():
-            job = bench.job(*case_words(solver, precision, compiled))
-            values[name] = rates(bench, job, scale.rounds)
-        else:
-            notes.append(f"{name}: no time was left")
+        job = bench.job(*case_words(solver, precision, compiled))
+        scale.measure(name, partial(rates, bench, job, scale.rounds), values, notes)
     execution.set_float32("fp32", scale.device)
     return notes

@@ -6,6 +6,7 @@ number of images a pass.
 """
 
 import gc
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +21,7 @@ from torch import nn
 
 from pipeline.bench import record
 from pipeline.bench.gpu.normalisation import by_channels
-from pipeline.bench.gpu.scale import Scale
+from pipeline.bench.gpu.scale import OutOfTime, Scale
 from pipeline.bench.plain import PlainTrainer, one_rank
 from pipeline.bench.train import AnyTrainer, job_of, rate
 from pipeline.compute import execution
@@ -109,7 +110,9 @@ class Bench:
             # At once: a part that is stopped writes no record
             print(case_line(type(trainer).__name__, case), flush=True)
             return case
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             return None
         finally:
             trainer = None
@@ -130,7 +133,14 @@ class Bench:
         """
         fitting: list[Case] = []
         for size in sizes:
-            if (case := self.measured(make, size, memory)) is not None:
+            try:
+                with self.scale.limited():
+                    case = self.measured(make, size, memory)
+            except OutOfTime:
+                if not fitting:
+                    raise
+                break
+            if case is not None:
                 fitting.append(case)
             if len(fitting) == 2 or (fitting and not self.scale.in_time()):
                 break
@@ -141,6 +151,18 @@ class Bench:
     def baseline(self) -> Case:
         """The plain trainer at its best."""
         return self.best(self.plain, self.scale.halvings(), self.memory())
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch, or a library that allocates beside it, has too little memory on the device.
+
+    cuBLAS, cuDNN and Triton, which loads its kernels when they are first used, raise errors of
+    their own; the compiler wraps all of them.
+    """
+    return bool(
+        isinstance(error, torch.OutOfMemoryError)
+        or re.search(r"out of memory|ALLOC_FAILED", str(error))
+    )
 
 
 def result(title: str, cases: Mapping[str, Case | None], more: list[str]) -> dict[str, Any]:
@@ -196,10 +218,7 @@ def by_micro_batch(scale: Scale) -> dict[str, Any]:
         cases[PLAIN] = bench.baseline()
         for size in bench.sizes():
             name = f"{OURS}, {size} images"
-            if scale.in_time():
-                cases[name] = bench.measured(bench.ours, size, memory)
-            else:
-                notes.append(f"{name}: no time was left")
+            scale.measure(name, partial(bench.measured, bench.ours, size, memory), cases, notes)
     return result(title(scale, "by images a pass"), cases, notes)
 
 
@@ -248,12 +267,8 @@ def by_option(scale: Scale, what: str, options: tuple[Option, ...]) -> dict[str,
         bench = Bench(scale, folder)
         cases[PLAIN] = bench.baseline()
         for option in options:
-            if not scale.in_time():
-                notes.append(f"{option.name}: no time was left")
-                continue
-            print(f"next: {option.name}", flush=True)
             try:
-                cases[option.name] = largest(bench, option)
+                scale.measure(option.name, partial(largest, bench, option), cases, notes)
             except Exception as error:  # an option that torch refuses is a finding, not the end
                 notes.append(f"{option.name}: {type(error).__name__}: {str(error).strip()[:300]}")
     return result(title(scale, what), cases, notes)
@@ -261,6 +276,7 @@ def by_option(scale: Scale, what: str, options: tuple[Option, ...]) -> dict[str,
 
 def largest(bench: Bench, option: Option) -> Case | None:
     """The option with the most images a pass of which an eager one should fit, or half of them."""
+    print(f"next: {option.name}", flush=True)
     # Sizes that fit without luck
     memory = bench.memory(*option.words)
     sizes = [n for n in bench.scale.halvings() if memory.peak(n) <= bench.free()] or [1]
