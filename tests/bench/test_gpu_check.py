@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,9 +168,25 @@ def test_a_process_that_dies_takes_no_other_group_down() -> None:
 
 @pytest.mark.slow
 def test_a_check_that_hangs_is_stopped() -> None:
-    outcomes, _ = faulty(15, "hangs", "attention by math, fp32")
-    assert outcomes["hangs"]["state"] == FAILED and "stopped after" in outcomes["hangs"]["text"]
-    assert "no time left" in outcomes["attention by math, fp32"]["text"]
+    outcomes, _ = faulty(40, "hangs", "attention by math, fp32")
+    assert outcomes["hangs"]["state"] == FAILED and "after 20 s" in outcomes["hangs"]["text"]
+    assert outcomes["attention by math, fp32"]["state"] == OK
+
+
+def test_a_group_has_half_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+    clock = iter([0.0, 0.0, 50.0, 70.0, 101.0])  # at the start, and before each group
+    monkeypatch.setattr(command, "GROUPS", dict.fromkeys("abcd", "x"))
+    monkeypatch.setattr(command, "chosen", lambda *_: [])
+    monkeypatch.setattr(command, "left_processes", lambda *_: [])
+    monkeypatch.setattr(command, "run_group", lambda *words: given.append(words[-1]) or [])
+    monkeypatch.setattr(command.time, "monotonic", lambda: next(clock))
+    command.run([], "cpu", limit=100.0)
+    assert given == [50.0, 50.0, 30.0, -1.0]
+
+
+def test_a_group_without_time_is_not_started() -> None:
+    assert command.in_process("a", "cpu", Path("x"), [], -1.0) == "there was no time left"
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ NAMES = (
 )  # fmt: skip
 GROUPS = {name: f"pipeline.bench.gpu_check.{name}" for name in NAMES}
 LIMIT = 480.0  # seconds of all groups together
+SHARE = 0.5  # of the limit, for one group at most: one that hangs leaves time to the others
 PATIENCE = 10.0  # seconds in which the helpers of a process that has ended must end, too
 NONE_LEFT = "no process is left"
 
@@ -120,7 +121,7 @@ def run(
 ) -> list[Outcome]:
     """The outcomes of all checks that `names` choose, and whether a process was left.
 
-    All may take `limit` seconds; `patience`: see left_processes.
+    All may take `limit` seconds, one SHARE of them; `patience`: see left_processes.
     """
     # Group by group
     become_subreaper()
@@ -128,7 +129,8 @@ def run(
     outcomes: list[Outcome] = []
     left: list[str] = []
     for group in GROUPS:
-        outcomes += run_group(group, chosen(group, names), device, until - time.monotonic())
+        seconds = min(until - time.monotonic(), SHARE * limit)
+        outcomes += run_group(group, chosen(group, names), device, seconds)
         left += left_processes(group, before, patience)
     # Nobody behind
     state, text = (FAILED, "; ".join(left)) if left else (OK, "")
