@@ -193,6 +193,8 @@ FIGURES = [
     ("lcm", "lcm-smoke", "{wall_seconds[whole run after installation]}", "41", "took 41 s"),
     ("lcm", "lcm-smoke", "{scores[squared error][network]}", "3.1", "cost 3.1"),
     ("lcm", "lcm-smoke", "{text[squared error][ridge]}", "396.2", "| 396.2 |"),
+    ("lcm", "lcm-two-tower-smoke", "{wall_seconds[whole run after installation]}", "162", "2:42"),
+    ("lcm", "lcm-two-tower-smoke", "{scores[squared error][network]:.1f}", "5.6", "defaults 5.6"),
     ("README", "train-h100", "{median[ours, bf16]:.0f}", "251", "251 images/s"),
     ("memory-and-speed", "train-h100", "{ratio[ours, bf16]:.1f}", "2.5", "2.5 times as fast as"),
     ("memory-and-speed", "train-h100", "{mfu:.0%}", "17%", "17 % of the GPU's peak"),

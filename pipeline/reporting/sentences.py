@@ -14,7 +14,7 @@ FILE = "scores.json"  # in the folder `metrics` of a run on documents
 class Measures(JsonObject):
     """Means over all targets, in normalised space; see pipeline/concept/scores.py."""
 
-    squared_error: float  # summed over dimensions, as the loss is
+    squared_error: float  # summed over dimensions
     cosine: float  # in [-1,1]
     retrieval_accuracy: float  # share in [0,1] whose nearest target is their own
     contrastive_accuracy: float | None  # in [0,1], 0.5 by chance; None: of one document alone
@@ -69,7 +69,7 @@ COLUMNS = {
 }
 LEGEND = (
     "↓ lower is better, ↑ higher is better; all in normalised space. Squared error: summed over "
-    "dimensions, as the loss is. Distance: Euclidean. Retrieval: share of predictions that are "
+    "dimensions. Distance: Euclidean. Retrieval: share of predictions that are "
     "nearer to their own sentence than to every other scored one. Contrastive: share of the other "
     "documents' sentences that are farther from a prediction than its own; 0.5 by chance."
 )
