@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.base.errors import UserError
+from pipeline.config.concept_keys import OF_DENOISING
 from pipeline.config.older_form import LATER
 from pipeline.config.schema import Config, Sample
 
@@ -56,6 +57,7 @@ def check_training(config: Config) -> None:
             f"workload={SENTENCES} needs the section concept, which names its documents: give "
             "concept.name and concept.source"
         )
+    _check_denoising(config)
     for key, (values, why) in RULES[config.workload].train.items():
         if (value := getattr(config.train, key)) not in values:
             remedy = " or ".join(str(v).lower() for v in values)
@@ -79,6 +81,18 @@ def _check_network(workload: str, kind: str) -> None:
         f"workload={workload} does not train a network of model.kind={kind}: give {remedy}, as "
         f"the experiment {example} does"
     )
+
+
+def _check_denoising(config: Config) -> None:
+    """Raise UserError if keys say how to denoise, and the network does not."""
+    if config.concept is None or config.model.kind == "lcm_two_tower":
+        return
+    for key in OF_DENOISING:
+        if (value := getattr(config.concept, key)) != LATER["concept"][key]:
+            raise UserError(
+                f"concept.{key}={value} is not possible, since only a network of "
+                "model.kind=lcm_two_tower reads it: leave it out"
+            )
 
 
 def check_solver(sample: Sample, of_tokens: bool) -> None:

@@ -167,9 +167,13 @@ def test_more_steps_than_levels_are_one_sentence(folder: Path, pack: Path) -> No
 
 def test_keys_of_denoising_make_nothing_else_run_again() -> None:
     """They are read by predictions alone, and runs from before they were there stay."""
-    plain = config_of()
+    plain = config_of(*TWO_TOWER)
     assert "guidance" not in stage_keys(plain, "predict")["concept"]
-    other = config_of("concept.guidance=2", "concept.noise_seed=3", "concept.denoising_steps=9")
+    other = config_of(
+        *TWO_TOWER, "concept.guidance=2", "concept.noise_seed=3", "concept.denoising_steps=9"
+    )
     for stage in ("prepare", "train", "score", "report"):
         assert stage_keys(other, stage) == stage_keys(plain, stage)
     assert stage_keys(other, "predict")["concept"]["guidance"] == 2
+    with pytest.raises(UserError, match=r"guidance=2.0 is not possible, since only a network of"):
+        config_of("concept.guidance=2")

@@ -15,7 +15,7 @@ from tests.config.test_doors import OF_LCM, outcome, read_values
 CHOICES = {
     "sample.guide.": ["experiment=tiny", "sample.guide.experiment=tiny"],
     "select.": ["experiment=tiny", "select.guidance=[1,2]"],
-    "concept.": ["experiment=lcm_mse_smoke"],
+    "concept.": ["experiment=lcm_two_tower_smoke"],
     "model.": ["experiment=lcm_two_tower_smoke"],
 }
 LATER = ("sample.guide.", "select.", "concept.")
