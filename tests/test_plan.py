@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from pipeline import plan
 from pipeline.base.errors import UserError
@@ -11,6 +13,7 @@ from pipeline.data.pack import read_record
 from pipeline.flow.made_up import made_up
 from pipeline.flow.workload import FlowMatching
 from pipeline.training import calibration
+from pipeline.training.meter import peak_memory
 from pipeline.training.trainer import Trainer
 from pipeline.workflow import dry_run, sizes
 from tests.conftest import resolved, write_pack
@@ -171,6 +174,14 @@ def test_a_calibration_trains_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_calibration_ends_in_time() -> None:
     config = resolved("experiment=tiny", "runtime.device=cpu")
     assert calibration.calibrate(config, of_ten, seconds=0.0).steps == 1
+
+
+def test_a_peak_of_memory_before_a_calibration_does_not_count() -> None:
+    """As that of another training of the same plan, whose network guides."""
+    config = resolved("experiment=tiny", "runtime.device=cpu")
+    np.ones(500_000_000, np.uint8)  # freed at once
+    before = peak_memory(torch.device("cpu"))
+    assert calibration.calibrate(config, of_ten, seconds=0.0).peak_bytes < before
 
 
 def test_a_large_network_gets_few_images_on_a_cpu() -> None:

@@ -1,7 +1,9 @@
 """A few training steps on made-up images: how fast this machine trains, and in what memory."""
 
+import gc
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -71,6 +73,16 @@ def finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def forget_peak(device: torch.device) -> None:
+    """Let the peak of memory begin anew, as in a process in which nothing was trained before."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):  # a kernel or container without it
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set
+
+
 def calibrate(
     config: Config,
     workload_of: Callable[[Config], Workload],
@@ -84,6 +96,7 @@ def calibrate(
     """
     # Work of one rank
     device = pick_device(config.runtime.device, 0)
+    forget_peak(device)
     batch = images_a_step(config, workload_of(config), world, device.type == "cpu")
     config = one_pass(config, batch)
     # Training for a moment
