@@ -17,6 +17,7 @@ samples with all real images too, up to 50,000 on each side, since they need the
 Monge distance needs equal numbers.
 """
 
+import time
 from typing import Any
 
 from pipeline.base.errors import run_main
@@ -42,10 +43,11 @@ def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, An
 def main(argv: list[str]) -> None:
     """Entry point of every rank."""
     hand_over(STEP.module, argv, STEP.words)
+    start_time = time.monotonic()
     job = prepare(argv)
     from pipeline.scoring.evaluate_loop import work  # loads torch, which the launcher does without
 
-    work(job)
+    work(job, start_time)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,12 @@ from pipeline.scoring.measure import Work
 from pipeline.scoring.neighbours import Neighbours
 
 
-def work(job: Job) -> None:
-    """Score the images on every rank; rank 0 prints the scores and writes the files."""
+def work(job: Job, start_time: float) -> None:
+    """Score the images on every rank; rank 0 prints the scores and writes the files.
+
+    `start_time`: of the step, by time.monotonic().
+    """
     # The keys, from the first second
-    start = time.monotonic()
     if job.run and job.out and os.environ.get("RANK", "0") == "0":
         write_config(job.out.parent, job.config, "evaluate")
 
@@ -37,7 +39,7 @@ def work(job: Job) -> None:
             if job.inputs.kept:
                 job.inputs.kept.check(job.inputs.reference, job.reference, group)
         if evaluated := evaluate(Work(job.inputs, extractor, job.config, group)):
-            seconds = round(time.monotonic() - start, 1)
+            seconds = round(time.monotonic() - start_time, 1)
             result = evaluated.scores.model_copy(update={"seconds": seconds})
             write(job, result, evaluated.neighbours)
             show(result)
