@@ -133,8 +133,9 @@ def table(result: dict[str, Any]) -> str:
 def write(name: str, result: dict[str, Any], folder: Path = FOLDER) -> Path:
     """Add `result` to the runs in <folder>/<name>.json, with commit, code, date and hardware.
 
-    It takes the place of an earlier run of the same commit on the same hardware. Each run says
-    what it measured, which differs between machines; the file's own `what` is its first run's.
+    It takes the place of an earlier run of the same commit on the same hardware; outside of a git
+    checkout, of the same code. Each run says what it measured, which differs between machines; the
+    file's own `what` is its first run's.
     """
     # This run
     path = folder / f"{name}.json"
@@ -143,8 +144,8 @@ def write(name: str, result: dict[str, Any], folder: Path = FOLDER) -> Path:
     # Instead of an older one; those that name no title share the file's
     old = read_json(path) if path.exists() else {"what": result["what"], "runs": []}
     before = [{"what": old["what"], **r} for r in old["runs"]]
-    same = ("commit", "hardware")
-    runs = [r for r in before if any(r[key] != run[key] for key in same)]
+    same = ("hardware", "commit" if run["commit"] else "code")
+    runs = [r for r in before if any(r.get(key) != run[key] for key in same)]
     write_json(path, {"what": old["what"], "runs": [*runs, run]})
     return path
 

@@ -87,6 +87,17 @@ def test_a_run_is_added_and_replaces_only_its_like(
     assert kept["runs"][0]["code"] == record.code() and len(record.code()) == 12
 
 
+def test_without_a_commit_code_tells_runs_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that was given the files alone."""
+    monkeypatch.setattr(record, "commit", lambda: None)
+    for code in ("a1", "b2", "a1"):
+        monkeypatch.setattr(record, "code", lambda code=code: code)
+        path = record.write("x", record.summary("what", "images/s", VALUES, "a"), tmp_path)
+    assert [r["code"] for r in json.loads(path.read_text())["runs"]] == ["b2", "a1"]
+
+
 def test_each_run_keeps_its_title(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another machine measures something else under the same name, and an old run has no title."""
     runs = [{"commit": "old", "hardware": {"gpu": None}, "ratio": {"a": 1.0}}]
