@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.compute import draws
+from pipeline.concept.loss import denoising_error
 from pipeline.concept.network import Layer
 from pipeline.concept.noise import noise_of, signals
 from pipeline.concept.pack import Documents
@@ -71,9 +72,7 @@ class DenoisedSentence(NextSentence):
         """Squared distance per sentence, as this batch's share of the step: a float32 scalar."""
         assert isinstance(batch, NoisyBatch)
         estimates, true = model(batch.vectors, batch.noise, batch.levels, batch.alone, batch.keys)
-        places = torch.arange(true.shape[1], device=true.device)
-        distances = (estimates - true).square().sum(dim=-1)
-        return torch.where(places < batch.lengths[:, None], distances, 0.0).sum() * batch.scale
+        return denoising_error(estimates, true, batch.lengths) * batch.scale
 
     def zeros(self, num: int, device: torch.device) -> NoisyBatch:
         """A batch of `num` pieces of full length, of zeros, without noise."""
