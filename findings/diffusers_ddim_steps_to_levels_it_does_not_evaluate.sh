@@ -2,8 +2,9 @@
 # diffusers 0.35.1 (PyPI): DDIMScheduler(timestep_spacing="trailing"), steps between its timesteps.
 # Source: DDIMScheduler.step, in diffusers/schedulers/scheduling_ddim.py: prev_timestep is timestep -
 # num_train_timesteps // num_inference_steps, whatever stands in scheduler.timesteps. The spacings of
-# "trailing" are rounded, not cut (Lin et al. 2024, arXiv 2305.08891, table 2); the scheduler of the
-# Large Concept Model, which samples 100 levels in 40 steps, computes both in the same way.
+# "trailing" are rounded, not cut (Lin et al. 2024, arXiv 2305.08891, table 2). The scheduler of the
+# Large Concept Model, made from this one, escapes it by chance: torch.arange with dtype=torch.long
+# cuts the spacing as well, so that 40 steps of 100 levels become 50, each of 2 levels.
 #
 # One expects that a step from scheduler.timesteps[k] gives a sample of the noise level
 # scheduler.timesteps[k + 1], at which the loop asks the network next. What happens if the number of

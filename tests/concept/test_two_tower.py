@@ -108,11 +108,19 @@ def test_masks_of_dropout_follow_the_document() -> None:
     )
 
 
-def test_the_published_size() -> None:
-    """LCM's layers of the denoiser have queries and keys besides, 13 times 2 maps of 2,048."""
-    config = load_step(["experiment=lcm_two_tower_1_6b"], (), {})[0]
-    theirs = num_parameters(config) + 13 * 2 * 2048 * 2049
-    assert theirs == pytest.approx(1_635_101_696, rel=0.01)
+@pytest.mark.parametrize(
+    ("width", "heads", "inner", "layers", "size"),
+    [
+        (2048, 16, 5632, 13, 1_645_538_304),  # as LCM's code builds it; its comment is older
+        (4096, 32, 11008, 14, 6_930_781_696),  # as published, and built
+    ],
+)
+def test_sizes_of_the_recipes(width: int, heads: int, inner: int, layers: int, size: int) -> None:
+    """LCM's layers of the denoiser have queries and keys besides, two maps of the width."""
+    shape = {"channels": width, "heads": heads, "inner_channels": inner, "denoiser_layers": layers}
+    words = [f"model.{key}={value}" for key, value in shape.items()]
+    config = load_step(["experiment=lcm_two_tower_1_6b", *words], (), {})[0]
+    assert num_parameters(config) + layers * 2 * width * (width + 1) == size
 
 
 def test_what_cannot_be_built_is_one_sentence() -> None:
