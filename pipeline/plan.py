@@ -137,6 +137,8 @@ def main(argv: list[str]) -> None:
     if experiment.maker not in rules and (problem := experiment.pack_problem()):
         raise UserError(problem)
     print(describe(experiment, jobs), flush=True)
+    if "predict" in rules and (problem := experiment.late_problem()):
+        print(f"\nnote: `make report` will refuse this: {problem}", flush=True)
 
     # Speed of this machine
     if options.calibrate and config.workload == SENTENCES:

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.base.errors import UserError
 from pipeline.concept.pack import Documents, check_record, open_documents, pack_folder
 from pipeline.config.concept_keys import Concept
-from pipeline.config.model_keys import TwoTowerKeys, read_model
+from pipeline.config.model_keys import Model, TwoTowerKeys, read_model
 from pipeline.config.older_form import LATER
 from pipeline.config.paths import out_folder, run_folder, weights_file
 from pipeline.config.schema import Config
@@ -46,7 +46,7 @@ def job_of(config: Config, words: dict[str, str]) -> Job:
     weights = Path(words["weights"]) if "weights" in words else weights_file(config)
     about = read_about(weights)
     check_trained(config, documents, weights, about)
-    check_steps(weights, about, concept)
+    check_predictable(concept, read_model(about.config["model"]), f"of weights {weights}")
     out = out_folder(Path(words.get("out", run_folder(config) / "predict")))
     return Job(config, documents, weights, about, out)
 
@@ -61,13 +61,20 @@ def check_workload(config: Config) -> Concept:
     return config.concept
 
 
-def check_steps(path: Path, about: WeightsAbout, concept: Concept) -> None:
-    """Raise UserError if there are more steps of denoising than the network has levels."""
-    keys = read_model(about.config["model"])
-    if isinstance(keys, TwoTowerKeys) and concept.denoising_steps > keys.noise_levels:
+def check_predictable(concept: Concept, model: Model, whose: str) -> None:
+    """Raise UserError unless a training of `model` can predict as the keys say.
+
+    `whose`: where its noise levels come from, such as "of weights PATH".
+    """
+    if concept.held_out == 0:
+        raise UserError(
+            "concept.held_out=0 leaves no document to score: train with a share of the documents "
+            "held out, such as concept.held_out=0.1, and predict with the same"
+        )
+    if isinstance(model, TwoTowerKeys) and concept.denoising_steps > model.noise_levels:
         raise UserError(
             f"concept.denoising_steps={concept.denoising_steps} is more than the "
-            f"{keys.noise_levels} noise levels of weights {path}: give at most as many"
+            f"{model.noise_levels} noise levels {whose}: give at most as many"
         )
 
 
@@ -91,8 +98,3 @@ def check_trained(config: Config, documents: Documents, path: Path, about: Weigh
                 f"weights {path} were trained with concept.{key}={trained[key]}, not {value}: give "
                 "the same to all steps"
             )
-    if config.concept.held_out == 0:
-        raise UserError(
-            "concept.held_out=0 leaves no document to score: train with a share of the documents "
-            "held out, such as concept.held_out=0.1, and predict with the same"
-        )

@@ -64,16 +64,25 @@ def check_pack(workflow: Any, maker: str, find_problem: Callable[[], str]) -> No
     none has to run, it asks nothing later. Dry runs are only told. Prints one sentence and exits
     with status 2.
     """
-    # What makes the pack anew, or runs no job
-    forced = workflow.dag_settings.forceall or maker in workflow.dag_settings.forcerun
-    executes = workflow.executor_plugin is not None and workflow.exec_mode == ExecMode.DEFAULT
-    if forced or not executes:
+    # What makes the pack anew
+    if workflow.dag_settings.forceall or maker in workflow.dag_settings.forcerun:
+        return
+    stop(workflow, find_problem)
+
+
+def stop(workflow: Any, find_problem: Callable[[], str]) -> None:
+    """Stop before the first job if there is a problem: a sentence, or a UserError.
+
+    Dry runs are only told. Prints one sentence and exits with status 2.
+    """
+    # Runs no job
+    if workflow.executor_plugin is None or workflow.exec_mode != ExecMode.DEFAULT:
         return
 
     # Told, or stopped
     try:
         problem = find_problem()
-    except UserError as error:  # a damaged manifest or record
+    except UserError as error:  # such as a damaged manifest or record
         problem = str(error)
     if problem and not workflow.dryrun:
         print(f"error: {problem}", file=sys.stderr)

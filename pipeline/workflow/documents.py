@@ -4,10 +4,13 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.base.errors import UserError
 from pipeline.concept.pack import Record, pack_folder
+from pipeline.concept.predict_job import check_predictable
 from pipeline.config import paths
 from pipeline.config.load import layered, validate
 from pipeline.config.schema import Config
+from pipeline.workflow.current_pack import stop
 from pipeline.workflow.shared import Shared, existing
 
 
@@ -34,11 +37,30 @@ class Documents(Shared):
         """Why results here are not of the pack that the keys name, or empty."""
         return pack_problem(self.config)
 
+    def late_problem(self) -> str:
+        """Why the predictions would be refused after the training, or empty."""
+        return predict_problem(self.config)
+
+    def weights_to_predict(self, workflow: Any) -> list[str]:
+        """The weights; stops before the training if its predictions would be refused after it."""
+        stop(workflow, self.late_problem)
+        return self.weights
+
     def banner(self) -> str:
         """One line: experiment and data."""
         assert self.config.concept is not None
         documents = f"documents {self.data} ({self.config.concept.source})"
         return f"experiment {self.config.experiment}, {documents}"
+
+
+def predict_problem(config: Config) -> str:
+    """Why weights of this training could not predict, in a sentence; empty if they could."""
+    assert config.concept is not None
+    try:
+        check_predictable(config.concept, config.model, "of the network")
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def pack_problem(config: Config) -> str:

@@ -21,7 +21,7 @@ rule prepare:
 
 rule predict:
     input:
-        weights=X.weights,
+        weights=lambda wildcards: X.weights_to_predict(workflow),
         record=lambda wildcards: X.current_record(workflow),
     output:
         predictions=f"{RUN}/predict/predicted.npy",

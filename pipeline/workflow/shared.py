@@ -47,6 +47,10 @@ class Shared(ABC):
     def banner(self) -> str:
         """One line: experiment and data."""
 
+    def late_problem(self) -> str:
+        """Why a step after the training would be refused, or empty: what no key says before."""
+        return ""
+
     def current_record(self, workflow: Any) -> str:
         """The record of the pack; stops before the first job if results here are of another one."""
         check_pack(workflow, self.maker, self.pack_problem)

@@ -7,11 +7,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from snakemake_interface_executor_plugins.settings import ExecMode
 
+from pipeline.config import load
+from pipeline.config.words import parse_overrides
 from pipeline.reporting import sentences
 from pipeline.workflow import kinds
+from pipeline.workflow.documents import Documents, predict_problem
 from tests.conftest import ROOT
 
 RUN = Path("results/lcm_mse_smoke/made")
@@ -121,6 +126,30 @@ def test_documents_of_another_pack_are_told_before_the_first_job(finished: Proje
     assert done.returncode == 2
     assert "is not the one that the results here are of" in done.stderr
     assert rules(done) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("concept.held_out=0", "concept.held_out=0 leaves no document to score"),
+        (
+            "experiment=lcm_two_tower_smoke model.noise_levels=20",
+            "concept.denoising_steps=40 is more than the 20 noise levels of the network: give",
+        ),
+    ],
+)
+def test_what_could_not_predict_is_told_before_the_training(words: str, sentence: str) -> None:
+    """And not after weeks of it; what trains alone runs."""
+    X = Documents(
+        load.load_yaml(load.DEFAULT_FILE),
+        parse_overrides(["experiment=lcm_mse_smoke", *words.split()]),
+    )
+    assert sentence in predict_problem(X.config)
+    workflow = SimpleNamespace(executor_plugin="local", exec_mode=ExecMode.DEFAULT, dryrun=False)
+    with pytest.raises(SystemExit):
+        X.weights_to_predict(workflow)
+    workflow.dryrun = True
+    assert X.weights_to_predict(workflow) == X.weights
 
 
 def test_the_rule_that_makes_the_pack(capsys: pytest.CaptureFixture[str]) -> None:
