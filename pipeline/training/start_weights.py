@@ -228,7 +228,9 @@ def check_normaliser(path: Path | None, data_sha256: Mapping[str, Any]) -> None:
 
 def network_keys(model: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a model section that say which network it is."""
-    unused = {"dropout", "heads"} if model.get("head_channels") else {"dropout"}
+    unused = {"dropout", "final_dropout", "context_dropout"}
+    if model.get("head_channels"):
+        unused.add("heads")
     known = {"kind": kind_of(model), **model}
     return {key: value for key, value in known.items() if key not in unused}
 

@@ -7,7 +7,7 @@ import pytest
 from pipeline import train
 from pipeline.base.errors import UserError
 from pipeline.training import checkpoint
-from tests.concept.documents import WORDS, made_pack
+from tests.concept.documents import TWO_TOWER, WORDS, made_pack
 
 
 def test_weights_with_another_normaliser_are_refused(
@@ -29,4 +29,20 @@ def test_weights_with_another_normaliser_are_refused(
 
     # Of the same pack
     train.main([*WORDS, short, f"data.path={pack}", start, f"out={tmp_path}/second"])
+    assert (tmp_path / "second/weights.safetensors").exists()
+
+
+def test_only_weights_of_the_same_network_do(pack: Path, tmp_path: Path) -> None:
+    """What is dropped in training may differ; the meaning of its noise levels may not."""
+    words = [*WORDS, "train.images=12", f"data.path={pack}"]
+    train.main([*words, *TWO_TOWER, f"out={tmp_path}/first"])
+    start = f"train.start={tmp_path}/first/weights.safetensors"
+    for network, sentence in (
+        ([], r"is of another network: .*model.kind=lcm_two_tower \(here lcm\)"),
+        ([*TWO_TOWER, "model.noise_levels=20"], r"model.noise_levels=10 \(here 20\); give these"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            train.main([*words, *network, start, f"out={tmp_path}/no"])
+    dropped = ["model.context_dropout=0.5", "model.final_dropout=0.1", "model.dropout=0"]
+    train.main([*words, *TWO_TOWER, *dropped, start, f"out={tmp_path}/second"])
     assert (tmp_path / "second/weights.safetensors").exists()
