@@ -9,8 +9,8 @@ from pipeline.base.errors import UserError
 from pipeline.base.progress import clock
 from pipeline.base.text import number
 from pipeline.concept.pack import Record
+from pipeline.concept.predictions import PredictAbout
 from pipeline.concept.score_record import Example, Scores
-from pipeline.config.concept_keys import Concept
 from pipeline.drawing.curve import curve_chart
 from pipeline.reporting.front_pages import encoded, figure, link_list, relative
 from pipeline.reporting.pages import html_table, page, paragraphs
@@ -142,14 +142,19 @@ def trained(curve: Sequence[CurveRow], num_documents: int) -> str:
     )
 
 
-def denoising(keys: Concept) -> str:
+def denoising(about: PredictAbout) -> str:
     """How predictions came out of noise, in a sentence."""
+    keys = about.keys
+    start = f"from noise of standard deviation {keys.initial_noise:g}, seed {keys.noise_seed}"
+    if not about.samples:
+        return (
+            f"Predictions: by one step of DDIM {start}, which is not guided: the mean of what "
+            "could follow, as far as the network knows it."
+        )
     guidance = f"guidance {keys.guidance:g} (rescaled by {keys.guidance_rescale:g})"
     return (
-        f"Predictions: one sample each, in {keys.denoising_steps} steps of DDIM from noise of "
-        f"standard deviation {keys.initial_noise:g}, seed {keys.noise_seed}, "
-        f"{'without guidance' if keys.guidance == 1 else guidance}. A sample of a distribution is "
-        "farther from a sentence than the mean is: see the other measures, too."
+        f"Predictions: one sample each, in {keys.denoising_steps} steps of DDIM {start}, "
+        f"{'without guidance' if keys.guidance == 1 else guidance}."
     )
 
 
@@ -166,7 +171,7 @@ def protocol(scores: Scores) -> list[str]:
         f"Baselines: the mean of {fit.num_pairs:,} sentences of the {fit.num_documents:,} training "
         f"documents, and a ridge regression of them on the sentence before, with a strength of "
         f"{number(fit.strength)} per pair, which was the best on a tenth of these documents.",
-        *([denoising(keys)] if about.denoised else []),
+        *([denoising(about)] if about.denoised else []),
         f"Weights {about.weights_sha256}, pack {about.record.sha256.vectors}, "
         f"precision {about.config['sample']['precision']}{versions}; predicted on {about.device}, "
         f"{about.world_size} rank{'s' if about.world_size > 1 else ''}, in {about.seconds:g} s.",

@@ -50,6 +50,11 @@ class PredictAbout(JsonObject):
         """Whether the predictions came out of noise."""
         return kind_of((self.train.config or {}).get("model")) == "lcm_two_tower"
 
+    @property
+    def samples(self) -> bool:
+        """Whether the predictions are samples: from noise alone, one step gives a mean."""
+        return self.denoised and self.keys.denoising_steps > 1
+
 
 @dataclass(frozen=True)
 class Predictions:

@@ -34,6 +34,7 @@ def score(config: Config, documents: Documents, predictions: Predictions) -> Sco
         ridge=measures(fitted.ridge.predict(before), target, document),
         num_documents=predictions.about.num_documents,
         num_targets=len(chosen.rows),
+        samples=predictions.about.samples,
         fit=Fit(
             strength=fitted.strength,
             num_pairs=fitted.num_pairs,

@@ -10,6 +10,12 @@ from pipeline.base.text import number
 
 FILE = "scores.json"  # in the folder `metrics` of a run on documents
 
+OF_SAMPLES = (
+    "The network's predictions are samples of what could follow: on average a sample is farther "
+    "from the true sentence than the mean of all that could is, so compare squared errors of "
+    "samples only with those of samples."
+)
+
 
 class Measures(JsonObject):
     """Means over all targets, in normalised space; see pipeline/concept/scores.py."""
@@ -34,6 +40,7 @@ class SentenceScores(JsonObject):
     # Of what
     num_documents: int
     num_targets: int
+    samples: bool = False  # whether the network's predictions are samples, and not means
 
     @property
     def predictors(self) -> dict[str, Measures]:
@@ -85,7 +92,7 @@ def predictor_rows(scores: SentenceScores) -> list[PredictorRow]:
 
 
 def in_words(scores: SentenceScores) -> list[str]:
-    """A sentence on the error beside those of the baselines, and one on retrieval."""
+    """Sentences: the error beside those of the baselines, retrieval, and a warning of samples."""
     network, ridge, mean = scores.network, scores.ridge, scores.mean
     return [
         f"Squared error {number(network.squared_error)} per sentence: "
@@ -96,6 +103,7 @@ def in_words(scores: SentenceScores) -> list[str]:
         f"{scores.num_documents:,} held-out documents.",
         f"{network.retrieval_accuracy:.1%} of the predictions are nearer to their own sentence "
         f"than to any other of these (ridge regression: {ridge.retrieval_accuracy:.1%}).",
+        *([OF_SAMPLES] if scores.samples else []),
     ]
 
 

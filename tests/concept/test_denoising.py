@@ -146,18 +146,31 @@ def test_a_prediction_depends_on_the_sentences_before_it(folder: Path, pack: Pat
     assert one.predicted.std(0).min() > 0.01
 
 
-def test_the_report_says_how_they_were_made(folder: Path, pack: Path) -> None:
-    """Its curve stands without the baselines' errors, which are not those of its loss."""
-    more = (*KEYS, *STEPS)
-    score.main([*words(pack, folder / "scores.json", *more), f"predictions={folder}/predict"])
+def reported(pack: Path, folder: Path, predictions: str) -> tuple[str, str]:
+    """The summary and the page of the report of the predictions with this name."""
+    more, scores = (*KEYS, *STEPS), folder / f"{predictions}.json"
+    score.main([*words(pack, scores, *more), f"predictions={folder}/{predictions}"])
     shutil.copy(pack / "manifest.json", folder / "record.json")
     inputs = [f"curve={folder}/train/curve.jsonl", f"record={folder}/record.json"]
-    report.main([*words(pack, folder / "report", *more), *inputs, f"metrics={folder}/scores.json"])
-    text = " ".join((folder / "report/summary.txt").read_text().split())
+    out = folder / f"report_{predictions}"
+    report.main([*words(pack, out, *more), *inputs, f"metrics={scores}"])
+    text = " ".join((out / "summary.txt").read_text().split())
+    return text, (out / "index.html").read_text()
+
+
+def test_the_report_says_how_they_were_made(folder: Path, pack: Path) -> None:
+    """Its curve stands without the baselines' errors, which are not those of its loss."""
+    text, page = reported(pack, folder, "predict")
     assert "one sample each, in 4 steps of DDIM from noise of standard deviation 0.6" in text
     assert "guidance 3 (rescaled by 0.7)" in text
-    page = (folder / "report/index.html").read_text()
     assert "out of noise of all levels" in page and "dashed" not in page
+    assert page.index("predictions are samples of what could follow") < page.index("<table")
+
+    # From noise alone, at once
+    predict.main(predict_words(pack, folder, "mean", "concept.denoising_steps=1"))
+    text, page = reported(pack, folder, "mean")
+    assert "by one step of DDIM from noise of standard deviation 0.6, seed 0, which is not" in text
+    assert "samples" not in text and "guidance" not in text
 
 
 def test_more_steps_than_levels_are_one_sentence(folder: Path, pack: Path) -> None:
