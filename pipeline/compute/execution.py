@@ -42,13 +42,13 @@ def set_float32(precision: str, device: torch.device) -> None:
 
 
 @contextmanager
-def enough_memory(images: int, key: str, device: torch.device) -> Iterator[None]:
+def enough_memory(num: int, key: str, device: torch.device, unit: str = "images") -> Iterator[None]:
     """Turn a lack of device memory into a UserError that names the runtime key to lower."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise OneRankError(
-            f"{images} images at once do not fit on {device}: give a smaller {key}, "
+            f"{num} {unit} at once do not fit on {device}: give a smaller {key}, "
             "which changes no result"
         ) from error
 

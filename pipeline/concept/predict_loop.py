@@ -50,7 +50,7 @@ def work(job: Job) -> None:
             prepare_file(making, len(chosen.rows), job.documents.record.dimension)
         group.barrier()
         batch = job.config.runtime.sample_batch
-        with execution.enough_memory(batch, "runtime.sample_batch", group.device):
+        with execution.enough_memory(batch, "runtime.sample_batch", group.device, "pieces"):
             predict(job, build(job, group), chosen, group)
         group.barrier()
 

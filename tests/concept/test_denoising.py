@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline import predict, report, score, train
 from pipeline.base.errors import UserError
+from pipeline.concept import families
 from pipeline.concept.denoising_workload import DenoisedSentence
 from pipeline.concept.predictions import open_predictions
 from pipeline.config.stages import stage_keys
@@ -190,3 +191,14 @@ def test_keys_of_denoising_make_nothing_else_run_again() -> None:
     assert stage_keys(other, "predict")["concept"]["guidance"] == 2
     with pytest.raises(UserError, match=r"guidance=2.0 is not possible, since only a network of"):
         config_of("concept.guidance=2")
+
+
+def test_a_lack_of_memory_is_told_in_pieces(
+    folder: Path, pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denoised(*_: object) -> Tensor:
+        raise torch.OutOfMemoryError("of this device")
+
+    monkeypatch.setattr(families, "denoised", denoised)
+    with pytest.raises(UserError, match=r"^2 pieces at once do not fit on cpu: .*sample_batch"):
+        predict.main(predict_words(pack, folder, "no"))
