@@ -20,6 +20,7 @@ from pipeline.concept import pack as documents_pack
 from pipeline.concept.pack import Documents, check_record, open_documents
 from pipeline.config.image_sets import check_classless
 from pipeline.config.load import load_step, validate
+from pipeline.config.model_keys import TwoTowerKeys
 from pipeline.config.paths import (
     duals_file,
     out_folder,
@@ -80,7 +81,7 @@ def next_sentence(config: Config, documents: Documents) -> "Workload":
     from pipeline.concept.denoising_workload import DenoisedSentence
     from pipeline.concept.workload import NextSentence
 
-    denoises = config.model.kind == "lcm_two_tower"
+    denoises = isinstance(config.model, TwoTowerKeys)
     return (DenoisedSentence if denoises else NextSentence)(config, documents)
 
 

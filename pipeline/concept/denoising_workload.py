@@ -1,8 +1,8 @@
 """Denoising as a workload: each sentence of a document, out of noise and the sentences before it.
 
 As in pipeline/concept/workload.py, but every sentence of a piece is a target, the first too, and
-noise, levels and left out contexts are functions of the seed and the position (LCM team 2024,
-section 2.3.2).
+noise, levels and contexts that are left out are functions of the seed and the position (LCM team
+2024, section 2.3.2).
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from pipeline.data.reader import moved
 
 @dataclass(frozen=True)
 class NoisyBatch(Batch):
-    """What a batch becomes noisy by: see TwoTower.forward."""
+    """A batch with its noise: see TwoTower.forward."""
 
     noise: tuple[Tensor, Tensor, Tensor]  # signal (B,T), noise (B,T), normals (B,T,D)
     levels: Tensor  # (B,T) int64
@@ -45,7 +45,7 @@ class DenoisedSentence(NextSentence):
         self.signal, self.noise = signal.float(), noise_of(signal).float()
 
     def place(self, device: torch.device, announce: bool) -> None:
-        """See NextSentence; the levels' shares are there, too."""
+        """Give batches on `device`, from the memory map, and keep the table of levels there."""
         super().place(device, announce)
         self.signal, self.noise = self.signal.to(device), self.noise.to(device)
 

@@ -28,7 +28,7 @@ def network(keys: DecoderKeys, normaliser: Normaliser, max_sentences: int) -> De
 
 
 def predictor(keys: DecoderKeys, net: nn.Module, concept: Concept) -> Predictor:
-    """What a network, which may be compiled, predicts."""
+    """The predictions of a network, which may be compiled."""
     if isinstance(keys, TwoTowerKeys):
         towers = cast(TwoTower, net)
         return lambda vectors, rows: denoised(keys, towers, concept, vectors, rows)
@@ -46,7 +46,7 @@ def denoised(
     alone = torch.ones(rows.shape, dtype=torch.bool, device=rows.device)
 
     def denoise(x: Tensor, level: int, is_alone: bool) -> Tensor:
-        levels = torch.full_like(rows, level)
+        levels = torch.full((1, 1), level, device=rows.device)  # all have the same
         return net.denoise(x, levels, context, alone if is_alone else ~alone)
 
     start = concept.initial_noise * normals.view(vectors.shape)

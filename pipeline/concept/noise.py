@@ -55,10 +55,11 @@ def ddim(
     vector (Lin et al. 2024, eq. 15 and 16). At the last level all is noise, which is not guided.
     """
     signal = signals(num_levels)
+    shares = list(zip(signal.tolist(), noise_of(signal).tolist(), strict=True))
     levels = trailing(num_levels, num_steps)
     x = start
     for level, following in zip(levels, [*levels[1:], None], strict=True):
-        a, b = float(signal[level]), float(noise_of(signal)[level])
+        a, b = shares[level]
         estimate = denoise(x, level, False)
         noise = (x - a * estimate) / b
         if a > 0 and guidance != 1:
@@ -67,7 +68,8 @@ def ddim(
             estimate = (x - b * noise) / a
         if following is None:
             return estimate
-        x = float(signal[following]) * estimate + float(noise_of(signal)[following]) * noise
+        a, b = shares[following]
+        x = a * estimate + b * noise
     return x
 
 

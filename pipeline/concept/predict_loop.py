@@ -91,7 +91,7 @@ def prepare_file(path: Path, num: int, dimension: int) -> None:
 
 
 def build(job: Job, group: Ranks) -> Predictor:
-    """What the network with its weights predicts."""
+    """The predictions of the network with its weights."""
     execution.set_float32(job.config.sample.precision, group.device)
     keys, concept = read_model(job.about.config["model"]), job.config.concept
     assert isinstance(keys, DecoderKeys) and concept is not None

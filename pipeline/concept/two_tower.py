@@ -74,8 +74,9 @@ class TwoTower(Decoder):
     ) -> Tensor:
         """Noisy vectors (B,T,D), normalised, -> estimates (B,T,D) float32 without noise.
 
-        `levels` (B,T) int64; `context` (B,T,C): see `before`; `alone` (B,T) bool: sentences that
-        see no context; `keys` (B,2) int32: random words for dropout.
+        `levels` int64 (B,T), or (1,1) if all have the same; `context` (B,T,C): see `before`;
+        `alone` (B,T) bool: sentences that see no context; `keys` (B,2) int32: random words for
+        dropout.
         """
         places = torch.arange(noisy.shape[1], device=noisy.device)
         sees = (places <= places[:, None]) & (~alone[..., None] | (places == 0))

@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.base.errors import UserError
 from pipeline.config.concept_keys import OF_DENOISING
+from pipeline.config.model_keys import TwoTowerKeys
 from pipeline.config.older_form import LATER
 from pipeline.config.schema import Config, Sample
 
@@ -85,7 +86,7 @@ def _check_network(workload: str, kind: str) -> None:
 
 def _check_denoising(config: Config) -> None:
     """Raise UserError if keys say how to denoise, and the network does not."""
-    if config.concept is None or config.model.kind == "lcm_two_tower":
+    if config.concept is None or isinstance(config.model, TwoTowerKeys):
         return
     for key in OF_DENOISING:
         if (value := getattr(config.concept, key)) != LATER["concept"][key]:

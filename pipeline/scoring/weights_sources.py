@@ -1,4 +1,4 @@
-"""Where the weights of feature extractors are, as far as it is known without torch.
+"""The places of the weights of feature extractors, found without torch.
 
 They are looked for in evaluate.weights, then in the cache of torch.hub (TORCH_HOME), which
 `python -m pipeline.fetch` fills, then in an installed package.

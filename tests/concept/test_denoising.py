@@ -18,7 +18,7 @@ from pipeline.concept.denoising_workload import DenoisedSentence
 from pipeline.concept.predictions import open_predictions
 from pipeline.config.stages import stage_keys
 from tests.concept.documents import TWO_TOWER, config_of
-from tests.concept.test_training import agree, documents_of, words
+from tests.concept.test_training import agree, documents_of, mean_and_batch, words
 from tests.on_ranks import on_ranks, train_on_ranks
 from tests.test_train import losses, outcome
 
@@ -97,10 +97,7 @@ def test_a_step_is_the_mean_per_sentence_of_its_batch(
 ) -> None:
     """However it is split: noise, levels and contexts follow the position."""
     workload = DenoisedSentence(config_of(*TWO_TOWER), documents_of(lengths))
-    positions = np.arange(12 * step, 12 * step + 12)
-    parts = [workload.batch(part) for part in np.split(positions, 12 // micro)]
-    mean = sum(float(workload.loss(Untrained(), part)) for part in parts) / len(parts)
-    whole = workload.batch(positions)
+    mean, whole = mean_and_batch(workload, Untrained(), step, micro)
     estimates, true = Untrained()(whole.vectors, whole.noise)
     distances = (estimates - true).square().sum(-1)
     real = torch.arange(8) < whole.lengths[:, None]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,6 +122,16 @@ def documents_of(lengths: list[int]) -> Documents:
     return Documents(vectors, offsets, record, Normaliser(*np.ones((2, DIMENSION), np.float32)))
 
 
+def mean_and_batch(
+    workload: NextSentence, network: nn.Module, step: int, micro: int
+) -> tuple[float, Any]:
+    """The mean loss of the passes of `micro` pieces of a step of 12, and the step as one batch."""
+    positions = np.arange(12 * step, 12 * step + 12)
+    parts = [workload.batch(part) for part in np.split(positions, 12 // micro)]
+    mean = sum(float(workload.loss(network, part)) for part in parts) / len(parts)
+    return mean, workload.batch(positions)
+
+
 @settings(max_examples=30)
 @given(
     st.lists(st.integers(2, 20), min_size=1, max_size=9),
@@ -132,10 +143,7 @@ def test_a_step_is_the_mean_per_target_of_its_batch(
 ) -> None:
     """However it is split: the trainer takes the mean of the parts."""
     workload = NextSentence(config_of(), documents_of(lengths))
-    positions = np.arange(12 * step, 12 * step + 12)
-    parts = [workload.batch(part) for part in np.split(positions, 12 // micro)]
-    mean = sum(float(workload.loss(Untrained(), part)) for part in parts) / len(parts)
-    whole = workload.batch(positions)
+    mean, whole = mean_and_batch(workload, Untrained(), step, micro)
     error = squared_error(*Untrained()(whole.vectors, None), whole.lengths)
     wanted = float(error) / int((whole.lengths - 1).sum())
     assert mean == pytest.approx(wanted, rel=1e-5)
