@@ -21,11 +21,18 @@ class Step:
     words: tuple[str, ...]
     ranked: bool = False  # runs as several ranks, on GPUs
     like: str = ""  # the step whose runtime.gpus it takes, if it has none of its own
+    loop: str = ""  # the module that its ranks import beside its own
 
     @property
     def module(self) -> str:
         """The module, as `python -m` takes it."""
         return f"pipeline.{self.name}"
+
+    @property
+    def imports(self) -> list[str]:
+        """Modules that its ranks start with; a training's first optimizer imports torch._dynamo."""
+        loops = [f"pipeline.{self.loop}"] if self.loop else []
+        return [self.module, *loops, *(["torch._dynamo"] if self.name == "train" else [])]
 
     @property
     def gpus(self) -> str:
@@ -37,25 +44,55 @@ ALL = (
     Step("downsample", ("out",)),
     Step("fetch", ("out",)),
     Step("prepare", ("out",)),
-    Step("reference", ("record", "out", "reference", "export"), ranked=True),
+    Step(
+        "reference",
+        ("record", "out", "reference", "export"),
+        ranked=True,
+        loop="scoring.reference_loop",
+    ),
     Step("coupling", ("record", "out"), ranked=True, like="reference"),
-    Step("train", ("record", "out", "checkpoints", "duals"), ranked=True),
+    Step("train", ("record", "out", "checkpoints", "duals"), ranked=True, loop="training.loop"),
     Step("average", ("weights", "snapshots", "out")),
-    Step("select", ("weights", "guide", "record", "reference", "out"), ranked=True, like="sample"),
-    Step("solver", ("weights", "guide", "choice", "out", "sampler"), ranked=True, like="sample"),
+    Step(
+        "select",
+        ("weights", "guide", "record", "reference", "out"),
+        ranked=True,
+        loop="trials.select_loop",
+        like="sample",
+    ),
+    Step(
+        "solver",
+        ("weights", "guide", "choice", "out", "sampler"),
+        ranked=True,
+        loop="sampling.solver_loop",
+        like="sample",
+    ),
     Step(
         "sample",
         ("weights", "guide", "choice", "solver", "seed", "out", "sampler"),
         ranked=True,
+        loop="sampling.loop",
     ),
-    Step("evaluate", ("samples", "record", "reference", "out", "images", "across"), ranked=True),
+    Step(
+        "evaluate",
+        ("samples", "record", "reference", "out", "images", "across"),
+        ranked=True,
+        loop="scoring.evaluate_loop",
+    ),
     Step(
         "milestones",
         ("training", "checkpoints", "record", "reference", "guide", "seed", "watch", "out"),
         ranked=True,
+        loop="trials.milestones_loop",
         like="sample",
     ),
-    Step("predict", ("weights", "record", "out"), ranked=True, like="sample"),
+    Step(
+        "predict",
+        ("weights", "record", "out"),
+        ranked=True,
+        loop="concept.predict_loop",
+        like="sample",
+    ),
     Step("score", ("predictions", "record", "out")),
     Step(
         "report",

@@ -1,6 +1,6 @@
 """Signals, exit statuses and descendants: what a launcher owes the processes that it starts.
 
-`die_with_parent` and `become_subreaper` ask the Linux kernel, by prctl(2).
+`die_with_parent`, `become_subreaper` and `name_process` ask the Linux kernel, by prctl(2).
 """
 
 import ctypes
@@ -11,9 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-# Codes of prctl
 LAUNCHED = "PIPELINE_LAUNCHED"  # set in the environment of what a launcher has started
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+# Codes of prctl
+PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
 # Signals that ask a job to save and leave: of people, terminals, Slurm and submitit.
 STOP_SIGNALS = (
     signal.SIGTERM,
@@ -66,6 +66,11 @@ def die_with_parent(number: int, parent: int | None = None) -> None:
 def become_subreaper() -> None:
     """Have descendants whose parents end become children of this process."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def name_process(name: str) -> None:
+    """Give this process a name, as top and pgrep show it; of at most 15 bytes."""
+    ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode())
 
 
 def descendants() -> list[int]:

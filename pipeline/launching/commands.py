@@ -40,7 +40,13 @@ def command(module: Sequence[str], count: int, launch: Launch, ours: bool = True
         return [sys.executable, *module]
 
     # Where ranks meet
-    words = [sys.executable, "-m", "pipeline.launching.torchrun", *([IS_STEP] if ours else [])]
+    words = [
+        sys.executable,
+        "-u",
+        "-m",
+        "pipeline.launching.torchrun",
+        *([IS_STEP] if ours else []),
+    ]
     words += meeting(launch) if launch.nnodes > 1 else ["--standalone", "--nnodes=1"]
 
     # Stopping and restarting

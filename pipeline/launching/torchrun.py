@@ -38,7 +38,9 @@ from torch.distributed.run import parse_args, run
 from pipeline.base.errors import EXIT_RESUMABLE, EXIT_USER_ERROR
 from pipeline.base.processes import STOP_SIGNALS, exit_status, keep_exit_status
 from pipeline.launching.commands import IS_STEP
+from pipeline.launching.forked import fork_ranks
 from pipeline.launching.programs import environment_for
+from pipeline.steps import BY_MODULE
 
 FINAL = (EXIT_USER_ERROR, EXIT_RESUMABLE)
 
@@ -180,6 +182,9 @@ def run_ranks(words: Sequence[str]) -> None:
     args.training_script_args += [word.replace("$", "$$") for word in words[end:]]
     python = os.environ.get("PYTHON_EXEC", sys.executable)
     os.environ.update(environment_for(python, os.environ))
+    step = BY_MODULE.get(args.training_script)
+    if Agent.goes_on and step and python == sys.executable:
+        fork_ranks(step)
     run(args)
 
 

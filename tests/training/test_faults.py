@@ -57,7 +57,7 @@ class Launched:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def rank(self, number: int) -> psutil.Process:
-        return next(p for p in self.below() if p.environ().get("RANK") == str(number))
+        return next(p for p in self.below() if p.name() == f"python rank {number}")
 
     def end(self, seconds: float = 300) -> tuple[int, str]:
         """Status and output; nobody may be left."""

@@ -1,0 +1,125 @@
+"""Forked ranks are as new processes in what a rank can notice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from pipeline.steps import ALL
+from tests.conftest import ROOT
+
+# What an agent has that a rank must not have: a thread, a file, a handler
+AGENT = """
+import importlib, json, os, signal, subprocess, sys, tempfile, threading
+from types import SimpleNamespace
+import torch
+from pipeline.launching import forked
+
+torch.cuda._is_in_bad_fork = lambda: "started CUDA" in sys.argv
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+kept = tempfile.TemporaryFile()
+os.set_inheritable(kept.fileno(), True)
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    signal.signal(number, lambda number, _: print("the agent's handler", flush=True))
+print("no end of line", end="")  # not to be printed by the fork, too
+step = SimpleNamespace(module="tests.launching.looking")
+importlib.import_module(step.module)
+command = [sys.executable, "-u", "-m", step.module, sys.argv[1], "--", "$x"]
+rank = forked.Rank(step, command, os.environ | {"RANK": "3"})
+if sys.argv[1] == "wait":
+    assert rank.poll() is None
+    try:
+        rank.wait(0.1)
+    except subprocess.TimeoutExpired:
+        rank.close(signal.SIGTERM)
+print("status", rank.wait(60), rank.poll())
+"""
+
+
+def agent(*words: str) -> "subprocess.CompletedProcess[str]":
+    """A process that forks a rank of tests/launching/looking.py."""
+    return run("-c", AGENT, *words)
+
+
+def run(*words: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Python with these words."""
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=os.environ | variables,
+        input="typed",
+        text=True,
+        capture_output=True,
+        check=False,
+        start_new_session=True,
+    )
+
+
+def test_a_fork_sees_what_a_new_process_sees() -> None:
+    forked = agent("look").stdout
+    new = run("-u", "-m", "tests.launching.looking", "look", "--", "$x", RANK="3").stdout
+    assert forked == f"no end of line{new}status 0 0\n"
+    assert json.loads(new.splitlines()[0])["leads its session"]
+    assert new.endswith("the end\n")
+
+
+def test_a_fork_of_an_agent_that_has_started_cuda_is_a_new_interpreter() -> None:
+    done = agent("look", "started CUDA")
+    facts = json.loads(done.stdout.splitlines()[0].removeprefix("no end of line"))
+    assert facts["threads"] == 1 and facts["variables"]["RANK"] == "3"
+    assert facts == json.loads(agent("look").stdout.splitlines()[0].removeprefix("no end of line"))
+    assert done.stdout.endswith("the end\nstatus 0 0\n")
+
+
+@pytest.mark.parametrize(
+    ("word", "status", "message"),
+    [
+        ("user error", 2, "error: this is wrong: do that\n"),
+        ("failure", 1, "ValueError: unforeseen\n"),
+        ("death", -signal.SIGKILL, ""),
+        ("wait", -signal.SIGTERM, ""),
+    ],
+)
+def test_how_a_fork_ended_is_told(word: str, status: int, message: str) -> None:
+    done = agent(word)
+    assert done.stdout == f"no end of linestatus {status} {status}\n"
+    assert done.stderr.endswith(message) and bool(done.stderr) == bool(message)
+
+
+LISTEN = """
+import importlib, sys
+import torch
+
+calls = []
+for module in (torch.cuda, torch.accelerator, torch.xpu):
+    for name in ("is_available", "device_count", "current_device", "get_device_properties"):
+        def called(*_, name=f"{module.__name__}.{name}", **__):
+            calls.append(name)
+            return 0
+        if hasattr(module, name):
+            setattr(module, name, called)
+torch.cuda._lazy_init = lambda: calls.append("_lazy_init")
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+assert not calls, calls
+"""
+
+
+def test_imports_of_ranks_start_no_cuda() -> None:
+    names = {name for step in ALL if step.ranked for name in step.imports}
+    assert "torch._dynamo" in names
+    assert (done := run("-c", LISTEN, *sorted(names))).returncode == 0, done.stderr
+
+
+def test_ranks_start_with_the_module_that_does_their_work() -> None:
+    for step in ALL:
+        assert bool(step.loop) <= step.ranked
+        if step.loop:
+            assert callable(import_module(f"pipeline.{step.loop}").work)
+            source = Path(str(import_module(step.module).__file__)).read_text()
+            assert f"from pipeline.{step.loop} import work" in source
