@@ -2,9 +2,10 @@
 
     torchrun --standalone --nproc-per-node=4 -m pipeline.predict weights=W.safetensors out=FOLDER
 
-Each held-out sentence but the first of its piece is predicted from those before it, as the
-training does. The weights must be of the same pack and of the same concept.held_out. On any number
-of ranks and with any runtime.sample_batch the numbers are the same, to rounding.
+Each held-out sentence but the first of its piece, or of a pair each of its target, is predicted
+from those before it, as the training does. The weights must be of the same pack and of the same
+concept.held_out. On any number of ranks and with any runtime.sample_batch the numbers are the same,
+to rounding.
 """
 
 from typing import Any

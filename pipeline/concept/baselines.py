@@ -69,7 +69,7 @@ def choose(fitting: Pairs, chosen: Pairs) -> float:
 
 def pairs(documents: Documents, chosen: np.ndarray, most: int) -> Pairs:
     """Pairs of the chosen documents, bool (K,), evenly spaced if there are more than fit."""
-    rows = rows_of(pieces(documents.offsets, most, chosen))
+    rows = rows_of(pieces(documents.offsets, most, chosen, documents.prompts))
     limit = min(MOST_PAIRS, max(1, MOST_NUMBERS // documents.record.dimension))
     rows = rows[:: max(1, -(-len(rows) // limit))]
     return Pairs(normalised(documents, rows - 1), normalised(documents, rows))

@@ -1,8 +1,8 @@
 """Denoising as a workload: each sentence of a document, out of noise and the sentences before it.
 
-As in pipeline/concept/workload.py, but every sentence of a piece is a target, the first too, and
-noise, levels and contexts that are left out are functions of the seed and the position (LCM team
-2024, section 2.3.2).
+As in pipeline/concept/workload.py, but every sentence of a piece is a target, the first too, unless
+it is a pair; and noise, levels and contexts that are left out are functions of the seed and the
+position (LCM team 2024, section 2.3.2).
 """
 
 from dataclasses import dataclass
@@ -72,7 +72,8 @@ class DenoisedSentence(NextSentence):
         """Squared distance per sentence, as this batch's share of the step: a float32 scalar."""
         assert isinstance(batch, NoisyBatch)
         estimates, true = model(batch.vectors, batch.noise, batch.levels, batch.alone, batch.keys)
-        return denoising_error(estimates, true, batch.lengths) * batch.scale
+        error = denoising_error(estimates, true, batch.lengths, batch.contexts)
+        return error * batch.scale
 
     def zeros(self, num: int, device: torch.device) -> NoisyBatch:
         """A batch of `num` pieces of full length, of zeros, without noise."""

@@ -36,14 +36,15 @@ def examples(
     texts = read_texts(folder, {*true.tolist(), *(true - 1).tolist(), *nearest.tolist()})
     if texts is None:
         return []
+    words = {row: text or "(end of the prompt)" for row, text in texts.items()}
     numbers = np.searchsorted(documents.offsets, true, side="right") - 1
     return [
         Example(
             document=int(number),
             place=int(row - documents.offsets[number]),
-            before=texts[row - 1],
-            true=texts[row],
-            nearest=texts[near],
+            before=words[row - 1],
+            true=words[row],
+            nearest=words[near],
         )
         for row, number, near in zip(true.tolist(), numbers, nearest.tolist(), strict=True)
     ]

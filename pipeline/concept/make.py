@@ -6,18 +6,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from pipeline.base.errors import UserError
-from pipeline.base.files import remove_spent, sha256_json
+from pipeline.base.files import remove_spent
 from pipeline.base.locks import locked, wait_until_free
-from pipeline.base.npy import load_npy
 from pipeline.base.progress import Progress
 from pipeline.concept import made, parquet, text
-from pipeline.concept.normaliser import fit
+from pipeline.concept.fitting import make_normaliser
 from pipeline.concept.pack import (
     Documents,
-    Fit,
     Manifest,
     normaliser_file,
     open_documents,
@@ -25,13 +21,14 @@ from pipeline.concept.pack import (
     read_arrays,
 )
 from pipeline.concept.spool import Document, Spool, move_into_place
+from pipeline.concept.suffixes import Suffixes, ended, suffixes_of
 from pipeline.config.concept_keys import Concept
+from pipeline.config.older_form import LATER
 from pipeline.config.schema import Config
 from pipeline.config.stages import stage_keys
 from pipeline.data.pack import Listing
 from pipeline.images.sources.changes import listing_changes
 
-FIT_SENTENCES = 200_000  # most sentences, evenly spaced, that a normaliser is fitted to
 PACKAGES = {"parquet": "pyarrow", "text": text.PACKAGE, "made": "numpy"}  # that vectors depend on
 
 
@@ -69,10 +66,7 @@ def is_whole(folder: Path, config: Config) -> bool:
         return False
     manifest = Manifest.read(folder / "manifest.json")
     read_arrays(folder, manifest)
-    keys, suffix = pack_keys(config), suffix_of(config)
-    differ = [key for key in keys if manifest.config.get(key) != keys[key]]
-    if manifest.suffix_sha256 != (None if suffix is None else sha256_json(suffix.tolist())):
-        differ.append("suffix")
+    differ = other_keys(manifest, config)
     if differ:
         raise UserError(
             f"pack {folder} was made by other keys ({', '.join(f'concept.{k}' for k in differ)}): "
@@ -80,6 +74,18 @@ def is_whole(folder: Path, config: Config) -> bool:
         )
     check_same_documents(folder, manifest, config)
     return True
+
+
+def other_keys(manifest: Manifest, config: Config) -> list[str]:
+    """The keys of `concept` by which a pack was made otherwise than they say."""
+    assert config.concept is not None
+    before, now = (LATER["concept"] | keys for keys in (manifest.config, pack_keys(config)))
+    differ = [key for key in now if before.get(key) != now[key]]
+    hashes = suffixes_of(config.concept).hashes
+    for key in ("suffix", "prompt_suffix"):
+        if getattr(manifest, f"{key}_sha256") != hashes.get(key):
+            differ.append(key)
+    return differ
 
 
 def check_same_documents(folder: Path, manifest: Manifest, config: Config) -> None:
@@ -127,12 +133,12 @@ def make_pack(folder: Path, config: Config) -> None:
     """Write the vectors of all documents, and what is known of them, the manifest last."""
     # All that can fail at once
     assert config.concept is not None
-    keys, suffix = config.concept, suffix_of(config)
+    keys, suffixes = config.concept, suffixes_of(config.concept)
     source = open_source(config)
     names = [name_of(file, source.root) for file in source.files]
     header: dict[str, Any] = {
         "keys": pack_keys(config),
-        "suffix": None if suffix is None else sha256_json(suffix.tolist()),
+        **suffixes.hashes,
         "files": {name: size_of(f) for name, f in zip(names, source.files, strict=True)},
         "versions": versions(keys),
         "texts": True,  # packs in the making of earlier versions begin anew
@@ -150,7 +156,7 @@ def make_pack(folder: Path, config: Config) -> None:
         progress = Progress("prepare", None, seconds, num_before, unit="sentences")
         for name, file in zip(names, source.files, strict=True):
             if name not in spool.finished:
-                spool.add(name, ended(source.read(file), suffix))
+                spool.add(name, ended(source.read(file), suffixes))
             if progress.due():
                 progress.show(spool.num_sentences)
         offsets, hashes = spool.arrays(names)
@@ -163,14 +169,23 @@ def make_pack(folder: Path, config: Config) -> None:
             dimension=keys.dimension,
             num_documents=len(offsets) - 1,
             num_sentences=int(offsets[-1]),
-            has_suffix=suffix is not None,
+            has_suffix=suffixes.document is not None,
             sha256=hashes,
             config=header["keys"],
             suffix_sha256=header["suffix"],
+            **of_prompts(suffixes),
             versions=header["versions"],
             listing=listed(source, keys.source),
         ).write(making / "manifest.json")
         move_into_place(making, folder)
+
+
+def of_prompts(suffixes: Suffixes) -> dict[str, Any]:
+    """What a manifest says of the suffix of prompts: nothing if there is none."""
+    if suffixes.prompt is None:
+        return {}
+    digest = suffixes.hashes["prompt_suffix"]
+    return {"has_prompt_suffix": True, "prompt_suffix_sha256": digest}
 
 
 def open_source(config: Config) -> Source:
@@ -178,8 +193,8 @@ def open_source(config: Config) -> Source:
     keys = config.concept
     assert keys is not None
     if keys.source == "made":
-        documents = (Document(part, None) for part in made.documents(keys.dimension))
-        return Source(None, [Path("made")], lambda _: documents)
+        documents = made.pairs if keys.pairs else made.documents
+        return Source(None, [Path("made")], lambda _: documents(keys.dimension))
 
     # A folder of files
     if config.data.dir is None or not Path(config.data.dir).is_dir():
@@ -195,7 +210,7 @@ def open_source(config: Config) -> Source:
     if keys.source == "parquet":
         return Source(root, files, lambda file: parquet.documents(file, keys))
     encode = text.encoder()
-    return Source(root, files, lambda file: text.documents(file, encode))
+    return Source(root, files, lambda file: text.documents(file, encode, keys.pairs))
 
 
 def files_of(config: Config) -> list[Path]:
@@ -203,38 +218,6 @@ def files_of(config: Config) -> list[Path]:
     keys, root = config.concept, Path(config.data.dir or "")
     assert keys is not None
     return parquet.files(root, keys) if keys.source == "parquet" else text.files(root)
-
-
-def ended(documents: Iterator[Document], suffix: np.ndarray | None) -> Iterator[Document]:
-    """Documents with the suffix, which has no text, after the last sentence, if there is one."""
-    for document in documents:
-        if suffix is None:
-            yield document
-            continue
-        vectors, sentences = document
-        texts = None if sentences is None else [*sentences, None]
-        yield Document(np.concatenate([vectors, suffix[None]]), texts)
-
-
-def suffix_of(config: Config) -> np.ndarray | None:
-    """The vector (D,) float32 that ends each document; None: there is none.
-
-    Raises UserError if its file is not a vector of the dimension, finite in float32.
-    """
-    assert config.concept is not None
-    path, dimension = config.concept.suffix, config.concept.dimension
-    if path is None:
-        return None
-    given = np.squeeze(load_npy(Path(path)))
-    numbers = given if given.dtype.kind in "fiu" else np.array(np.nan)
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
-        vector = numbers.astype(np.float32)
-    if vector.shape != (dimension,) or not np.isfinite(vector).all():
-        raise UserError(
-            f"concept.suffix={path} is of shape {given.shape} or not finite in float32 "
-            f"({given.dtype}): give an .npy of one vector of concept.dimension={dimension} numbers"
-        )
-    return vector
 
 
 def name_of(file: Path, root: Path | None) -> str:
@@ -254,38 +237,3 @@ def versions(keys: Concept) -> Mapping[str, str]:
         return {name: version(name)}
     except PackageNotFoundError:  # imported from a plain folder
         return {name: "unknown"}
-
-
-# --- the normaliser ------------------------------------------------------------------------------
-
-
-def make_normaliser(folder: Path, scale: Any) -> None:
-    """Fit the normaliser of a pack to its sentences, suffixes aside, and write it beside them."""
-    manifest = Manifest.read(folder / "manifest.json")
-    vectors, offsets = read_arrays(folder, manifest)
-    rows = fitted_rows(offsets, manifest.has_suffix)
-    normaliser = fit(vectors[rows], scale)
-    file = normaliser_file(folder, scale)
-    normaliser.write(file)
-    Fit(
-        sha256=normaliser.sha256,
-        vectors=manifest.sha256.vectors,
-        num_sentences=len(rows),
-        constant=list(normaliser.constant),
-    ).write(file.with_suffix(".json"))
-    if normaliser.constant:
-        print(
-            f"prepare: {len(normaliser.constant)} dimensions have no spread and are centered "
-            f"alone: {', '.join(map(str, normaliser.constant[:16]))}"
-            f"{', …' if len(normaliser.constant) > 16 else ''}",
-            flush=True,
-        )
-
-
-def fitted_rows(offsets: np.ndarray, has_suffix: bool) -> np.ndarray:
-    """Rows that a normaliser is fitted to: at most FIT_SENTENCES, evenly spaced, no suffix."""
-    rows = np.arange(offsets[-1])
-    if has_suffix:
-        sentences = np.delete(rows, offsets[1:] - 1)
-        rows = sentences if len(sentences) else rows
-    return rows[:: -(-len(rows) // FIT_SENTENCES)]

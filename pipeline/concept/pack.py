@@ -2,6 +2,7 @@
 
 vectors.npy     float32 (sentences, dimension)
 offsets.npy     int64 (documents + 1): document k is rows offsets[k] … offsets[k + 1]
+prompts.npy     int64 (documents), of pairs alone: so many first sentences of each are its prompt
 sentences.jsonl  their texts, a JSON string a line, null of a suffix; not there if they have none
 manifest.json   the record, and how the pack was made
 normaliser-<scale>.npz, .json   center and scale of each dimension, and what they were fitted to
@@ -19,6 +20,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.json_objects import JsonObject
 from pipeline.base.npy import load_npy, sha256_npy
 from pipeline.concept.normaliser import Normaliser
+from pipeline.concept.prompts import check_pairs, read_prompts
 from pipeline.config.schema import Config
 from pipeline.data.pack import Listing
 
@@ -32,6 +34,7 @@ class Hashes(JsonObject):
 
     vectors: str
     offsets: str
+    prompts: str | None = None  # of pairs alone
 
 
 class Record(JsonObject):
@@ -45,6 +48,7 @@ class Record(JsonObject):
     num_documents: int
     num_sentences: int  # suffixes included
     has_suffix: bool  # whether each document ends in the same vector
+    has_prompt_suffix: bool = False  # whether each prompt does
     sha256: Hashes
 
 
@@ -55,6 +59,7 @@ class Manifest(Record):
 
     config: dict[str, Any]  # the keys that `prepare` read
     suffix_sha256: str | None  # of the file of the suffix
+    prompt_suffix_sha256: str | None = None  # of that of the prompts
     versions: dict[str, str]
     listing: Listing | None = None  # of its files; None: made here, or by an earlier version
 
@@ -73,12 +78,16 @@ class Fit(JsonObject):
 
 @dataclass(frozen=True)
 class Documents:
-    """Vectors float32 (N,D) and offsets int64 (K+1,), memory-mapped; record and normaliser."""
+    """Vectors float32 (N,D) and offsets int64 (K+1,), memory-mapped; record and normaliser.
+
+    Of pairs also the lengths int64 (K,) of their prompts.
+    """
 
     vectors: np.ndarray
     offsets: np.ndarray
     record: Record
     normaliser: Normaliser
+    prompts: np.ndarray | None = None
 
     @property
     def about(self) -> dict[str, Any]:
@@ -106,8 +115,8 @@ def normaliser_file(folder: Path, scale: str) -> Path:
     return folder / f"normaliser-{scale}.npz"
 
 
-def read_texts(folder: Path, rows: Collection[int]) -> dict[int, str] | None:
-    """The texts of some rows of the vectors, suffixes aside; None if the pack has no texts.
+def read_texts(folder: Path, rows: Collection[int]) -> dict[int, str | None] | None:
+    """The texts of some rows of the vectors, None of a suffix; None if the pack has no texts.
 
     Raises UserError if they are damaged.
     """
@@ -128,10 +137,10 @@ def read_texts(folder: Path, rows: Collection[int]) -> dict[int, str] | None:
     return texts
 
 
-def read_text(line: str, path: Path) -> str:
+def read_text(line: str, path: Path) -> str | None:
     """The text of a line of the file at `path`; raises UserError if it is damaged."""
     try:
-        text: str = json.loads(line)
+        text: str | None = json.loads(line)
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): delete the pack and {REMEDY}") from error
     return text
@@ -172,13 +181,15 @@ def open_documents(config: Config) -> Documents:
             f"concept.dimension={config.concept.dimension}: give the pack's, or another pack"
         )
     vectors, offsets = read_arrays(folder, record)
+    prompts = read_prompts(folder, offsets) if record.sha256.prompts else None
+    check_pairs(folder, config.concept, offsets, prompts)
 
     # Its normaliser
     file = normaliser_file(folder, config.concept.scale)
     normaliser, fit = Normaliser.read(file), Fit.read(file.with_suffix(".json"))
     if fit.vectors != record.sha256.vectors or fit.sha256 != normaliser.sha256:
         raise UserError(f"{file} is not of the pack beside it: delete it and {REMEDY}")
-    return Documents(vectors, offsets, record, normaliser)
+    return Documents(vectors, offsets, record, normaliser, prompts)
 
 
 def check_record(documents: Documents, folder: Path, file: Path) -> None:
@@ -195,7 +206,7 @@ def check_arrays(folder: Path, record: Record) -> None:
 
     Vectors of more than HASHED bytes are not hashed: that would take minutes at each start.
     """
-    for name in ("offsets", "vectors"):
+    for name in record.sha256.to_json():
         file = folder / f"{name}.npy"
         if file.stat().st_size <= HASHED and sha256_npy(file) != getattr(record.sha256, name):
             raise UserError(

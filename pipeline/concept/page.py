@@ -158,6 +158,19 @@ def denoising(about: PredictAbout) -> str:
     )
 
 
+def predicted(about: PredictAbout) -> str:
+    """Which sentences were predicted, and from what, in a sentence."""
+    if about.record.sha256.prompts:
+        return (
+            "Each sentence of a pair's target is predicted from its prompt and the sentences "
+            "before it, those of prompts never."
+        )
+    return (
+        f"Each sentence but the first of a piece of {about.keys.max_sentences} is predicted from "
+        "those before it in the piece."
+    )
+
+
 def protocol(scores: Scores) -> list[str]:
     """How the scores came about, in sentences."""
     about, fit = scores.predictions, scores.fit
@@ -166,8 +179,7 @@ def protocol(scores: Scores) -> list[str]:
     return [
         f"Documents: {keys.held_out:.0%} are held out of the training, chosen by their numbers "
         f"alone; of them whole ones are scored, in their order, until "
-        f"concept.num_scored={keys.num_scored:,} sentences are reached. Each sentence but the "
-        f"first of a piece of {keys.max_sentences} is predicted from those before it in the piece.",
+        f"concept.num_scored={keys.num_scored:,} sentences are reached. {predicted(about)}",
         f"Baselines: the mean of {fit.num_pairs:,} sentences of the {fit.num_documents:,} training "
         f"documents, and a ridge regression of them on the sentence before, with a strength of "
         f"{number(fit.strength)} per pair, which was the best on a tenth of these documents.",

@@ -1,10 +1,10 @@
 """Documents in Parquet files as the Large Concept Model's data preparation leaves them.
 
-A row is a document: a list of sentences, and a list of as many vectors. Files lie below
-`split=<split>` in the folder of the data set.
+A row is a document: a list of sentences, and a list of as many vectors; or a pair, whose prompt has
+such lists of its own. Files lie below `split=<split>` in the folder of the data set.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.base.errors import UserError
-from pipeline.concept.spool import Document
+from pipeline.concept.spool import Document, joined
 from pipeline.config.concept_keys import Concept
 from pipeline.images.sources.find import OF_MANY, check_complete
 from pipeline.images.sources.parquet import open_file
@@ -51,26 +51,50 @@ def documents(path: Path, keys: Concept) -> Iterator[Document]:
     Raises UserError that names file, row and column if one is missing, not a list of numbers, of
     another dimension or not finite, or if a document has more or fewer vectors than sentences.
     """
-    columns = [keys.sentences_column, keys.vectors_column]
+    columns = columns_of(keys)
+    names = [*columns.values()]
     with open_file(path) as file:
-        names = file.schema_arrow.names
-        for column, key in zip(columns, ("sentences_column", "vectors_column"), strict=True):
-            if (num := names.count(column)) != 1:
+        there = file.schema_arrow.names
+        for key, column in columns.items():
+            if (num := there.count(column)) != 1:
                 count = f"{num} columns" if num else "no column"
                 raise UserError(
-                    f"{path} has {count} {column}, but {', '.join(names)}: give concept.{key}"
+                    f"{path} has {count} {column}, but {', '.join(there)}: give concept.{key}"
                 )
         row = 0
-        for batch in file.iter_batches(ROWS, columns=columns):
-            for sentences, vectors in zip(*(batch.column(c) for c in columns), strict=True):
-                yield document(sentences, vectors, f"{path}, row {row}, column ", keys)
+        for batch in file.iter_batches(ROWS, columns=names):
+            for cells in zip(*(batch.column(name) for name in names), strict=True):
+                yield document(dict(zip(columns, cells, strict=True)), f"{path}, row {row}", keys)
                 row += 1
 
 
-def document(sentences: Any, vectors: Any, where: str, keys: Concept) -> Document:
-    """The document of one row, checked; `where` names the row."""
-    there = where + keys.vectors_column
-    texts = [str(text) for text in values(sentences, where + keys.sentences_column).to_pylist()]
+def columns_of(keys: Concept) -> dict[str, str]:
+    """The columns that are read, by the keys that name them."""
+    names = ["sentences_column", "vectors_column"]
+    if keys.pairs:
+        names += ["prompt_sentences_column", "prompt_vectors_column"]
+    return {name: getattr(keys, name) for name in names}
+
+
+def document(cells: Mapping[str, Any], where: str, keys: Concept) -> Document:
+    """The document of one row, whose cells are given by the keys of their columns, checked.
+
+    `where` names the row.
+    """
+    target = part(cells["sentences_column"], cells["vectors_column"], where, keys, "")
+    if not keys.pairs:
+        return target
+    prompt = part(
+        cells["prompt_sentences_column"], cells["prompt_vectors_column"], where, keys, "prompt_"
+    )
+    return joined(prompt, target, where)
+
+
+def part(sentences: Any, vectors: Any, where: str, keys: Concept, kind: str) -> Document:
+    """The sentences and vectors of two cells, checked; `kind`: what their keys begin with."""
+    names = (getattr(keys, f"{kind}{name}_column") for name in ("sentences", "vectors"))
+    here, there = (f"{where}, column {name}" for name in names)
+    texts = [str(text) for text in values(sentences, here).to_pylist()]
     num = len(texts)
     rows = values(vectors, there)
     if len(rows) != num:

@@ -8,17 +8,31 @@ SHORTEST = 2  # sentences of a piece: the first one is context alone, so that on
 
 
 class Pieces(NamedTuple):
-    """First rows and lengths, int64 (N,), of pieces of documents."""
+    """First rows and lengths, int64 (N,), of pieces of documents.
+
+    `contexts` (N,) int64: sentences before the first that is predicted from them: one, or a prompt.
+    """
 
     starts: np.ndarray
     lengths: np.ndarray
+    contexts: np.ndarray
+
+    def part(self, chosen: np.ndarray | slice) -> "Pieces":
+        """Some of them."""
+        return Pieces(*(values[chosen] for values in self))
 
 
-def pieces(offsets: np.ndarray, most: int, chosen: np.ndarray | None = None) -> Pieces:
+def pieces(
+    offsets: np.ndarray,
+    most: int,
+    chosen: np.ndarray | None = None,
+    prompts: np.ndarray | None = None,
+) -> Pieces:
     """The pieces of at most `most` sentences of documents at offsets (K+1,), in their order.
 
     Only the last piece of a document may be shorter. Those without a target are left out, and
-    documents that are not `chosen`, bool (K,); None: all are.
+    documents that are not `chosen`, bool (K,); None: all are. Pairs, whose prompts have the lengths
+    `prompts` (K,), are not longer than `most`.
     """
     lengths = np.diff(offsets) if chosen is None else np.where(chosen, np.diff(offsets), 0)
     counts = -(-lengths // most)
@@ -26,8 +40,9 @@ def pieces(offsets: np.ndarray, most: int, chosen: np.ndarray | None = None) -> 
     within = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
     starts = offsets[document] + most * within
     sizes = np.minimum(most, offsets[document + 1] - starts)
+    contexts = np.ones_like(starts) if prompts is None else prompts[document]
     kept = sizes >= SHORTEST
-    return Pieces(starts[kept].astype(np.int64), sizes[kept].astype(np.int64))
+    return Pieces(*(values[kept].astype(np.int64) for values in (starts, sizes, contexts)))
 
 
 def greedy_batches(lengths: np.ndarray, most: int) -> list[np.ndarray]:

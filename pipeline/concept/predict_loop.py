@@ -74,7 +74,7 @@ def weights_sha256(job: Job, group: Ranks) -> str:
 def chosen_targets(job: Job) -> Targets:
     """The targets that the keys choose; raises UserError if there are none."""
     assert job.config.concept is not None
-    chosen = targets(job.documents.offsets, job.config.concept)
+    chosen = targets(job.documents.offsets, job.config.concept, job.documents.prompts)
     if not len(chosen.rows):
         raise UserError(
             f"no document of two sentences of pack {pack_folder(job.config)} is held out: train "
@@ -118,7 +118,8 @@ def predict(job: Job, predicts: Predictor, chosen: Targets, group: Ranks) -> Non
     The batches are the same on any number of ranks, and so, but for rounding, are the numbers.
     """
     size, num = job.config.runtime.sample_batch, len(chosen.pieces.starts)
-    places = np.concatenate([[0], np.cumsum(chosen.pieces.lengths - 1)])  # of a piece's targets
+    counts = chosen.pieces.lengths - chosen.pieces.contexts
+    places = np.concatenate([[0], np.cumsum(counts)])  # of a piece's targets
     seconds = job.config.runtime.progress_seconds
     progress = Progress("predict", len(chosen.rows), seconds, unit="sentences")
     row_bytes = np.dtype(FLOAT).itemsize * job.documents.record.dimension
@@ -141,19 +142,20 @@ def predict_batch(
 ) -> np.ndarray:
     """Predictions (n,D) float32, normalised, of the targets of some pieces, one after the other."""
     # Pieces of the same length, padded
-    starts, lengths = chosen.pieces.starts[part], chosen.pieces.lengths[part]
+    starts, lengths, contexts = chosen.pieces.part(part)
     assert job.config.concept is not None
     shape = len(starts), job.config.concept.max_sentences, job.documents.record.dimension
     vectors = np.zeros(shape, np.float32)
     for place, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         vectors[place, :length] = job.documents.vectors[start : start + length]
 
-    # What follows each sentence but the last
+    # What follows each sentence but the last, from the end of the context on
     with execution.autocast(job.config.sample.precision, device):
         rows = starts[:, None] + np.arange(shape[1])
         both = (torch.from_numpy(array).to(device) for array in (vectors, rows))
         predicted = predicts(*both)
-    is_before_target = np.arange(shape[1]) < (lengths - 1)[:, None]
+    after = np.arange(1, shape[1] + 1)
+    is_before_target = (after < lengths[:, None]) & (after >= contexts[:, None])
     result: np.ndarray = predicted.float().cpu().numpy()[is_before_target]
     return result
 

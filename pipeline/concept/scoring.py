@@ -20,7 +20,7 @@ from pipeline.reporting.sentences import Measures
 def score(config: Config, documents: Documents, predictions: Predictions) -> Scores:
     """The scores of predictions of sentences of a pack, that `check` has passed."""
     keys = predictions.about.keys
-    chosen = targets(documents.offsets, keys)
+    chosen = targets(documents.offsets, keys, documents.prompts)
     fitted = baselines.fit(documents, keys)
 
     # Three predictors of the same targets
@@ -76,7 +76,7 @@ def check(config: Config, documents: Documents, predictions: Predictions, folder
         raise UserError(
             f"predictions {folder} hold numbers that are not finite: {PredictAbout.REMEDY}"
         )
-    chosen: Targets = targets(documents.offsets, about.keys)
+    chosen: Targets = targets(documents.offsets, about.keys, documents.prompts)
     if not np.array_equal(chosen.rows, predictions.rows):
         raise UserError(
             f"predictions {folder} are not of the rows that their keys choose: "

@@ -14,19 +14,25 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from pipeline.base.errors import UserError
 from pipeline.base.files import disk_error, remove_spent
 from pipeline.base.npy import save_npy, sha256_npy, write_header
 from pipeline.concept.pack import TEXTS, Hashes
+from pipeline.concept.prompts import FILE as PROMPTS
 
 HEADER_BYTES = 128  # of the header of vectors.npy, for any number of vectors
 FLOAT = "<f4"
 
 
 class Document(NamedTuple):
-    """Vectors float32 (n,D) and, if they are known, as many sentences; None: one without text."""
+    """Vectors float32 (n,D) and, if they are known, as many sentences; None: one without text.
+
+    Of a pair, the first `prompt` sentences are its prompt; None: it is not a pair.
+    """
 
     vectors: np.ndarray
     sentences: list[str | None] | None
+    prompt: int | None = None
 
 
 class Spool:
@@ -38,6 +44,7 @@ class Spool:
         self.journal, self.file = folder / "journal.jsonl", folder / "vectors.npy"
         self.texts = folder / TEXTS
         self.finished: dict[str, list[int]] = {}  # lengths of the documents of each finished file
+        self.prompts: dict[str, list[int]] = {}  # of each of them that holds pairs
         self.text_bytes = 0  # of the sentences of all of them
         lines = list(read_lines(self.journal))
         if lines[:1] != [header] or not self.file.exists():
@@ -46,6 +53,7 @@ class Spool:
             self.journal.write_text(json.dumps(header) + "\n")
         else:
             self.finished = {line["file"]: line["lengths"] for line in lines[1:]}
+            self.prompts = {x["file"]: x["prompts"] for x in lines[1:] if "prompts" in x}
             self.text_bytes = sum(line["text_bytes"] for line in lines[1:])
             cut_after(self.journal, 1 + len(self.finished))
         os.truncate(self.file, self.end)
@@ -64,25 +72,28 @@ class Spool:
 
     def add(self, name: str, documents: Iterator[Document]) -> None:
         """Append the documents of a file of the source."""
-        lengths, text_bytes = [], 0
+        lengths, prompts, text_bytes = [], [], 0
         try:
             with self.file.open("r+b") as stream:
                 stream.seek(self.end)
-                for vectors, sentences in documents:
+                for vectors, sentences, prompt in documents:
                     stream.write(np.ascontiguousarray(vectors, FLOAT).data)
                     text_bytes += self.add_texts(sentences)
                     lengths.append(len(vectors))
+                    prompts += [] if prompt is None else [prompt]
                 flush(stream)
             if text_bytes:
                 with self.texts.open("ab") as stream:
                     flush(stream)
             line = {"file": name, "lengths": lengths, "text_bytes": text_bytes}
+            line |= {"prompts": prompts} if prompts else {}
             with self.journal.open("a") as journal:
                 journal.write(json.dumps(line) + "\n")
                 flush(journal)
         except OSError as error:
             raise disk_error(error, self.file) from error
         self.finished[name] = lengths
+        self.prompts |= {name: prompts} if prompts else {}
         self.text_bytes += text_bytes
 
     def add_texts(self, sentences: list[str | None] | None) -> int:
@@ -104,8 +115,24 @@ class Spool:
             assert stream.tell() == HEADER_BYTES
             flush(stream)
         save_npy(self.folder / "offsets.npy", offsets)
-        hashes = (sha256_npy(self.folder / f"{name}.npy") for name in ("vectors", "offsets"))
-        return offsets, Hashes(**dict(zip(("vectors", "offsets"), hashes, strict=True)))
+        parts = ["vectors", "offsets"]
+        if self.prompts:
+            prompts = [prompt for part in self.prompts.values() for prompt in part]
+            save_npy(self.folder / PROMPTS, np.array(prompts, np.int64))
+            parts.append("prompts")
+        return offsets, Hashes(**{part: sha256_npy(self.folder / f"{part}.npy") for part in parts})
+
+
+def joined(prompt: Document, target: Document, where: str) -> Document:
+    """A pair as one document; raises UserError, which begins with `where`, if either is empty."""
+    for name, part in (("prompt", prompt), ("target", target)):
+        if not len(part.vectors):
+            raise UserError(f"{where}: a {name} without a sentence: leave this document out")
+    return Document(
+        np.concatenate([prompt.vectors, target.vectors]),
+        [*(prompt.sentences or []), *(target.sentences or [])],
+        len(prompt.vectors),
+    )
 
 
 def read_lines(path: Path) -> Iterator[Any]:
@@ -136,9 +163,10 @@ def move_into_place(making: Path, folder: Path) -> None:
     if (making / "manifest.json").exists():
         if (making / "vectors.npy").exists():
             (folder / "manifest.json").unlink(missing_ok=True)
-            (folder / TEXTS).unlink(missing_ok=True)
+            for name in (TEXTS, PROMPTS):
+                (folder / name).unlink(missing_ok=True)
         # vectors first: once they are gone, the texts in the folder are those of this pack
-        for name in ("vectors.npy", "offsets.npy", TEXTS, "manifest.json"):
+        for name in ("vectors.npy", "offsets.npy", PROMPTS, TEXTS, "manifest.json"):
             if (making / name).exists():
                 (making / name).replace(folder / name)
     remove_spent(making)

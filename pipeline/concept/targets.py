@@ -1,4 +1,7 @@
-"""The sentences that are predicted and scored: those of held-out documents, except each first."""
+"""The sentences that are predicted and scored: those of held-out documents, except each first.
+
+Of pairs those of the targets alone.
+"""
 
 from typing import NamedTuple
 
@@ -21,27 +24,29 @@ class Targets(NamedTuple):
     documents: np.ndarray
 
 
-def targets(offsets: np.ndarray, keys: Concept) -> Targets:
+def targets(offsets: np.ndarray, keys: Concept, prompts: np.ndarray | None = None) -> Targets:
     """The targets of whole held-out documents, in their order, until `keys.num_scored` is reached.
 
-    `offsets` (K+1,) int64: where each document of the pack begins.
+    `offsets` (K+1,) int64: where each document of the pack begins; `prompts` (K,): of pairs.
     """
     # Targets of each held-out document
     chosen = held_out(len(offsets) - 1, keys.held_out)
-    parts = pieces(offsets, keys.max_sentences, chosen)
+    parts = pieces(offsets, keys.max_sentences, chosen, prompts)
     documents = np.searchsorted(offsets, parts.starts, side="right") - 1
-    counts = np.bincount(documents, parts.lengths - 1, len(chosen))
+    counts = np.bincount(documents, parts.lengths - parts.contexts, len(chosen))
 
     # Whole documents until the number is reached
     before = np.cumsum(counts) - counts
     kept = before[documents] < keys.num_scored
-    parts = Pieces(parts.starts[kept], parts.lengths[kept])
-    return Targets(parts, rows_of(parts), np.repeat(documents[kept], parts.lengths - 1))
+    parts = parts.part(kept)
+    return Targets(
+        parts, rows_of(parts), np.repeat(documents[kept], parts.lengths - parts.contexts)
+    )
 
 
 def rows_of(parts: Pieces) -> np.ndarray:
-    """The rows (N,) int64 of all sentences of the pieces except the first of each."""
-    counts = parts.lengths - 1
+    """The rows (N,) int64 of all sentences of the pieces except the context of each."""
+    counts = parts.lengths - parts.contexts
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    rows: np.ndarray = np.repeat(parts.starts + 1, counts) + within
+    rows: np.ndarray = np.repeat(parts.starts + parts.contexts, counts) + within
     return rows

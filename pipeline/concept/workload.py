@@ -34,30 +34,36 @@ MOST_PIECES = 16  # named in one message
 class Batch:
     """Raw vectors (B,T,D) float32, zeros after the lengths (B,) int64 of the pieces.
 
-    `keys` (B,2) int32: random words of the network's dropout; None: it has none. `scale`: the sum
-    of the errors times it, averaged over all batches of a step, is the mean per target of the step.
+    `contexts` (B,) int64: sentences at the beginning of each that are no targets. `keys` (B,2)
+    int32: random words of the network's dropout; None: it has none. `scale`: the sum of the errors
+    times it, averaged over all batches of a step, is the mean per target of the step.
     """
 
     vectors: Tensor
     lengths: Tensor
+    contexts: Tensor
     keys: Tensor | None
     scale: float
 
 
 class NextSentence:
-    """Trains the vector after each sentence of a document, from those up to it.
+    """Trains the vector after each sentence of a document, from those up to it; of a pair, the
+    vectors of its target alone.
 
     A workload as pipeline/training/workload.py describes it.
     """
 
-    UNPREDICTED = 1  # sentences at the beginning of a piece that are no targets
+    UNPREDICTED = 1  # sentences at the beginning of a piece that are no targets, but for pairs
 
     def __init__(self, config: Config, documents: Documents) -> None:
         assert isinstance(config.model, DecoderKeys) and config.concept is not None
         self.config, self.documents, self.keys = config, documents, config.model
         self.most = config.concept.max_sentences
         scored = held_out(documents.record.num_documents, config.concept.held_out)
-        self.pieces = pieces(documents.offsets, self.most, ~scored)
+        self.pieces = pieces(documents.offsets, self.most, ~scored, documents.prompts)
+        if documents.prompts is None:
+            unpredicted = np.full_like(self.pieces.lengths, self.UNPREDICTED)
+            self.pieces = self.pieces._replace(contexts=unpredicted)
         if not len(self.pieces.starts):
             raise UserError(
                 f"pack {pack_folder(config)} has no document of two sentences to train on: nothing "
@@ -108,7 +114,7 @@ class NextSentence:
         """The pieces at positions (B,) of one step, all padded to the same length."""
         # Vectors of the pieces
         rows = rows_at(positions, self.config.train.seed, self.num_items)
-        starts, lengths = self.pieces.starts[rows], self.pieces.lengths[rows]
+        starts, lengths, contexts = self.pieces.part(rows)
         dimension = self.documents.record.dimension
         vectors = np.zeros((len(rows), self.most, dimension), np.float32)
         for place, (start, length) in enumerate(zip(starts, lengths, strict=True)):
@@ -123,6 +129,7 @@ class NextSentence:
         return Batch(
             vectors=moved(vectors, self.device),
             lengths=moved(lengths, self.device),
+            contexts=moved(contexts, self.device),
             keys=draws.pairs(self.config.train.seed, draws.DROPOUT, index) if drops else None,
             scale=num_batches / self.num_targets(step),
         )
@@ -132,12 +139,13 @@ class NextSentence:
         first, batch = step * self.config.train.batch, self.config.train.batch
         positions = np.arange(first, first + batch, dtype=np.int64)
         rows = rows_at(positions, self.config.train.seed, self.num_items)
-        return int((self.pieces.lengths[rows] - self.UNPREDICTED).sum())
+        return int((self.pieces.lengths - self.pieces.contexts)[rows].sum())
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Squared distance per target, as this batch's share of the step: a float32 scalar."""
         predicted, normalised = model(batch.vectors, batch.keys)
-        return squared_error(predicted, normalised, batch.lengths) * batch.scale
+        error = squared_error(predicted, normalised, batch.lengths, batch.contexts)
+        return error * batch.scale
 
     def zeros(self, num: int, device: torch.device) -> Batch:
         """A batch of `num` pieces of full length, of zeros."""
@@ -145,6 +153,7 @@ class NextSentence:
         return Batch(
             vectors=torch.zeros(num, self.most, self.documents.record.dimension, device=device),
             lengths=torch.full((num,), self.most, device=device),
+            contexts=torch.full((num,), self.UNPREDICTED, device=device),
             keys=torch.zeros(num, 2, dtype=torch.int32, device=device) if drops else None,
             scale=1.0 / (num * (self.most - self.UNPREDICTED)),
         )

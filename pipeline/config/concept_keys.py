@@ -23,6 +23,11 @@ class Concept(Section):
     # Their vectors
     dimension: PositiveInt = 1024
     suffix: str | None = None  # .npy file of a vector that ends each document
+    # Pairs: a prompt, and what follows it, which alone is learned and scored
+    pairs: bool = False
+    prompt_sentences_column: str = "prompt_sentences"
+    prompt_vectors_column: str = "prompt_sentences_sonar_emb"
+    prompt_suffix: str | None = None  # .npy file of a vector that ends each prompt
     # As the network sees them
     scale: Literal["quartiles", "lcm_tails"] = "quartiles"
     max_sentences: Annotated[int, Field(ge=2)] = 128  # of a piece of a document

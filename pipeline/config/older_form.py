@@ -22,6 +22,9 @@ from pipeline.config.words import merge, nested
 LATER: dict[str, dict[str, Any]] = {
     "downsample": {"allow_ignored": 0},
     "concept": {
+        "pairs": False,
+        "prompt_sentences_column": "prompt_sentences",
+        "prompt_vectors_column": "prompt_sentences_sonar_emb",
         "held_out": 0.0,
         "denoising_steps": 40,
         "guidance": 3.0,

@@ -100,9 +100,9 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "report": (*DATA_KEYS, "report"),
 }
 # Those of documents; the file of a suffix is a place, and the pack says what it held.
-OTHERS = ("suffix", *OF_TRAINING, *OF_SCORES, *OF_DENOISING)
+OTHERS = ("suffix", "prompt_suffix", *OF_TRAINING, *OF_SCORES, *OF_DENOISING)
 PREPARED = tuple(key for key in Concept.model_fields if key not in OTHERS)
-PACK = ("workload", "concept.name", "concept.dimension")  # of a pack that is there
+PACK = ("workload", "concept.name", "concept.dimension", "concept.pairs")  # of a pack that is there
 CONCEPT_KEYS: dict[str, tuple[str, ...]] = {
     "prepare": ("workload", *(f"concept.{key}" for key in PREPARED)),
     "train": (

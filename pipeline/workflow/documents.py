@@ -8,6 +8,7 @@ from pipeline.base.errors import UserError
 from pipeline.concept.pack import Record, pack_folder
 from pipeline.concept.predict_job import check_predictable
 from pipeline.config import paths
+from pipeline.config.concept_keys import OF_TRAINING
 from pipeline.config.load import layered, validate
 from pipeline.config.schema import Config
 from pipeline.workflow.current_pack import stop
@@ -25,10 +26,11 @@ class Documents(Shared):
         super().__init__(validate(layered(files, command_line)))
         concept = self.config.concept
         assert concept is not None
-        self.suffix = existing("concept.suffix", concept.suffix, "file")
-        words = [f"concept.suffix={file}" for file in self.suffix]
-        # These change no file of the pack, only what `prepare` prints about the training to come
-        words += [f"concept.{key}={getattr(concept, key)}" for key in ("max_sentences", "held_out")]
+        files = {f"concept.{key}": getattr(concept, key) for key in ("suffix", "prompt_suffix")}
+        self.suffix = [file for key in files for file in existing(key, files[key], "file")]
+        words = [f"{key}={file}" for key, file in files.items() if file is not None]
+        # These change no vector of the pack, only its normaliser, or what `prepare` prints
+        words += [f"concept.{key}={getattr(concept, key)}" for key in OF_TRAINING]
         self.prepare_settings = shlex.join([*shlex.split(self.settings), *words])
         self.samples = [f"{self.run}/predict/predicted.npy"]
         self.metrics = [f"{self.run}/metrics/scores.json"]

@@ -9,8 +9,9 @@ import pytest
 
 from pipeline.base.errors import UserError
 from pipeline.concept import parquet, text
-from pipeline.concept.make import make, suffix_of
+from pipeline.concept.make import make
 from pipeline.concept.pack import read_texts
+from pipeline.concept.suffixes import suffixes_of
 from pipeline.config.concept_keys import Concept
 from pipeline.config.schema import Config
 from tests.concept.documents import DIMENSION, config_of, rows_of, vectors_of, write_parquet
@@ -59,7 +60,7 @@ def test_damaged_texts_are_one_sentence(tmp_path: Path) -> None:
 def test_a_suffix_that_is_not_finite_numbers_is_refused(vector: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "end.npy", vector)
     with pytest.raises(UserError, match=rf"or not finite in float32 \({vector.dtype}\): give an"):
-        suffix_of(config_of(f"concept.suffix={tmp_path / 'end.npy'}"))
+        suffixes_of(Concept(dimension=6, suffix=str(tmp_path / "end.npy")))
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_pieces_of_the_chosen_are_those_of_all_without_the_others(
     every = set(zip(*pieces(offsets, most), strict=True))
     parts = [set(zip(*pieces(offsets, most, part), strict=True)) for part in (chosen, ~chosen)]
     assert parts[0] | parts[1] == every and not parts[0] & parts[1]
-    inside = [chosen[np.searchsorted(offsets, s, side="right") - 1] for s, _ in parts[0]]
+    inside = [chosen[np.searchsorted(offsets, s, side="right") - 1] for s, *_ in parts[0]]
     assert all(inside)
 
 

@@ -16,10 +16,10 @@ def test_pieces_cover_each_document_in_order_without_overlap(lengths: list[int],
     ends = offsets[1:]
     alone = {end - 1 for n, end in zip(lengths, ends, strict=True) if n % most == 1}
     found = pieces(offsets, most)
-    taken = [s + i for s, n in zip(*found, strict=True) for i in range(n)]
+    taken = [s + i for s, n, _ in zip(*found, strict=True) for i in range(n)]
     assert taken == [row for row in range(sum(lengths)) if row not in alone]
     assert all(SHORTEST <= n <= most for n in found.lengths)
-    for start, n in zip(*found, strict=True):  # within one document
+    for start, n, _ in zip(*found, strict=True):  # within one document
         assert not any(start < end <= start + n - 1 for end in ends)
     assert sum(n < most for n in found.lengths) <= sum(n % most > 1 for n in lengths)
 

@@ -112,14 +112,16 @@ class Untrained(nn.Module):
         return vectors / 2, vectors
 
 
-def documents_of(lengths: list[int]) -> Documents:
+def documents_of(lengths: list[int], prompts: list[int] | None = None) -> Documents:
     vectors = np.concatenate(vectors_of(lengths))
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     record = Record(
         name="x", dimension=DIMENSION, num_documents=len(lengths), num_sentences=len(vectors),
         has_suffix=False, sha256=Hashes(vectors="0", offsets="1"),
     )  # fmt: skip
-    return Documents(vectors, offsets, record, Normaliser(*np.ones((2, DIMENSION), np.float32)))
+    normaliser = Normaliser(*np.ones((2, DIMENSION), np.float32))
+    array = None if prompts is None else np.array(prompts, np.int64)
+    return Documents(vectors, offsets, record, normaliser, array)
 
 
 def mean_and_batch(

@@ -181,11 +181,14 @@ def test_every_other_key_is_read_by_some_stage() -> None:
         stages.append(stage_keys(resolved(f"experiment={other}"), "train"))
     denoising = ["concept.denoising_steps=9", "concept.guidance=2", "concept.guidance_rescale=0.5"]
     denoising += ["concept.initial_noise=0.9", "concept.noise_seed=9"]
-    of_documents = resolved("experiment=lcm_two_tower_smoke", *denoising)
+    pairs = ["concept.pairs=true", "concept.prompt_sentences_column=x"]
+    pairs += ["concept.prompt_vectors_column=y"]
+    of_documents = resolved("experiment=lcm_two_tower_smoke", *denoising, *pairs)
     stages += [stage_keys(of_documents, stage) for stage in CONCEPT_KEYS]
     for key in load.known_keys():
         section = key.partition(".")[0]
-        named = key in (*PLACES, "concept.suffix", "sample.seeds", "sample.runs") or "." not in key
+        named = key in (*PLACES, "sample.seeds", "sample.runs") or "." not in key
+        named = named or key in ("concept.suffix", "concept.prompt_suffix")
         named = named or key in ("model.kind", "downsample.allow_ignored")  # see test_older_form.py
         named = named or key.startswith("sample.guide.")  # parts of sample.guide
         if named or section in ("runtime", "launch"):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from snakemake_interface_executor_plugins.settings import ExecMode
 
+from pipeline.base.errors import UserError
 from pipeline.config import load
 from pipeline.config.words import parse_overrides
 from pipeline.reporting import sentences
@@ -160,3 +162,16 @@ def test_the_rule_that_makes_the_pack(capsys: pytest.CaptureFixture[str]) -> Non
     ):
         kinds.main(words)
         assert capsys.readouterr().out == f"{rule}\n"
+
+
+def test_prepare_gets_the_files_of_suffixes_and_the_scale_of_its_normaliser(tmp_path: Path) -> None:
+    words = ["experiment=lcm_mse_smoke", "concept.pairs=true", "concept.scale=lcm_tails"]
+    files = [f"{tmp_path}/{name}.npy" for name in ("end", "model")]
+    words += [f"concept.suffix={files[0]}", f"concept.prompt_suffix={files[1]}"]
+    with pytest.raises(UserError, match=r"concept.suffix=.* is not a file"):
+        Documents(load.load_yaml(load.DEFAULT_FILE), parse_overrides(words))
+    for file in files:
+        Path(file).touch()
+    X = Documents(load.load_yaml(load.DEFAULT_FILE), parse_overrides(words))
+    assert X.suffix == files
+    assert {"concept.scale=lcm_tails", *words[3:]} <= {*shlex.split(X.prepare_settings)}
