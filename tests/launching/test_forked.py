@@ -2,20 +2,17 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
 
-import pytest
-
 from pipeline.steps import ALL
 from tests.conftest import ROOT
 
-# What an agent has that a rank must not have: a thread, a file, a handler
+# What an agent has that a rank must not have: a thread, a file, handlers
 AGENT = """
-import importlib, json, os, signal, subprocess, sys, tempfile, threading
+import importlib, os, signal, subprocess, sys, tempfile, threading
 from types import SimpleNamespace
 import torch
 from pipeline.launching import forked
@@ -26,24 +23,20 @@ kept = tempfile.TemporaryFile()
 os.set_inheritable(kept.fileno(), True)
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
     signal.signal(number, lambda number, _: print("the agent's handler", flush=True))
-print("no end of line", end="")  # not to be printed by the fork, too
 step = SimpleNamespace(module="tests.launching.looking")
 importlib.import_module(step.module)
-command = [sys.executable, "-u", "-m", step.module, sys.argv[1], "--", "$x"]
-rank = forked.Rank(step, command, os.environ | {"RANK": "3"})
-if sys.argv[1] == "wait":
-    assert rank.poll() is None
-    try:
-        rank.wait(0.1)
-    except subprocess.TimeoutExpired:
-        rank.close(signal.SIGTERM)
-print("status", rank.wait(60), rank.poll())
+for word in sys.argv[1].split(","):
+    print("before", end=" ")  # not to be printed by the fork, too
+    command = [sys.executable, "-u", "-m", step.module, word, "--", "$x"]
+    rank = forked.Rank(step, command, os.environ | {"RANK": "3"})
+    if word == "wait":
+        assert rank.poll() is None
+        try:
+            rank.wait(0.1)
+        except subprocess.TimeoutExpired:
+            rank.close(signal.SIGTERM)
+    print(word, rank.wait(60), rank.poll())
 """
-
-
-def agent(*words: str) -> "subprocess.CompletedProcess[str]":
-    """A process that forks a rank of tests/launching/looking.py."""
-    return run("-c", AGENT, *words)
 
 
 def run(*words: str, **variables: str) -> "subprocess.CompletedProcess[str]":
@@ -60,35 +53,24 @@ def run(*words: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_a_fork_sees_what_a_new_process_sees() -> None:
-    forked = agent("look").stdout
+def test_a_fork_sees_what_a_new_process_sees_and_its_end_is_told() -> None:
+    done = run("-c", AGENT, "look,user error,failure,death,wait")
     new = run("-u", "-m", "tests.launching.looking", "look", "--", "$x", RANK="3").stdout
-    assert forked == f"no end of line{new}status 0 0\n"
+    ends = "before user error 2 2\nbefore failure 1 1\nbefore death -9 -9\nbefore wait -15 -15\n"
+    assert done.stdout == f"before {new}look 0 0\n{ends}"
+    # Not in vain
     assert json.loads(new.splitlines()[0])["leads its session"]
     assert new.endswith("the end\n")
+    # Its messages
+    error, *lines = done.stderr.splitlines()
+    assert error == "error: this is wrong: do that"
+    assert lines[0].startswith("Traceback") and lines[-1] == "ValueError: unforeseen"
 
 
-def test_a_fork_of_an_agent_that_has_started_cuda_is_a_new_interpreter() -> None:
-    done = agent("look", "started CUDA")
-    facts = json.loads(done.stdout.splitlines()[0].removeprefix("no end of line"))
-    assert facts["threads"] == 1 and facts["variables"]["RANK"] == "3"
-    assert facts == json.loads(agent("look").stdout.splitlines()[0].removeprefix("no end of line"))
-    assert done.stdout.endswith("the end\nstatus 0 0\n")
-
-
-@pytest.mark.parametrize(
-    ("word", "status", "message"),
-    [
-        ("user error", 2, "error: this is wrong: do that\n"),
-        ("failure", 1, "ValueError: unforeseen\n"),
-        ("death", -signal.SIGKILL, ""),
-        ("wait", -signal.SIGTERM, ""),
-    ],
-)
-def test_how_a_fork_ended_is_told(word: str, status: int, message: str) -> None:
-    done = agent(word)
-    assert done.stdout == f"no end of linestatus {status} {status}\n"
-    assert done.stderr.endswith(message) and bool(done.stderr) == bool(message)
+def test_a_fork_of_an_agent_that_has_started_cuda_is_a_new_program() -> None:
+    agent = AGENT.replace("[sys.executable,", "['/bin/echo',")
+    started = run("-c", agent, "look", "started CUDA").stdout
+    assert started == "before -u -m tests.launching.looking look -- $x\nlook 0 0\n"
 
 
 LISTEN = """
