@@ -252,7 +252,7 @@ rule job:
     output: "job{k}.json"
     resources: gpu=lambda wildcards: 1 + int(wildcards.k) % 2
     shell:
-        "python -m pipeline.launch --gpus {resources.gpu} -- -m stand_in {output} 1"
+        "python -m pipeline.launch --gpus {resources.gpu} -- -m stand_in {output} 3"
 """
 
 

@@ -48,18 +48,23 @@ def scores(world: World, *words: str) -> Any:
     return {key: value for key, value in world.result().items() if key != "seconds"}
 
 
-def assert_close(one: Any, other: Any) -> None:
-    """Equal but for the rounding of features that were made in other batches."""
+def assert_close(one: Any, other: Any, scale: float = 1.0) -> None:
+    """Equal but for the rounding of features that were made in other batches.
+
+    Relative to `scale`, the ceiling of a distance: a kernel distance near 0 is what is left of
+    means of that size.
+    """
     if isinstance(one, dict):
         assert one.keys() == other.keys()
+        scale = max(scale, one.get("bracket", one).get("ceiling", scale))
         for key in one:
-            assert_close(one[key], other[key])
+            assert_close(one[key], other[key], scale)
     elif isinstance(one, list):
         assert len(one) == len(other)
         for pair in zip(one, other, strict=True):
-            assert_close(*pair)
+            assert_close(*pair, scale)
     elif isinstance(one, float):
-        assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-6 * scale)
     else:
         assert one == other
 
