@@ -195,6 +195,8 @@ FIGURES = [
     ("lcm", "lcm-smoke", "{text[squared error][ridge]}", "396.2", "| 396.2 |"),
     ("lcm", "lcm-two-tower-smoke", "{wall_seconds[whole run after installation]}", "162", "2:42"),
     ("lcm", "lcm-two-tower-smoke", "{scores[squared error][network]:.1f}", "5.6", "defaults 5.6"),
+    ("lcm", "lcm-finetune-smoke", "{first loss:.1f}", "42.1", "begins at 42.1 per target"),
+    ("lcm", "lcm-finetune-smoke", "{scores[squared error][network]:.2f}", "3.47", "pairs is 3.47"),
     ("memory-and-speed", "startup", "{bars[0][value]:.1f}", "5.1", "together take 5.1"),
     ("memory-and-speed", "startup", "{ratio[two ranks of a bare script]:.1f}", "4.9", "takes 4.9"),
     ("README", "train-h100", "{median[ours, bf16]:.0f}", "251", "251 images/s"),

@@ -11,7 +11,7 @@ from pipeline.base.files import remove_spent
 from pipeline.base.locks import locked, wait_until_free
 from pipeline.base.progress import Progress
 from pipeline.concept import made, parquet, text
-from pipeline.concept.fitting import make_normaliser
+from pipeline.concept.fitting import check_given, given_normaliser, make_normaliser
 from pipeline.concept.pack import (
     Documents,
     Manifest,
@@ -44,11 +44,15 @@ def make(config: Config) -> Documents:
     """The pack and the normaliser that the keys name, made if they are not there yet."""
     assert config.concept is not None
     folder = pack_folder(config)
+    file = normaliser_file(folder, config.concept.scale)
+    is_there = file.exists() and file.with_suffix(".json").exists()
+    given = given_normaliser(config, is_there)
     if not is_whole(folder, config):
         make_pack(folder, config)
-    file = normaliser_file(folder, config.concept.scale)
-    if not (file.exists() and file.with_suffix(".json").exists()):
-        make_normaliser(folder, config.concept.scale)
+    if not is_there:
+        make_normaliser(folder, config.concept.scale, given)
+    elif given is not None:
+        check_given(file, given, config)
     return open_documents(config)
 
 

@@ -72,7 +72,7 @@ class Fit(JsonObject):
 
     sha256: str  # of center and scale
     vectors: str  # hex sha256 of the pack's
-    num_sentences: int
+    num_sentences: int  # 0: it was given
     constant: list[int]  # dimensions without a spread, which are centered alone
 
 

@@ -29,7 +29,7 @@ class Concept(Section):
     prompt_vectors_column: str = "prompt_sentences_sonar_emb"
     prompt_suffix: str | None = None  # .npy file of a vector that ends each prompt
     # As the network sees them
-    scale: Literal["quartiles", "lcm_tails"] = "quartiles"
+    scale: Literal["quartiles", "lcm_tails", "start"] = "quartiles"
     max_sentences: Annotated[int, Field(ge=2)] = 128  # of a piece of a document
     # What is kept for scores
     held_out: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of the documents
