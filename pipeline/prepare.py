@@ -42,6 +42,9 @@ def prepare(argv: list[str]) -> None:
         f"{len(parts.starts):,} pieces of 2 to {most}, {scored:,} documents held out for scores: "
         f"{pack_folder(config)}"
     )
+    if documents.prompts is not None:
+        in_prompts = int(documents.prompts.sum())
+        print(f"prepare: {in_prompts:,} of the sentences are in prompts, and never predicted")
     if batches := greedy_batches(parts.lengths, LCM_BATCH):
         num = sum(map(len, batches)) / len(batches)
         print(f"prepare: {LCM_BATCH:,} sentences, padding included, are {num:.1f} pieces")

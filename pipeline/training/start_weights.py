@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pipeline.base.errors import UserError
 from pipeline.base.files import sha256_file
 from pipeline.config.model_keys import kind_of
+from pipeline.config.paths import experiment_of
 from pipeline.config.schema import Config
 from pipeline.config.stages import stage_keys
 from pipeline.training.identity import differences
@@ -67,8 +68,10 @@ def locate(value: str) -> Path | None:
         newest = max(path.glob("step-*.pt"), default=None)
         choice = f"one of its files, the newest is {newest}" if newest else "a file"
         raise UserError(f"train.start={value} is a folder: give {choice}")
+    experiment = experiment_of(path)
+    first = f"train experiment={experiment} first, or " if experiment else ""
     raise UserError(
-        f"train.start={value} is not a file: give a file of weights, a checkpoint, or null"
+        f"train.start={value} is not a file: {first}give a file of weights, a checkpoint, or null"
     )
 
 

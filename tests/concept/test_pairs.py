@@ -10,13 +10,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import prepare
 from pipeline.base.errors import UserError
 from pipeline.concept import made, text
 from pipeline.concept.make import make
 from pipeline.concept.normaliser import fit
 from pipeline.concept.pack import Hashes, Manifest, check_arrays, open_documents
 from pipeline.concept.spool import Spool
-from tests.concept.documents import DIMENSION, config_of, made_pack, rows_of, vectors_of
+from tests.concept.documents import (
+    DIMENSION,
+    WORDS,
+    config_of,
+    made_pack,
+    rows_of,
+    vectors_of,
+)
 
 PARTS = [[(2, 3), (1, 1)], [(3, 2)]]  # sentences of prompts and targets, file by file
 
@@ -61,6 +69,15 @@ def test_a_pack_holds_prompts_before_targets(words: list[str], tmp_path: Path) -
     make(config_of(*words))  # is left alone
     with pytest.raises(UserError, match=r"made by other keys \(concept.pairs\)"):
         make(config_of(*words, "concept.pairs=false"))
+
+
+def test_the_step_says_how_many_sentences_are_in_prompts(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare.prepare([*WORDS, *words, f"out={tmp_path}/set.json"])
+    out = capsys.readouterr().out
+    assert "prepare: 12 sentences of 3 documents, 3 pieces" in out
+    assert "prepare: 6 of the sentences are in prompts, and never predicted" in out
 
 
 def test_other_packs_have_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

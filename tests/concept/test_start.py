@@ -13,7 +13,7 @@ from pipeline.concept.normaliser import Normaliser
 from pipeline.concept.pack import open_documents
 from pipeline.training import checkpoint, start_weights
 from pipeline.training.weights_file import load_weights
-from tests.concept.documents import TWO_TOWER, WORDS, made_pack
+from tests.concept.documents import TWO_TOWER, WORDS, config_of, made_pack
 
 
 def test_weights_with_another_normaliser_are_refused(
@@ -70,6 +70,10 @@ def test_pairs_take_the_normaliser_of_the_weights(
     assert np.array_equal(ours.center, theirs["center"])
     assert ours.sha256 == Normaliser.read(pack / "normaliser-quartiles.npz").sha256
     make(config)  # is left alone
+    saved = checkpoint.checkpoints(next(tmp_path.glob("first/checkpoints/*")))[-1]
+    made_pack(tmp_path / "saved", monkeypatch, *words[:-1], f"train.start={saved}")
+    files = [tmp_path / name / "normaliser-start.npz" for name in ("pairs", "saved")]
+    assert len({Normaliser.read(file).sha256 for file in files}) == 1
 
     # Trained from there
     place = [f"data.path={tmp_path}/pairs", f"out={tmp_path}/second"]
@@ -102,3 +106,11 @@ def test_a_normaliser_that_cannot_be_taken_is_one_sentence(
         with pytest.raises(UserError, match=sentence):
             made_pack(tmp_path / "pairs", monkeypatch, *words)
     made_pack(tmp_path / "pairs", monkeypatch, *words[:-1], f"train.start={'0' * 64}")  # gone
+
+
+def test_weights_of_an_experiment_that_was_not_trained_say_which() -> None:
+    config = config_of("experiment=lcm_finetune_smoke")
+    assert config.train.start is not None
+    missing = config.train.start.replace("weights", "gone")
+    with pytest.raises(UserError, match="is not a file: train experiment=lcm_mse_smoke first, or"):
+        start_weights.locate(missing)
