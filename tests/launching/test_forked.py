@@ -74,7 +74,7 @@ def test_a_fork_of_an_agent_that_has_started_cuda_is_a_new_program() -> None:
 
 
 LISTEN = """
-import importlib, sys
+import importlib, os, signal, sys
 import torch
 
 calls = []
@@ -89,13 +89,21 @@ torch.cuda._lazy_init = lambda: calls.append("_lazy_init")
 for name in sys.argv[1:]:
     importlib.import_module(name)
 assert not calls, calls
+
+# OpenMP's threads would not be in a fork, which would wait for them
+if not (fork := os.fork()):
+    signal.alarm(60)
+    torch.ones(1 << 22).exp()
+    os._exit(0)
+assert os.waitpid(fork, 0)[1] == 0
 """
 
 
-def test_imports_of_ranks_start_no_cuda() -> None:
+def test_imports_of_ranks_start_neither_cuda_nor_threads() -> None:
     names = {name for step in ALL if step.ranked for name in step.imports}
     assert "torch._dynamo" in names
-    assert (done := run("-c", LISTEN, *sorted(names))).returncode == 0, done.stderr
+    done = run("-c", LISTEN, *sorted(names), OMP_NUM_THREADS="4")
+    assert done.returncode == 0, done.stderr
 
 
 def test_ranks_start_with_the_module_that_does_their_work() -> None:
