@@ -20,7 +20,10 @@ PART ?=
 CALIBRATE ?=
 PIP_FLAGS ?=
 VERBOSE ?=
-WORKERS ?= $(if $(SLOW),$(shell expr $$(nproc) + 1),logical)
+WORKERS ?= $(if $(call on,SLOW),$(shell expr $$(nproc) + 1),logical)
+
+# Whether a switch is on: given, and not 0
+on = $(filter-out 0,$($(1)))
 
 # Snakemake does not start without a cache, and some containers have a home that nobody may write to
 CACHE := $(shell { mkdir -p "$${XDG_CACHE_HOME:-$$HOME/.cache}" && test -w "$$_" && echo "$$_"; } 2>/dev/null)
@@ -50,8 +53,8 @@ OVERRIDES := $(if $(EXPERIMENT),experiment=$(EXPERIMENT)) $(SETTING)
 CONFIGURED := $(if $(CONFIG),--configfile $(CONFIG)) $(if $(strip $(OVERRIDES)),--config $(OVERRIDES))
 
 # One line a stage, unless VERBOSE=1: pipeline/launching/console.py
-smoke data weights train sample evaluate report: export PIPELINE_OUTPUT := $(if $(VERBOSE),,brief)
-QUIET := $(if $(VERBOSE),,--quiet host progress reason rules)
+smoke data weights train sample evaluate report: export PIPELINE_OUTPUT := $(if $(call on,VERBOSE),,brief)
+QUIET := $(if $(call on,VERBOSE),,--quiet host progress reason rules)
 MAKER = $(shell python -m pipeline.workflow.kinds $(CONFIGURED))
 SNAKEMAKE = snakemake --cores $(CORES) --resources gpu=$(GPUS) $(QUIET)
 
@@ -99,7 +102,7 @@ report: setup  ## figures, tables, pages (likewise); then open results/index.htm
 all: report  ## everything: the same as report
 
 plan: setup  ## what would run: jobs, GPUs, variables, steps, disk; CALIBRATE=1: also hours and memory, from up to 20 steps
-	@python -m pipeline.plan $(if $(CALIBRATE),--calibrate) --cores $(CORES) --resources gpu=$(GPUS) $(CONFIGURED)
+	@python -m pipeline.plan $(if $(call on,CALIBRATE),--calibrate) --cores $(CORES) --resources gpu=$(GPUS) $(CONFIGURED)
 
 status: setup  ## the jobs that run in this folder: machine, GPUs, progress
 	@python -m pipeline.status
@@ -122,7 +125,7 @@ bench-gpu: $(VENV)/checks  ## measure one GPU, in parts of at most nine minutes 
 PYTEST = OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 
 test: $(VENV)/checks  ## the test suite, in one process per core (WORKERS=0: in a single one; SLOW=1: the slow tests, too)
-	$(PYTEST) $(if $(SLOW),-m "")
+	$(PYTEST) $(if $(call on,SLOW),-m "")
 
 test-slow: SLOW = 1
 test-slow: $(VENV)/checks  ## only the slow tests: whole chains, faults, several nodes, a real Slurm

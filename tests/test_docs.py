@@ -52,6 +52,16 @@ def test_make_smoke_reads_what_it_is_given(word: str) -> None:
         assert word.rpartition("=")[2] in done.stdout.splitlines()[-1], done.stderr
 
 
+@pytest.mark.parametrize(("given", "is_on"), [("", False), ("0", False), ("1", True)])
+def test_a_switch_of_make_is_off_if_it_is_0(given: str, is_on: bool) -> None:
+    words = [f"{name}={given}" for name in ("VERBOSE", "CALIBRATE", "SLOW")]
+    command = ["make", "--dry-run", "plan", "report", "test", *words, "GPUS=0"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert ("--quiet" not in re.sub(".*pip install.*", "", done)) == is_on
+    assert ("--calibrate" in done) == is_on
+    assert ('-m ""' in done) == is_on
+
+
 @pytest.mark.parametrize("is_given", [False, True])
 def test_make_has_a_cache_without_a_home(is_given: bool, tmp_path: Path) -> None:
     """Snakemake makes one in the home by itself, and does not start if it cannot."""
