@@ -291,7 +291,7 @@ def preflight(argv: list[str], world: int) -> None:
 def test_a_batch_that_the_ranks_cannot_divide(pack: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="train.batch=12 cannot be divided over 5 processes"):
         preflight(words(pack, tmp_path), 5)
-    with pytest.raises(UserError, match="runtime.micro_batch=4 does not divide the 6 images"):
+    with pytest.raises(UserError, match="runtime.micro_batch=4 does not divide the 6 of"):
         train.preflight(
             *load_step(words(pack, tmp_path, "runtime.micro_batch=4"), train.STEP.words), 2
         )

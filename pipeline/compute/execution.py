@@ -55,13 +55,13 @@ def enough_memory(num: int, key: str, device: torch.device, unit: str = "images"
 
 @contextmanager
 def room_for_one(device: torch.device) -> Iterator[None]:
-    """Turn a lack of memory for the weights, or for one image beside them, into a UserError."""
+    """Turn a lack of memory for the weights, or a batch of one beside them, into a UserError."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise OneRankError(
-            f"not even one image fits on {device} beside the weights and their averages: share "
-            "these out over more GPUs (runtime.strategy=fsdp2), or use a smaller model or a "
+            f"not even a batch of one fits on {device} beside the weights and their averages: "
+            "share these out over more GPUs (runtime.strategy=fsdp2), or use a smaller model or a "
             "larger GPU"
         ) from error
 

@@ -21,8 +21,8 @@ def images_of_a_rank(config: Config, world: int) -> int:
     local = batch // world
     if per_pass != "auto" and local % per_pass:
         raise UserError(
-            f"runtime.micro_batch={per_pass} does not divide the {local} images of a process "
-            f"(train.batch={batch} over {world})"
+            f"runtime.micro_batch={per_pass} does not divide the {local} of train.batch={batch} "
+            f"that each of {world} processes takes"
         )
     return local
 

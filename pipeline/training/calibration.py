@@ -102,7 +102,7 @@ def calibrate(
     # Training for a moment
     with TemporaryDirectory() as folder:
         job = Job(config, workload_of(config), Path(folder), Path(folder) / "checkpoints")
-        with execution.enough_memory(batch, "runtime.micro_batch", device):
+        with execution.enough_memory(batch, "runtime.micro_batch", device, job.workload.unit):
             trainer = Trainer(job, Ranks(0, 1, device))
             for _ in range(WARM_UP):
                 trainer.train_step()

@@ -24,14 +24,14 @@ def largest_that_fits(share: int, limit_bytes: int, measure: Callable[[int], int
     """The largest divisor of `share` images whose pass needs at most `limit_bytes`.
 
     `measure(n)` are the bytes that a pass over n images takes. It is asked for 1 and 2 images and
-    taken to be a straight line. Raises UserError if not even one image fits.
+    taken to be a straight line. Raises UserError if not even one fits.
     """
 
     # One image at least
     first_bytes = measure(1)
     if first_bytes > limit_bytes:
         raise OneRankError(
-            f"training on one image takes {first_bytes / 1e9:.2f} GB beside the weights but "
+            f"training on a batch of one takes {first_bytes / 1e9:.2f} GB beside the weights but "
             f"{limit_bytes / 1e9:.2f} GB are left: share the weights out over several GPUs "
             "(runtime.strategy=fsdp2), or use a smaller model or a larger GPU"
         )
@@ -58,7 +58,7 @@ def largest_that_runs(share: int, first: int, attempt: Callable[[int], None], gr
         if group.minimum(fits):
             return images
     raise OneRankError(
-        f"not even one image fits on {group.device} with another rank's: use a smaller model, "
+        f"not even a batch of one fits on {group.device} with another rank's: use a smaller model, "
         "runtime.strategy=fsdp2, or a GPU that nobody else uses"
     )
 
@@ -108,7 +108,7 @@ def measured(
     def measure(images: int) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         if sharded:  # no rank can leave a pass that all make together
-            with execution.enough_memory(images, "runtime.micro_batch", device):
+            with execution.enough_memory(images, "runtime.micro_batch", device, workload.unit):
                 attempt(images)
         elif not _has_memory(attempt, images):
             return max(limit, 0) + 1
@@ -123,7 +123,7 @@ def measured(
     # The same on all ranks
     if sharded:
         images = int(group.minimum(torch.tensor(first, device=device)))
-        with execution.enough_memory(images, "runtime.micro_batch", device):
+        with execution.enough_memory(images, "runtime.micro_batch", device, workload.unit):
             attempt(images)
     else:
         images = largest_that_runs(share, first, attempt, group)
@@ -134,7 +134,7 @@ def measured(
     if group.first:
         total = torch.cuda.get_device_properties(device).total_memory
         print(
-            f"micro-batch {images} of {share} images a process: "
+            f"micro-batch {images} of {share} {workload.unit} a process: "
             f"{used / 1e9:.0f} of {total / 1e9:.0f} GB",
             flush=True,
         )

@@ -34,7 +34,9 @@ def work(job: Job) -> None:
             trainer = Trainer(job, group)
             resume(trainer, newest)
             del newest
-            memory = execution.enough_memory(trainer.micro, "runtime.micro_batch", group.device)
+            memory = execution.enough_memory(
+                trainer.micro, "runtime.micro_batch", group.device, job.workload.unit
+            )
             with trainer.writer, memory:
                 run(trainer, stop)
             # Weights of the run

@@ -92,7 +92,8 @@ class Trainer:
         # exchange of gradients
         model = sharding.parallel(model, group)
         if group.world > 1:
-            with execution.enough_memory(self.micro, "runtime.micro_batch", group.device):
+            unit = self.workload.unit
+            with execution.enough_memory(self.micro, "runtime.micro_batch", group.device, unit):
                 for _ in range(sharding.REHEARSALS):
                     fitting.rehearse(model, self.workload, precision, self.micro, group.device)
             self.net.zero_grad(set_to_none=True)
@@ -274,7 +275,7 @@ class Trainer:
             f"from before, stay in {self.job.scratch}, and train.start=CHECKPOINT starts the new "
             "one from the weights of one of them"
         )
-        self.watch.check(batch, self.micro, self.workload.locate, remedy)
+        self.watch.check(batch, self.micro, self.workload.locate, remedy, self.workload.unit)
 
     def row(self, steps: int, seconds: float) -> dict[str, Any]:
         """One row of the curve: means over the last `steps` steps, which took `seconds`.

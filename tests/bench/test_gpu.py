@@ -79,7 +79,7 @@ def test_a_size_that_does_not_fit_is_passed_over(bench: training.Bench, memory: 
     assert bench.measured(limited(bench, 2), 4, memory) is None
     assert bench.best(limited(bench, 2), [4, 2, 1], memory).batch in (2, 1)
     assert bench.best(limited(bench, 1), [4, 2, 1], memory).batch == 1
-    with pytest.raises(RuntimeError, match="not even one image"):
+    with pytest.raises(RuntimeError, match="not even a batch of one"):
         bench.best(limited(bench, 0), [4, 2, 1], memory)
 
 

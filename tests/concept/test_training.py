@@ -58,6 +58,11 @@ def test_in_several_passes(reference: tuple, pack: Path, tmp_path: Path) -> None
     agree(outcome(tmp_path), reference)
 
 
+def test_a_loss_that_is_not_finite_is_told_in_pieces(pack: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not finite at step .*, first at pieces .* of the run"):
+        train.main(words(pack, tmp_path, "train.lr=1e30", "train.clip_grad_norm=null"))
+
+
 @pytest.mark.slow
 def test_on_two_ranks(reference: tuple, pack: Path, tmp_path: Path) -> None:
     """In one pass and in two, with weights whole and in parts."""

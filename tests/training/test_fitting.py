@@ -59,7 +59,7 @@ def test_no_number_that_runs_is_an_error() -> None:
     def attempt(images: int) -> None:
         raise torch.OutOfMemoryError
 
-    with pytest.raises(UserError, match="not even one image"):
+    with pytest.raises(UserError, match="not even a batch of one"):
         fitting.largest_that_runs(4, 4, attempt, CPU)
 
 

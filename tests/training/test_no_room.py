@@ -42,7 +42,9 @@ def test_the_micro_batch_is_what_runs(most: int, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_gpu_too_small_for_one_image_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OneRankError, match="not even one image fits on cpu beside the weights"):
+    with pytest.raises(
+        OneRankError, match="not even a batch of one fits on cpu beside the weights"
+    ):
         measured(0, monkeypatch)
 
 

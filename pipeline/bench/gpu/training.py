@@ -145,7 +145,7 @@ class Bench:
             if len(fitting) == 2 or (fitting and not self.scale.in_time()):
                 break
         if not fitting:
-            raise RuntimeError("not even one image fits on the device")
+            raise RuntimeError("not even a batch of one fits on the device")
         return max(fitting, key=lambda case: case.images_per_s)
 
     def baseline(self) -> Case:
