@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from pipeline.base.code import code_sha256
 from pipeline.base.errors import Stopped, UserError
-from pipeline.base.processes import die_with_parent, handle_stop_signals
+from pipeline.base.processes import die_with_parent, handle_stop_signals, name_process
 from pipeline.compute import gpus, meeting
 from pipeline.compute.agreement import disagreement
 
@@ -149,9 +149,10 @@ def ranks(device: str, identity: Mapping[str, Any], join_seconds: float) -> Iter
     rank_device = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if rank_device.type == "cuda":
         torch.cuda.set_device(rank_device)
-    # Ranks end with torchrun
+    # Ranks end with torchrun, and can be told apart in top
     if "RANK" in os.environ:
         die_with_parent(signal.SIGKILL)
+        name_process(f"python rank {rank}")
     # Alone
     if world == 1:
         yield Ranks(rank, world, rank_device)

@@ -28,7 +28,6 @@ import torch
 from torch.distributed.elastic.multiprocessing import api
 
 from pipeline.base.errors import run_main
-from pipeline.base.processes import name_process
 from pipeline.steps import Step
 
 POLL_S = 0.02  # between looks at a rank that is to end
@@ -133,7 +132,6 @@ def become_rank(environment: Mapping[str, str]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environment)
-    name_process(f"python rank {environment['RANK']}")
     for entry in Path("/proc/self/fd").iterdir():
         if int(entry.name) > 2:
             with suppress(OSError):  # the folder's own
