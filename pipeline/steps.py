@@ -30,9 +30,8 @@ class Step:
 
     @property
     def imports(self) -> list[str]:
-        """Modules that its ranks start with; a training's first optimizer imports torch._dynamo."""
-        loops = [f"pipeline.{self.loop}"] if self.loop else []
-        return [self.module, *loops, *(["torch._dynamo"] if self.name == "train" else [])]
+        """Modules that its ranks start with."""
+        return [self.module, *([f"pipeline.{self.loop}"] if self.loop else [])]
 
     @property
     def gpus(self) -> str:

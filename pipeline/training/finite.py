@@ -35,7 +35,7 @@ class Watch:
         micro: int,
         locate: Callable[[np.ndarray], str],
         remedy: str,
-        unit: str = "images",
+        unit: str,
     ) -> None:
         """Raise the same UserError on every rank if any of them noted something.
 

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch._dynamo  # else by the first optimizer, in each of the ranks
 from torch import Tensor
 
 from pipeline.base import locks

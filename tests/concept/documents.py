@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.concept import made
 from pipeline.concept.make import make
+from pipeline.concept.spool import Spool
 from pipeline.config.load import load_step
 from pipeline.config.schema import Config
 
@@ -81,3 +82,18 @@ def made_pack(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> Con
     config = config_of(f"data.path={folder}", *words)
     make(config)
     return config
+
+
+def make_one_file(config: Config) -> None:
+    """Begin a pack, and be killed when the first of its files is finished."""
+    add = Spool.add
+
+    def killed_at_second(self: Spool, name: str, documents: Any) -> None:
+        if self.finished:
+            raise SystemExit("killed")
+        add(self, name, documents)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Spool, "add", killed_at_second)
+        with pytest.raises(SystemExit):
+            make(config)

@@ -18,7 +18,13 @@ from pipeline.concept.denoising_workload import DenoisedSentence
 from pipeline.concept.predictions import open_predictions
 from pipeline.config.stages import stage_keys
 from tests.concept.documents import TWO_TOWER, config_of
-from tests.concept.test_training import agree, documents_of, mean_and_batch, words
+from tests.concept.test_training import (
+    agree,
+    documents_of,
+    mean_and_batch,
+    resumes_to_the_bit,
+    words,
+)
 from tests.on_ranks import on_ranks, train_on_ranks
 from tests.test_train import losses, outcome
 
@@ -53,14 +59,8 @@ def test_in_several_passes(folder: Path, pack: Path, tmp_path: Path) -> None:
     agree(outcome(tmp_path), outcome(folder / "train"))
 
 
-def test_stopped_and_resumed_to_the_bit(folder: Path, pack: Path, tmp_path: Path) -> None:
-    more = (*KEYS, "train.lr_schedule=constant")  # so that a longer training goes on
-    for images in (240, 480):
-        train.main(words(pack, tmp_path / "parts", *more, f"train.images={images}"))
-    train.main(words(pack, tmp_path / "whole", *more))
-    parts, whole = (outcome(tmp_path / name) for name in ("parts", "whole"))
-    assert all(torch.equal(parts[0][name], value) for name, value in whole[0].items())
-    assert losses(parts[1]) == losses(whole[1])
+def test_stopped_and_resumed_to_the_bit(pack: Path, tmp_path: Path) -> None:
+    resumes_to_the_bit(pack, tmp_path, *KEYS)
 
 
 @pytest.mark.slow

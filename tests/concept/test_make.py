@@ -17,11 +17,11 @@ from pipeline.concept import parquet
 from pipeline.concept.make import make
 from pipeline.concept.normaliser import fit
 from pipeline.concept.pack import Fit, Manifest, Record
-from pipeline.concept.spool import Spool
 from tests.concept.documents import (
     DIMENSION,
     WORDS,
     config_of,
+    make_one_file,
     rows_of,
     vectors_of,
     write_parquet,
@@ -150,17 +150,8 @@ def test_a_file_that_has_changed_since_begins_anew(
 def test_sentences_of_an_earlier_run_do_not_count_for_the_speed(
     words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add_whole, shown = Spool.add, []
-
-    def killed_at_second(self: Spool, name: str, documents: Any) -> None:
-        if self.finished:
-            raise SystemExit("killed")
-        add_whole(self, name, documents)
-
-    with monkeypatch.context() as killed:
-        killed.setattr(Spool, "add", killed_at_second)
-        with pytest.raises(SystemExit):
-            make(config_of(*words))
+    make_one_file(config_of(*words))
+    shown: list[tuple[int, int]] = []
     monkeypatch.setattr(Progress, "show", lambda self, num: shown.append((self.num_before, num)))
     make(config_of(*words, "runtime.progress_seconds=0"))
     assert shown == [(9, 9), (9, 18), (9, 22)]

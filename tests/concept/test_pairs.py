@@ -16,12 +16,12 @@ from pipeline.concept import made, text
 from pipeline.concept.make import make
 from pipeline.concept.normaliser import fit
 from pipeline.concept.pack import Hashes, Manifest, check_arrays, open_documents
-from pipeline.concept.spool import Spool
 from tests.concept.documents import (
     DIMENSION,
     WORDS,
     config_of,
     made_pack,
+    make_one_file,
     rows_of,
     vectors_of,
 )
@@ -110,21 +110,9 @@ def test_suffixes_end_prompts_and_documents(words: list[str], tmp_path: Path) ->
         make(config_of(*words, "concept.pairs=false", *given))
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bytes(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_goes_on_to_the_same_bytes(words: list[str], tmp_path: Path) -> None:
     make(config_of(*words, f"data.path={tmp_path}/whole"))
-    add = Spool.add
-
-    def killed_at_second(self: Spool, name: str, documents: Any) -> None:
-        if self.finished:
-            raise SystemExit("killed")
-        add(self, name, documents)
-
-    with monkeypatch.context() as killed:
-        killed.setattr(Spool, "add", killed_at_second)
-        with pytest.raises(SystemExit):
-            make(config_of(*words))
+    make_one_file(config_of(*words))
     make(config_of(*words))
     parts = [{p.name: p.read_bytes() for p in (tmp_path / x).iterdir()} for x in ("pack", "whole")]
     assert parts[0] == parts[1] and "prompts.npy" in parts[0]

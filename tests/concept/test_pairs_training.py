@@ -23,9 +23,16 @@ from pipeline.config.model_keys import LCMKeys
 from pipeline.training.weights_file import load_weights
 from tests.concept import test_denoising
 from tests.concept.documents import TWO_TOWER, config_of, made_pack
-from tests.concept.test_training import Untrained, agree, documents_of, mean_and_batch, words
+from tests.concept.test_training import (
+    Untrained,
+    agree,
+    documents_of,
+    mean_and_batch,
+    resumes_to_the_bit,
+    words,
+)
 from tests.on_ranks import on_ranks, train_on_ranks
-from tests.test_train import losses, outcome
+from tests.test_train import outcome
 
 PAIRS = ("concept.pairs=true", "concept.held_out=0.3")
 KINDS: dict[str, tuple[str, ...]] = {"lcm": (), "lcm_two_tower": TWO_TOWER}
@@ -107,13 +114,7 @@ def test_in_several_passes_and_resumed(
     more = (*PAIRS, *KINDS[kind])
     train.main(words(pairs, tmp_path / "passes", *more, "runtime.micro_batch=6"))
     agree(outcome(tmp_path / "passes"), outcome(folder / kind))
-    more = (*more, "train.lr_schedule=constant")  # so that a longer training goes on
-    for images in (240, 480):
-        train.main(words(pairs, tmp_path / "parts", *more, f"train.images={images}"))
-    train.main(words(pairs, tmp_path / "whole", *more))
-    parts, whole = (outcome(tmp_path / name) for name in ("parts", "whole"))
-    assert all(torch.equal(parts[0][name], value) for name, value in whole[0].items())
-    assert losses(parts[1]) == losses(whole[1])
+    resumes_to_the_bit(pairs, tmp_path, *more)
 
 
 @pytest.mark.slow

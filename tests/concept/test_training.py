@@ -45,6 +45,17 @@ def agree(other: tuple, reference: tuple) -> None:
     assert difference(other[0], reference[0]) < 1e-5
 
 
+def resumes_to_the_bit(pack: Path, folder: Path, *keys: str) -> None:
+    """A training that goes on from its middle ends as one that nothing ended."""
+    more = (*keys, "train.lr_schedule=constant")  # so that a longer training goes on
+    for images in (240, 480):
+        train.main(words(pack, folder / "parts", *more, f"train.images={images}"))
+    train.main(words(pack, folder / "whole", *more))
+    parts, whole = (outcome(folder / name) for name in ("parts", "whole"))
+    assert all(torch.equal(parts[0][name], value) for name, value in whole[0].items())
+    assert losses(parts[1]) == losses(whole[1])
+
+
 # --- one model, whatever the hardware ------------------------------------------------------------
 
 
