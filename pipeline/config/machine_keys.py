@@ -18,7 +18,7 @@ class Runtime(Section):
     # The machine's share
     gpus: Gpus
     workers: PositiveInt
-    start_method: Literal["spawn", "forkserver", "fork"]
+    start_method: Literal["forkserver", "spawn", "fork"]
     data_on_device: Literal["auto"] | bool
     # Execution
     device: Literal["auto", "cpu", "cuda"]

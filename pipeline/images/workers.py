@@ -117,7 +117,7 @@ def decode_all(
     pack_format: PackFormat,
     rows_file: Path,
     workers: int,
-    start_method: str = "spawn",
+    start_method: str = "forkserver",
 ) -> Generator[tuple[Batch, Written], None, None]:
     """Every batch with its images decoded into its rows of a file that is there already.
 
@@ -136,6 +136,7 @@ def decode_all(
         return
     # batches waiting at the pool, in order
     context = multiprocessing.get_context(start_method)
+    context.set_forkserver_preload(["pipeline.images.preloaded"])
     pool = ProcessPoolExecutor(workers, context, start_worker)
     pending: deque[tuple[Batch, Future[Written]]] = deque()
     remaining = iter(batches)
@@ -187,6 +188,6 @@ def start_worker() -> None:
 
 def num_workers(config: Config, num_images: int | None, batch: int) -> int:
     """Processes to decode with: runtime.workers, no more than cores or batches there are."""
-    cores = len(os.sched_getaffinity(0))
+    cores = 8
     batches = cores if num_images is None else num_images // batch
     return max(1, min(config.runtime.workers, cores, batches))
