@@ -50,9 +50,10 @@ SAMPLED = 300  # images
 FURTHER = 3  # rates beyond the grid
 AT_ONCE = 2  # trainings of each network, one thread each
 STEP_ROUNDS, TIMED = 5, 4  # rounds of the cost of a step, steps in each
+PLAIN = ("train.times=uniform", "model.residual_updown=true")
 BAR, SAME = 0.8, 0.05  # distance of edm2 / unet; relative difference of their operations
 EXPERIMENT = (
-    *("experiment=smoke", "data.source=shapes", "data.resolution=8"),
+    *("experiment=smoke", "data.source=shapes", "data.resolution=8", *PLAIN),
     *("model.channel_mult=[1,1]", "model.attention_at=[2]"),
     *(f"train.images={TRAINED}", f"train.batch={BATCH}", f"train.warmup_images={TRAINED // 12}"),
     *("train.label_dropout=0", "train.ema_rampup=0.05"),

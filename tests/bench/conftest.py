@@ -17,6 +17,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(inputs, "TINY", (*inputs.TINY, *words))
     monkeypatch.setattr(training, "BATCH", BATCH)
     monkeypatch.setattr(sampling, "NUM", 16)
+    monkeypatch.setattr(sampling, "FEW", 4)
     monkeypatch.setattr(sampling, "STEPS", 4)
     training.plain_losses.cache_clear()
     yield

@@ -31,7 +31,7 @@ def images(weights: Path, out: Path, num: int, batch: int, precision: str) -> np
 @pytest.mark.parametrize("precision", LEVELS)
 def test_other_batches_stay_within_the_bound(weights: Path, tmp_path: Path, precision: str) -> None:
     """Of another size, or smaller since there are fewer samples."""
-    full = images(weights, tmp_path / "full", 8, 8, precision)
-    for num, batch in ((8, 1), (8, 3), (3, 8)):
+    full = images(weights, tmp_path / "full", 5, 8, precision)
+    for num, batch in ((3, 1), (5, 3), (3, 8)):
         other = images(weights, tmp_path / f"{num}-{batch}", num, batch, precision)
         assert np.abs(other - full).max() <= LEVELS[precision]

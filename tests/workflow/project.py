@@ -55,8 +55,8 @@ class Project:
         return self.run(self.command(*flags, set=set))
 
     def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        """A command in this folder; dry runs in forks of a process that has Snakemake."""
-        if command[:3] == ENGINE[:3] and "--dry-run" in command:
+        """A command in this folder; Snakemake in a fork of a process that has imported it."""
+        if command[:3] == ENGINE[:3]:
             return forks(*SNAKEMAKE).run(command[2:], self.folder, self.environment)
         return subprocess.run(
             command, cwd=self.folder, env=self.environment, capture_output=True, text=True

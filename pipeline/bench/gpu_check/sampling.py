@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 # it is 0.0005, by TF32 0.012; with dopri5, whose steps rounding changes too, 0.005 and 0.01.
 FLIPS, FLIPS_ON_A_GRID = 0.01, 0.004
 MODEL = ("experiment=tiny", "model.time_scale=10")
-NUM, STEPS = 256, 8  # images of the largest batch, steps of a fixed grid
+NUM, FEW, STEPS = 256, 32, 8  # images of the largest batch, of others; steps of a fixed grid
 SOLVERS = ("euler", "midpoint", "heun", "rk4", "dopri5")
 # Standard deviations of weights with which state, time and class all matter to the velocity.
 SPREAD = {"stem": 0.5, "time_mlp": 0.3, "label_embedding": 1.5, "out_conv": 0.3}
@@ -114,7 +114,7 @@ def as_on_cpu(solver: str, device: torch.device) -> Figure:
     """Images of the device and of the CPU."""
     with weights() as path:
         job = job_of(path, f"sample.solver={solver}")
-        (ours, count), (right, right_count) = (images(job, d, 32) for d in (device, CPU))
+        (ours, count), (right, right_count) = (images(job, d, FEW) for d in (device, CPU))
     note = f"{count:.1f} evaluations, on the CPU {right_count:.1f}"
     at_most = FLIPS if solver == "dopri5" else FLIPS_ON_A_GRID
     return apart(ours, right, at_most)._replace(note=note)
@@ -127,7 +127,7 @@ def compiled(device: torch.device) -> Figure:
         jobs = (
             job_of(path, "sample.solver=heun", f"runtime.compile={c}") for c in ("true", "false")
         )
-        ours, right = (images(job, device, 32)[0] for job in jobs)
+        ours, right = (images(job, device, FEW)[0] for job in jobs)
     return apart(ours, right)
 
 
@@ -137,7 +137,8 @@ def rounded(precision: str, at_most: float, device: torch.device) -> Figure:
     with weights() as path:
         words = ("sample.solver=heun", "sample.precision=")
         right, ours = (
-            images(job_of(path, words[0], words[1] + p), device, 64)[0] for p in ("fp32", precision)
+            images(job_of(path, words[0], words[1] + p), device, FEW)[0]
+            for p in ("fp32", precision)
         )
     mean = float(np.abs(ours - right).mean())
     note = f"at most {levels(ours, right)}"
@@ -150,7 +151,7 @@ def evaluations(precision: str, at_most: float, device: torch.device) -> Figure:
     words = ("sample.solver=dopri5", "sample.rtol=1e-4", "sample.atol=1e-4")
     with weights() as path:
         jobs = [job_of(path, *words, f"sample.precision={p}") for p in ("fp32", precision)]
-        (right, needed), (ours, count) = (images(job, device, 32) for job in jobs)
+        (right, needed), (ours, count) = (images(job, device, FEW) for job in jobs)
     note = f"{count:.1f} instead of {needed:.1f}, {levels(ours, right)} grey levels at most"
     return Figure(count / needed, at_most, "times", note=note)
 
