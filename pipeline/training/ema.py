@@ -9,6 +9,8 @@ reads or writes 22 numbers per parameter (3 without a remainder): 26 GB for the 
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -37,22 +39,29 @@ class Average(ABC):
         """The average, and its remainder if it has one: networks of the same parameters."""
         return [self.net] if self.remainder is None else [self.net, self.remainder]
 
+    @cached_property
+    def parameters(self) -> list[list[nn.Parameter]]:
+        """Those of the nets, listed once, when ranks have their parts: it takes milliseconds."""
+        return [list(net.parameters()) for net in self.nets]
+
     @abstractmethod
     def decay(self, images_seen: int, batch: int) -> float:
         """Weight of the old average after a step of `batch` images that ended at `images_seen`."""
 
     @torch.no_grad()
-    def update(self, net: nn.Module, images_seen: int, batch: int) -> None:
-        """Move the average towards `net` after a step that ended at `images_seen` images."""
+    def update(self, weights: Iterable[nn.Parameter], images_seen: int, batch: int) -> None:
+        """Move the average towards the parameters of the network after a step that ended at
+        `images_seen` images.
+        """
         weight = 1.0 - self.decay(images_seen, batch)
-        averages, currents = local_parameters(self.net), local_parameters(net)
-        if self.remainder is None:
+        currents = local(weights)
+        averages, *remainders = (local(parameters) for parameters in self.parameters)
+        if not remainders:
             torch._foreach_lerp_(averages, currents, weight)
             return
-        remainders = local_parameters(self.remainder)
         for first in range(0, len(averages), TOGETHER):
             part = slice(first, first + TOGETHER)
-            move(averages[part], remainders[part], currents[part], weight)
+            move(averages[part], remainders[0][part], currents[part], weight)
 
 
 class EMA(Average):
@@ -111,6 +120,6 @@ def move(
     torch._foreach_add_(remainders, change)
 
 
-def local_parameters(net: nn.Module) -> list[Tensor]:
-    """The parameters of a network, or this rank's parts of them if they are sharded."""
-    return [parts.local(p) for p in net.parameters()]
+def local(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """Parameters, or this rank's parts of them if they are sharded."""
+    return [parts.local(p) for p in parameters]

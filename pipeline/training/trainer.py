@@ -46,15 +46,15 @@ class Trainer:
         execution.set_float32(train.precision, group.device)
         self.micro = micro_batch(self.config, group.world, self.workload.most_items)
         self.workload.place(group.device, group.first)
-        # network, averages and optimiser
-        # weights are drawn on the CPU: the same on every device
+        # network, averages and optimiser; weights are drawn on the CPU: the same on every device
         torch.manual_seed(draws.torch_seed(train.seed))
         self.net = self.workload.build()
         self.averages = ema.averages(self.net, train)
         self.model = self._parallel()
+        self.parameters = list(self.net.parameters())  # as the ranks hold them
         self.workload.read_ahead(self.micro * group.world)
         self.optimizer = torch.optim.AdamW(
-            self.net.parameters(),
+            self.parameters,
             lr=train.lr,
             betas=train.betas,
             eps=train.eps,
@@ -68,8 +68,7 @@ class Trainer:
         self.device_seconds = 0.0  # wall time of training steps x world size, over all runs
         self.loss_sum = torch.zeros((), device=group.device)
         self.watch = Watch(group)
-        flops = training_flops(self.workload)
-        self.meter = Meter(group.device, flops, runtime.progress_seconds)
+        self.meter = Meter(group.device, training_flops(self.workload), runtime.progress_seconds)
         self.writer = checkpoint.Writer(job.scratch, runtime.keep_checkpoints)
         # of all, before any clipping, in the last step that the scaler did not skip
         self.gradient_norm = torch.zeros((), device=group.device)
@@ -124,7 +123,7 @@ class Trainer:
         self.step += 1
         # Also after a step that the scaler skipped: its images are seen, the weights are as before.
         for average in self.averages:
-            average.update(self.net, self.images, self.config.train.batch)
+            average.update(self.parameters, self.images, self.config.train.batch)
         self.device_seconds += (time.monotonic() - began) * self.group.world
 
     def _accumulate(self, index: int, num_passes: int) -> None:
@@ -146,14 +145,14 @@ class Trainer:
 
     def _clip(self) -> None:
         """Scale the gradient down to clip_grad_norm if it is longer, without waiting for it."""
-        norm = sharding.total_norm(p.grad for p in self.net.parameters() if p.grad is not None)
+        norm = sharding.total_norm(p.grad for p in self.parameters if p.grad is not None)
         # While it can still halve its scale, the scaler skips a step that is not finite, no more.
         skipped = ~norm.isfinite() & (self.scaler.scale(torch.ones_like(norm)) > 1)
         self.gradient_norm = torch.where(skipped, self.gradient_norm, norm)
         self.watch.note("gradient", self.gradient_norm, self.images)
         limit = self.config.train.clip_grad_norm
         if limit is not None:
-            nn.utils.clip_grads_with_norm_(self.net.parameters(), limit, norm)
+            nn.utils.clip_grads_with_norm_(self.parameters, limit, norm)
 
     def _seed_torch(self) -> None:
         """What a network draws by torch's generator: by (seed, step, rank), so a resume repeats it.
@@ -255,7 +254,7 @@ class Trainer:
 
     def check_weights(self) -> None:
         """Raise UserError on all ranks if anything, the weights included, is not finite."""
-        weights = sharding.total_norm(self.net.parameters())
+        weights = sharding.total_norm(self.parameters)
         self.watch.note("weights", weights, self.images - self.config.train.batch)
         self.check_finite()
 

@@ -52,7 +52,7 @@ def test_average_halves_the_distance_in_a_halflife() -> None:
     with torch.no_grad():
         net.weight += 1.0
     for step in range(10):
-        ema.update(net, (step + 1) * 64, 64)
+        ema.update(net.parameters(), (step + 1) * 64, 64)
     torch.testing.assert_close(ema.net.weight, start + 0.5)
 
 

@@ -48,7 +48,7 @@ def test_halflife_zero_is_the_weights_themselves() -> None:
     ema = EMA(net, 0, rampup=0.05)
     with torch.no_grad():
         net.weight.normal_()
-    ema.update(net, 64, 64)
+    ema.update(net.parameters(), 64, 64)
     assert torch.equal(ema.net.weight, net.weight)
 
 
@@ -61,7 +61,7 @@ def test_the_average_is_that_of_torch() -> None:
     for step in range(20):
         with torch.no_grad():
             net.weight.normal_()
-        ema.update(net, (step + 1) * 64, 64)
+        ema.update(net.parameters(), (step + 1) * 64, 64)
         theirs.update_parameters(net)
     torch.testing.assert_close(ema.net.weight, theirs.module.weight)
 
@@ -76,7 +76,7 @@ def test_a_long_average_goes_all_of_its_way(batch: int) -> None:
     with torch.no_grad():
         net.weight *= 1.005
     for step in range(steps):
-        ema.update(net, (step + 1) * batch, batch)
+        ema.update(net.parameters(), (step + 1) * batch, batch)
     assert ema.remainder is not None
     gone = ema.net.weight.double() + ema.remainder.weight.double() - start
     due = (1 - 0.5 ** (steps * batch / halflife)) * (net.weight.double() - start)

@@ -152,7 +152,7 @@ def test_updates_of_millionths_add_up_to_a_thousandth() -> None:
         images = (first + step) * batch
         weight = 1 - decay(0.1, images, batch)
         assert 1e-6 < weight < 3e-6
-        average.update(net, images, batch)
+        average.update(net.parameters(), images, batch)
         exact += weight * (net.weight.detach().double() - exact)
         plain.lerp_(net.weight.detach(), weight)
     distance = (exact - start).norm()

@@ -184,7 +184,7 @@ def outside_ms(trainer: Trainer, repeats: int = 5) -> float:
         trainer.workload.batch(positions)
         trainer._clip()
         for average in trainer.averages:
-            average.update(trainer.net, trainer.images, train.batch)
+            average.update(trainer.parameters, trainer.images, train.batch)
 
     # Timed together
     once()
