@@ -132,10 +132,14 @@ def test_rows_labels_and_record(photos: Path) -> None:
 def test_bytes_do_not_depend_on_workers_or_their_start(tmp_path: Path) -> None:
     write_photos(tmp_path, per_class=20, size=48)  # more than wait in the queue at a time
     packs = []
-    for how in ("workers=1", *(f"start_method={m}" for m in ("spawn", "forkserver", "fork"))):
-        run = start(tmp_path, f"runtime.{how}", f"data.pack_dir={tmp_path}/{how}")
-        error = run.communicate()[1]
+    (deep := tmp_path / ("long" * 20)).mkdir()  # in which no socket can be
+    ways = ["workers=1", *(f"start_method={m}" for m in ("spawn", "fork", "forkserver"))]
+    for how in [*ways, "workers=2"]:
+        variables = {"TMPDIR": str(deep)} if how == "workers=2" else {}
+        run = start(tmp_path, f"runtime.{how}", f"data.pack_dir={tmp_path}/{how}", **variables)
+        output, error = run.communicate()
         assert run.returncode == 0, error
+        assert ("spawn, since" in output) == bool(variables), output
         folder = tmp_path / how / "train_8" / "box"
         packs.append([(folder / name).read_bytes() for name in sorted(PACK)])
     assert all(pack == packs[0] for pack in packs)

@@ -12,7 +12,10 @@ from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 from pathlib import Path
+from tempfile import gettempdir
 
 import numpy as np
 
@@ -135,9 +138,7 @@ def decode_all(
             yield batch, decode_into(rows_file, pack_format, batch.first, batch.items)
         return
     # batches waiting at the pool, in order
-    context = multiprocessing.get_context(start_method)
-    context.set_forkserver_preload(["pipeline.images.preloaded"])
-    pool = ProcessPoolExecutor(workers, context, start_worker)
+    pool = ProcessPoolExecutor(workers, starting(start_method), start_worker)
     pending: deque[tuple[Batch, Future[Written]]] = deque()
     remaining = iter(batches)
     try:
@@ -156,6 +157,23 @@ def decode_all(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def starting(method: str) -> BaseContext:
+    """How workers start: by the method, or by spawn if the fork server can have no socket."""
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["pipeline.images.preloaded"])
+        try:
+            forkserver.ensure_running()
+        except OSError as error:  # such as a path of more than 107 characters
+            print(
+                f"downsample: runtime.start_method=spawn, since {gettempdir()} ($TMPDIR) cannot "
+                f"hold the socket of forkserver ({error.strerror or error})",
+                flush=True,
+            )
+            return multiprocessing.get_context("spawn")
+    return context
 
 
 def keep_memory() -> None:
