@@ -47,7 +47,7 @@ def trained(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             if not tracked:
                 tracked.append(PowerAverage(trainer.net, BETWEEN))
             step(trainer)
-            tracked[0].update(trainer.net, trainer.images, trainer.config.train.batch)
+            tracked[0].update(trainer.parameters, trainer.images, trainer.config.train.batch)
 
         patch.setattr(Trainer, "train_step", tracking)
         train.main(words(pack, out, *POWER))
