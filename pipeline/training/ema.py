@@ -41,7 +41,7 @@ class Average(ABC):
 
     @cached_property
     def parameters(self) -> list[list[nn.Parameter]]:
-        """Those of the nets, listed once, when ranks have their parts: it takes milliseconds."""
+        """Of each of the nets, listed at the first update, when fsdp2 has divided them."""
         return [list(net.parameters()) for net in self.nets]
 
     @abstractmethod

@@ -1,9 +1,9 @@
 """Modules run as `python -m` does, in forks of a process that has imported what they wait for.
 
-`snakemake --dry-run` takes two seconds, of which three quarters are imports, and a rank imports for
-four. A fork has a folder, an environment, words and standard streams as a process of its own has,
-and imports the `pipeline` of its folder. For commands that only look, and for ranks whose start is
-not what a test is about: others are started as people start them.
+Snakemake imports for a second and a half, and a rank for four. A fork has a folder, an environment,
+words and standard streams as a process of its own has, and imports the `pipeline` of its folder.
+For Snakemake and ranks whose start, or end by a signal, is not what a test is about: others are
+started as people start them, and so is every job of Snakemake.
 """
 
 import atexit

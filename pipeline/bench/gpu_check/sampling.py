@@ -137,7 +137,7 @@ def rounded(precision: str, at_most: float, device: torch.device) -> Figure:
     with weights() as path:
         words = ("sample.solver=heun", "sample.precision=")
         right, ours = (
-            images(job_of(path, words[0], words[1] + p), device, FEW)[0]
+            images(job_of(path, words[0], words[1] + p), device, 2 * FEW)[0]
             for p in ("fp32", precision)
         )
     mean = float(np.abs(ours - right).mean())
