@@ -49,7 +49,7 @@ def of_sampler(seed: int, solver: str, steps: int, value: float) -> dict[str, An
         "sampler": f"{solver}-{steps}",
         "nfe_mean": steps * (1 + (solver == "heun")),
     }
-    result["sample"]["config"] = stage_keys(resolved("experiment=shapes", *words), "sample")
+    result["sample"]["config"] = stage_keys(resolved("experiment=small", *words), "sample")
     result["metrics"][0]["value"] = value
     return result
 

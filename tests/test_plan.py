@@ -185,7 +185,7 @@ def test_a_peak_of_memory_before_a_calibration_does_not_count() -> None:
 
 
 def test_a_large_network_gets_few_images_on_a_cpu() -> None:
-    large, small = resolved(), resolved("experiment=shapes")
+    large, small = resolved(), resolved("experiment=small")
     assert calibration.images_a_step(large, made_up(large, 1000), 8, cpu=True) == 1
     assert calibration.images_a_step(large, made_up(large, 1000), 8, cpu=False) == 64
     assert calibration.images_a_step(small, made_up(small, 10), 1, cpu=True) == 64
@@ -197,7 +197,7 @@ def test_hours_by_hand() -> None:
     assert "80.1 hours on 8 GPU(s)" in text  # 1,153,050,300 images / (500 x 8) / 3600
     assert "641" in text and "40.0 GB of each GPU" in text and "MFU 33%" in text
     cpu = calibration.Calibration(100.0, 500_000_000, 64, 20, "CPU", None)
-    text = plan.expectation(resolved("experiment=shapes"), cpu, 1)
+    text = plan.expectation(resolved("experiment=small"), cpu, 1)
     assert "0.133 hours on the CPU" in text and "500.0 MB of the process" in text  # 48,000 images
 
 

@@ -375,7 +375,7 @@ def test_auto_micro_batch_is_bounded_and_divides() -> None:
     assert auto("train.batch=2048", world=4) == 64
     assert auto("train.batch=2048", "data.resolution=32", world=4) == 256
     assert auto("train.batch=1000", world=4) == 50
-    assert auto("experiment=shapes", world=2) == 32
+    assert auto("experiment=small", world=2) == 32
 
 
 def test_steps_by_hand_take_the_packs_own_name(pack: Path) -> None:

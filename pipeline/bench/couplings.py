@@ -33,7 +33,7 @@ TRAINED = 32_000  # images: 250 steps
 SAMPLED, REAL = 200, 1000  # images
 STEPS = (4, 8, 16)  # of Euler
 EXPERIMENT = (
-    *("experiment=shapes", "data.resolution=8", "model.channel_mult=[1,2]", "train.batch=128"),
+    *("experiment=small", "data.resolution=8", "model.channel_mult=[1,2]", "train.batch=128"),
     *("train.lr=4e-3", "train.lr_schedule=cosine", "train.warmup_images=2560"),
     *("train.coupling_images=128", "train.label_dropout=0", f"train.images={TRAINED}"),
     *("runtime.checkpoint_minutes=60", "train.ema_halflife_images=2560"),

@@ -52,7 +52,7 @@ AT_ONCE = 2  # trainings of each network, one thread each
 STEP_ROUNDS, TIMED = 5, 4  # rounds of the cost of a step, steps in each
 BAR, SAME = 0.8, 0.05  # distance of edm2 / unet; relative difference of their operations
 EXPERIMENT = (
-    *("experiment=shapes", "data.source=shapes", "data.resolution=8", "train.lr_schedule=cosine"),
+    *("experiment=small", "data.source=shapes", "data.resolution=8", "train.lr_schedule=cosine"),
     *("model.channel_mult=[1,1]", "model.attention_at=[2]"),
     *(f"train.images={TRAINED}", f"train.batch={BATCH}", f"train.warmup_images={TRAINED // 12}"),
     *("train.label_dropout=0", "train.ema_rampup=0.05"),
@@ -60,7 +60,7 @@ EXPERIMENT = (
     *(f"runtime.milestone_images={LENGTHS[0]}", "runtime.device=cpu", "launch.launcher=none"),
     *("sample.guidance=1", "sample.solver=euler", "sample.steps=8", f"sample.num={SAMPLED}"),
 )  # fmt: skip
-PACK_WORDS = ("experiment=shapes", "data.source=shapes", "data.resolution=8", "runtime.workers=2")
+PACK_WORDS = ("experiment=small", "data.source=shapes", "data.resolution=8", "runtime.workers=2")
 
 
 class Network(NamedTuple):

@@ -1,6 +1,6 @@
 """Sampling: evaluations that the solvers need, and images/s of guided sampling.
 
-The network is that of `shapes`, trained for a minute. Evaluations: dopri5 with one step size for
+The network is that of `small`, trained for a minute. Evaluations: dopri5 with one step size for
 the whole batch (torchdiffeq) against ours with one for each sample, at equal tolerances, with the
 distance of each sample from the solution that it has alone; ours in lower precision too. Guidance:
 one batched evaluation of both branches against two. Precision: bf16, on a GPU compiled too, against
@@ -39,8 +39,8 @@ STEPS = 8
 
 
 def trained(folder: Path) -> list[str]:
-    """Train the network of `shapes` on its images; words that name its weights."""
-    pack = [f"data.pack_dir={folder}", "experiment=shapes"]
+    """Train the network of `small` on its images; words that name its weights."""
+    pack = [f"data.pack_dir={folder}", "experiment=small"]
     recipe = [f"train.images={TRAINED}", "train.times=uniform"]
     step("downsample", *pack, f"out={folder}/record.json")
     step("train", *pack, f"record={folder}/record.json", f"out={folder}/train", *recipe)
@@ -228,7 +228,7 @@ def run(rounds: int = 5) -> dict[str, Any]:
             "one batched call, bf16": lambda: bench.rate(fast),
         }
         result = record.summary(
-            f"guided sampling of {TIMED} images by {STEPS} steps, network of shapes",
+            f"guided sampling of {TIMED} images by {STEPS} steps, network of small",
             "images/s",
             record.interleaved(cases, rounds),
             baseline="two calls",

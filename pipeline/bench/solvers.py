@@ -1,6 +1,6 @@
 """Solvers at few evaluations: distance of their samples from those of dopri5.
 
-The network is that of `shapes`, trained for a minute. Every solver carries the same noise with the
+The network is that of `small`, trained for a minute. Every solver carries the same noise with the
 same number of evaluations, without guidance, on the better of the uniform grid and that of EDM; the
 learned one is fitted to other noise, on times of its own. The distance is the root mean square over
 all values of all images, which lie in [-1, 1]; a few images that end elsewhere make most of it, so
@@ -124,7 +124,7 @@ def run(folder: Path | None = None) -> dict[str, Any]:
         scores = frechet_to_real(bench, [exact, found[case(LEARNED, BUDGETS[-1])]])
     values = {name: [rmse(one, exact)] for name, one in found.items()}
     medians = {name: of_median_image(one, exact) for name, one in found.items()}
-    title = f"RMSE of {IMAGES} samples to dopri5 at 1e-5 by equal evaluations, network of shapes"
+    title = f"RMSE of {IMAGES} samples to dopri5 at 1e-5 by equal evaluations, network of small"
     result = record.summary(title, "RMSE", values, baseline=case("euler", BUDGETS[0]))
     about = {"bars": bars(values, scores), "of_median_image": medians, "trained_on": TRAINED}
     about["frechet"] = scores

@@ -1,7 +1,7 @@
 """Training steps: images/s of our trainer against a plain one (pipeline.bench.plain).
 
 Both take the same network, batch, images, times, noise and labels, in one process. Without a GPU:
-the network of `shapes`, the plain trainer in float32, ours in float32 and under bf16 autocast. On a
+the network of `small`, the plain trainer in float32, ours in float32 and under bf16 autocast. On a
 GPU: the imagenet network at 64 px with the largest batch that fits, the plain trainer under fp16
 autocast, ours under bf16, and a table of where the time of our step goes. Before anything is timed
 the losses of all are compared, without dropout, whose masks are each trainer's own.
@@ -40,7 +40,7 @@ AnyTrainer = PlainTrainer | Trainer
 TOLERANCE = 1e-3  # relative difference of two losses
 LARGEST = 512  # images a step, if a GPU's memory holds them
 # What is trained
-CPU_WORDS = ("experiment=shapes", "data.source=shapes")
+CPU_WORDS = ("experiment=small", "data.source=shapes")
 GPU_WORDS = ("experiment=imagenet", "data.source=train", "data.resolution=64")
 
 # Kinds of GPU work, by the names of kernels: the first that fits.
@@ -209,7 +209,7 @@ def on_cpu(
         values = record.interleaved(cases, rounds)
         spent = sorted(overhead(trainers["ours, float32"], steps) for _ in range(rounds))
     # Against the plain one
-    title = f"training steps of {batch} images, network of shapes, one process on the CPU"
+    title = f"training steps of {batch} images, network of small, one process on the CPU"
     result = record.summary(title, "images/s", values, "plain, float32")
     # Promises on a CPU
     bars = [

@@ -99,7 +99,7 @@ def test_bad_words_get_one_sentence(word: str, sentence: str) -> None:
 
 
 def test_layers_base_experiment_command_line() -> None:
-    assert resolved("experiment=tiny").train.lr == 1e-3  # of shapes, which tiny is like
+    assert resolved("experiment=tiny").train.lr == 1e-3  # of small, which tiny is like
     assert resolved("experiment=tiny").train.batch == 32  # its own
     assert resolved("experiment=tiny", "train.batch=8").train.batch == 8
     over = {"experiment": "tiny", "set": "train.batch=4 ++sample.steps=3"}

@@ -18,11 +18,11 @@ WRITTEN = {
         *("1e5e858d8c70", "af0cfb5f58a9720e", "e8da97f1898f50fa", "331e4b15c5f96bc9"),
         *("403997e1dafa2c0e", "2b04915ab0a25934", "3a9b43c3eaf00ced", "c7bb3c6a06db3843"),
     ),
-    "experiment=shapes": (
+    "experiment=small": (
         *("820175df4b7e", "00c2e89c437f5d80", "b45b0dfcb47b9b70", "a68ccac80b0561e4"),
         *("403997e1dafa2c0e", "15671217d36038e2", "db2afa5056d3cead", "875142f661ed937e"),
     ),
-    "experiment=shapes downsample.fast=true": (
+    "experiment=small downsample.fast=true": (
         *("b74e19a74cfa", "ef69ff3e92039ac8", "41f2de266009d617", "04896b7dc4ba4fa7"),
         *("403997e1dafa2c0e", "3134a7a7f791693d", "ec18837ca2790595", "3c619fe65db00d7c"),
     ),

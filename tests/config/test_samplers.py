@@ -47,7 +47,7 @@ def test_names_of_lists_of_times_and_guides_are_whole_folder_names() -> None:
 
 @given(st.integers(1, 99), st.integers(1, 99))
 def test_a_family_is_what_steps_do_not_change(one: int, other: int) -> None:
-    words = ("experiment=shapes", "sample.solver=heun", "sample.grid=edm")
+    words = ("experiment=small", "sample.solver=heun", "sample.grid=edm")
     about = [
         {"sampler": "x", "config": stage_keys(resolved(*words, f"sample.steps={n}"), "sample")}
         for n in (one, other)
