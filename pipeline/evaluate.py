@@ -21,6 +21,7 @@ import time
 from typing import Any
 
 from pipeline.base.errors import run_main
+from pipeline.base.imports import importing
 from pipeline.config.load import load_step
 from pipeline.config.schema import Config
 from pipeline.launching.handover import hand_over
@@ -45,8 +46,8 @@ def main(argv: list[str]) -> None:
     hand_over(STEP.module, argv, STEP.words)
     start_time = time.monotonic()
     job = prepare(argv)
-    from pipeline.scoring.evaluate_loop import work  # loads torch, which the launcher does without
-
+    with importing():  # of torch, which the launcher does without
+        from pipeline.scoring.evaluate_loop import work
     work(job, start_time)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.base import locks
 from pipeline.base.errors import run_main
+from pipeline.base.imports import importing
 from pipeline.config.load import load_step
 from pipeline.config.schema import Config
 from pipeline.launching.handover import hand_over
@@ -39,8 +40,8 @@ def main(argv: list[str]) -> None:
     """Entry point of every rank."""
     hand_over(STEP.module, argv, STEP.words)
     job = prepare(argv)
-    from pipeline.trials.milestones_loop import work  # loads torch, which the launcher does without
-
+    with importing():  # of torch, which the launcher does without
+        from pipeline.trials.milestones_loop import work
     work(job)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.base import locks
 from pipeline.base.errors import run_main
+from pipeline.base.imports import importing
 from pipeline.concept.predict_job import job_of
 from pipeline.config.load import load_step
 from pipeline.config.schema import Config
@@ -32,8 +33,8 @@ def main(argv: list[str]) -> None:
     """Entry point of every rank."""
     hand_over(STEP.module, argv, STEP.words)
     job = job_of(*load_step(argv, STEP.words))
-    from pipeline.concept.predict_loop import work  # loads torch, which the launcher does without
-
+    with importing():  # of torch, which the launcher does without
+        from pipeline.concept.predict_loop import work
     work(job)
 
 

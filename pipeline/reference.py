@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base.errors import UserError, run_main
+from pipeline.base.imports import importing
 from pipeline.config.load import load_step
 from pipeline.config.paths import out_file
 from pipeline.config.schema import Config
@@ -57,8 +58,8 @@ def main(argv: list[str]) -> None:
     if exported(paths):
         return
     job = job_of(config, paths)
-    from pipeline.scoring.reference_loop import work  # loads torch, which the launcher does without
-
+    with importing():  # of torch, which the launcher does without
+        from pipeline.scoring.reference_loop import work
     work(job)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.base import locks
 from pipeline.base.errors import run_main
+from pipeline.base.imports import importing
 from pipeline.config.schema import Config
 from pipeline.launching.handover import hand_over
 from pipeline.sampling.job import STEP, job_of, prepare
@@ -31,8 +32,8 @@ def main(argv: list[str]) -> None:
     """Entry point of every rank."""
     hand_over(STEP.module, argv, STEP.words)
     job = prepare(argv)
-    from pipeline.sampling.loop import work  # loads torch, which the launcher does without
-
+    with importing():  # of torch, which the launcher does without
+        from pipeline.sampling.loop import work
     work(job)
 
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from pipeline.base.errors import Stopped, run_main
+from pipeline.base.imports import importing
 from pipeline.concept.pack import check_record, open_documents, pack_folder
 from pipeline.concept.predict_job import check_workload
 from pipeline.concept.predictions import open_predictions
@@ -49,8 +50,8 @@ def main(argv: list[str]) -> None:
     folder = Path(words.get("predictions", run_folder(config) / "predict"))
     predictions = open_predictions(folder)
     out = out_file(Path(words.get("out", run_folder(config) / "metrics" / "scores.json")))
-    from pipeline.concept.scoring import check, score  # loads torch
-
+    with importing():  # of torch
+        from pipeline.concept.scoring import check, score
     check(config, documents, predictions, folder)
 
     # Scores

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.base import locks
 from pipeline.base.errors import run_main
+from pipeline.base.imports import importing
 from pipeline.concept import pack as documents_pack
 from pipeline.concept.pack import Documents, check_record, open_documents
 from pipeline.config.image_sets import check_classless
@@ -95,8 +96,8 @@ WORKLOADS: dict[str, Callable[[Config, Any], "Workload"]] = {
 
 def prepare(argv: list[str], world: int) -> "Job":
     """The run that the words describe. Raises UserError about the first problem."""
-    from pipeline.training.job import Job
-
+    with importing():
+        from pipeline.training.job import Job
     config, paths = load_step(argv, STEP.words)
     config, data, start = read(config, paths, world)
     out, scratch = folders(config, paths, data)
@@ -196,8 +197,8 @@ def main(argv: list[str]) -> None:
     job = prepare(argv, int(os.environ.get("WORLD_SIZE", 1)))
     if os.environ.get("RANK", "0") == "0":
         write_config(job.out, job.config, "train")
-    from pipeline.training.loop import work
-
+    with importing():
+        from pipeline.training.loop import work
     work(job)
 
 

@@ -1,6 +1,7 @@
 """User errors: one sentence on stderr (what, where, remedy) and exit status 2, no traceback."""
 
 import errno
+import gc
 import io
 import os
 import sys
@@ -47,6 +48,7 @@ def run_main(step: Callable[[list[str]], None], own_help: bool = False) -> NoRet
     Under a launcher the first rank of each machine prints an error that every rank meets. With -h
     or --help as its first word a step prints what its module says of it, unless it has `own_help`.
     """
+    gc.freeze()  # what has been imported stays: no collection looks at it, nor does the last one
     # A file's name that is not UTF-8 is printed all the same, as on stderr
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -28,6 +28,7 @@ import torch
 from torch.distributed.elastic.multiprocessing import api
 
 from pipeline.base.errors import run_main
+from pipeline.base.imports import importing
 from pipeline.steps import Step
 
 POLL_S = 0.02  # between looks at a rank that is to end
@@ -35,9 +36,9 @@ POLL_S = 0.02  # between looks at a rank that is to end
 
 def fork_ranks(step: Step) -> None:
     """Have torch's agent fork the ranks of a step from this process, with its imports."""
-    for name in step.imports:
-        importlib.import_module(name)
-    gc.freeze()
+    with importing():
+        for name in step.imports:
+            importlib.import_module(name)
 
     def handler(entrypoint: str, args: tuple[Any, ...], env: dict[str, str], **_: Any) -> Rank:
         return Rank(step, [entrypoint, *map(str, args)], os.environ | env)

@@ -25,7 +25,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.processes import STOP_SIGNALS
 from pipeline.data.reader import Reader, rows_at
 from pipeline.flow import probability_path, workload
-from pipeline.launching import torchrun
+from pipeline.launching.agent import Agent, cause
 from pipeline.training import checkpoint, preflight, snapshot_files, weights_file
 from tests.conftest import ROOT, write_pack
 from tests.test_train import outcome, run, words
@@ -358,22 +358,22 @@ def failure(status: int, timestamp: int) -> SimpleNamespace:
     ],
 )
 def test_the_rank_that_failed_first_is_the_cause(failures: dict, rank: int) -> None:
-    assert torchrun.cause(failures)[0] == rank
+    assert cause(failures)[0] == rank
 
 
 @pytest.fixture
-def agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[torchrun.Agent]:
+def agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
     """An agent whose ranks take no time to stop; the signals' handlers are put back."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     monkeypatch.setattr(LocalElasticAgent, "__init__", lambda *_, **__: None)
     monkeypatch.setattr(LocalElasticAgent, "_shutdown", lambda *_: None)
-    yield torchrun.Agent()
+    yield Agent()
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
 def test_a_signal_while_ranks_stop_for_a_restart_ends_the_job(
-    agent: torchrun.Agent, monkeypatch: pytest.MonkeyPatch
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def shutdown(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -385,7 +385,7 @@ def test_a_signal_while_ranks_stop_for_a_restart_ends_the_job(
     assert told.value.sigval == signal.SIGTERM
 
 
-def test_a_signal_while_nodes_meet_for_a_restart_ends_the_job(agent: torchrun.Agent) -> None:
+def test_a_signal_while_nodes_meet_for_a_restart_ends_the_job(agent: Agent) -> None:
     agent._stop_workers(SimpleNamespace())
     with pytest.raises(SignalException):
         os.kill(os.getpid(), signal.SIGUSR1)

@@ -7,6 +7,7 @@ started as people start them, and so is every job of Snakemake.
 """
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -115,7 +116,10 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
+    gc.disable()
     for name in sys.argv[1:]:
         importlib.import_module(name)
+    gc.freeze()  # forks end sooner
+    gc.enable()
     assert not any(name.partition(".")[0] == "pipeline" for name in sys.modules)
     serve()
