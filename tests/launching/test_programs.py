@@ -19,7 +19,7 @@ from torch.distributed.elastic.utils import macros
 
 from pipeline import launch
 from pipeline.base.errors import UserError
-from pipeline.launching import launchers, programs, submit, torchrun
+from pipeline.launching import agent, launchers, programs, submit
 from pipeline.launching.programs import Program
 from tests.conftest import ROOT
 
@@ -139,8 +139,8 @@ def check_words(ranks: dict[str, dict[str, Any]], python: str, size: str | None)
 def test_torchrun_hands_on_any_words(words: list[str]) -> None:
     started: list[list[str]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torchrun, "run", lambda args: started.append(args.training_script_args))
-        torchrun.run_ranks(["--standalone", "--nproc-per-node=2", "-m", "x.y", *words])
+        patch.setattr(agent, "run", lambda args: started.append(args.training_script_args))
+        agent.run_ranks(["--standalone", "--nproc-per-node=2", "-m", "x.y", *words])
     assert [macros.substitute(given, "3") for given in started] == [words]
 
 
