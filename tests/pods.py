@@ -65,8 +65,10 @@ class Cluster:
         with (self.folder / f"{name}.log").open("wb") as log:
             command = [*container["command"], *container["args"]]
             pod = psutil.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-            self.started(manifest, pod)
-            self.statuses[name] = pod.wait()
+            try:
+                self.started(manifest, pod)
+            finally:  # a Job without an end would be waited for
+                self.statuses[name] = pod.wait()
 
     def secret(self, variable: dict[str, Any]) -> str:
         """The value of a variable that is in a secret."""
