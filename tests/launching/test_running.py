@@ -289,24 +289,24 @@ def test_a_job_that_snakemake_has_just_started_is_waited_for(
 ) -> None:
     """Its launcher takes a second or two until it is known."""
     entry = running.Entry(socket.gethostname(), 101, "pipeline.train", "", [], 1, None, 0.0)
-    engine = psutil.Popen(["sh", "-c", "sleep 100; sleep 100"], start_new_session=True)
-    while not engine.children():
+    snakemake = psutil.Popen(["sh", "-c", "sleep 100; sleep 100"], start_new_session=True)
+    while not snakemake.children():
         time.sleep(0.01)
     seen = iter([[], [entry], [entry]])
 
     def entries() -> list[running.Entry]:
         now = next(seen, None)
         if now is None:
-            os.killpg(engine.pid, signal.SIGKILL)
+            os.killpg(snakemake.pid, signal.SIGKILL)
         return now or []
 
     told: list[int] = []
     monkeypatch.setattr(running, "entries", entries)
     monkeypatch.setattr(stop, "terminate", lambda pid: told.append(pid) is None)
     start = time.monotonic()
-    assert stop.stop_launchers(60, engine.pid) == {entry.path: True} and told == [101]
+    assert stop.stop_launchers(60, snakemake.pid) == {entry.path: True} and told == [101]
     assert time.monotonic() - start < 30  # it has seen the end of the job
-    engine.wait()
+    snakemake.wait()
 
 
 def test_files_beside_the_jobs_do_not_matter(folder: Path) -> None:
