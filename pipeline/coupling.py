@@ -7,8 +7,6 @@ Within each class if the network knows classes. Noises are drawn by their number
 several processes share them out, with the same result.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 
@@ -48,7 +46,7 @@ def job_of(config: Config, path_words: dict[str, str]) -> PackJob:
     return pack_job(STEP.name, config, path_words, duals_file(config))
 
 
-def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, Any]:
+def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, object]:
     """All checks that need no device."""
     return job_of(config, paths).identity
 

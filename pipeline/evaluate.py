@@ -18,7 +18,6 @@ Monge distance needs equal numbers.
 """
 
 import time
-from typing import Any
 
 from pipeline.base.errors import run_main
 from pipeline.base.imports import importing
@@ -36,7 +35,7 @@ def prepare(argv: list[str]) -> Job:
     return job_of(*load_step(argv, STEP.words))
 
 
-def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, Any]:
+def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, object]:
     """All checks that need no network."""
     return job_of(config, paths).identity
 

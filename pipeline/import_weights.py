@@ -124,7 +124,9 @@ def named(peer: Peer, model: Model, needed: list[str]) -> tuple[dict[str, str], 
     return names, {name: edm2_network.our_tensor(name, v, model.head_channels) for name, v in parts}
 
 
-def network_keys(peer: Peer, options: Mapping[str, Any]) -> tuple[dict[str, Any], int, int | None]:
+def network_keys(
+    peer: Peer, options: Mapping[str, Any]
+) -> tuple[dict[str, object], int, int | None]:
     """The `model` section, the number of classes (0: none), and px (None: not known)."""
     # The file says it all
     if peer.trainer == edm2.TRAINER:
@@ -240,12 +242,12 @@ def imported(path: Path, options: Mapping[str, Any]) -> tuple[State, WeightsAbou
 def weights_about(peer: Peer, model: Model, data: DataAbout) -> WeightsAbout:
     """What the file of weights will say."""
     # Where they come from
-    origin: dict[str, Any] = {"trainer": peer.trainer, "file": peer.path.name}
+    origin: dict[str, object] = {"trainer": peer.trainer, "file": peer.path.name}
     origin |= {"sha256": sha256_file(peer.path), "weights": peer.weights, **peer.age}
     origin |= {"stored": peer.stored} if peer.stored != "float32" else {}
 
     # As a training of ours
-    keys: dict[str, Any] = {"imported": origin}
+    keys: dict[str, object] = {"imported": origin}
     keys["model"] = older_section("model", model.model_dump(mode="json"))
     keys["data"] = {key: getattr(data, key) for key in ("source", "resolution", "recipe")}
     if isinstance(model, DiscreteUNetKeys):
@@ -258,7 +260,7 @@ def weights_about(peer: Peer, model: Model, data: DataAbout) -> WeightsAbout:
 def summary(state: State, about: WeightsAbout) -> str:
     """The imported network, in one line."""
     # Its parts
-    model, origin = about.config["model"], about.config["imported"]
+    model, origin = about.section("model"), about.section("imported")
     data = DataAbout.parse(about.record, "the data")
     classes = f"{len(data.classes)} classes" if model["class_conditional"] else "no classes"
     per_head = model["head_channels"]

@@ -24,7 +24,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.base.errors import UserError, run_main
 from pipeline.base.progress import clock
@@ -142,7 +141,7 @@ def check_program(job: Job) -> None:
         programs.check(job.program, needs_torch=job.program.python != sys.executable)
 
 
-def checked_ranks(job: Job, config: Config, paths: dict[str, str]) -> tuple[int, dict[str, Any]]:
+def checked_ranks(job: Job, config: Config, paths: dict[str, str]) -> tuple[int, dict[str, object]]:
     """The number of the job's ranks per machine, and what all ranks must have in common.
 
     All checks that come before a start have passed then.

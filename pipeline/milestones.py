@@ -10,8 +10,6 @@ kept in `points/`, so a killed run resumes, and a later one scores only the new 
 curve.jsonl and curve.png after each.
 """
 
-from typing import Any
-
 from pipeline.base import locks
 from pipeline.base.errors import run_main
 from pipeline.base.imports import importing
@@ -29,7 +27,7 @@ def prepare(argv: list[str]) -> Job:
     return job_of(*load_step(argv, STEP.words))
 
 
-def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, Any]:
+def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, object]:
     """Check what needs no GPU, and wait for another process at the same milestones to end."""
     job = job_of(config, paths)
     locks.wait_until_free(job.out)

@@ -8,8 +8,6 @@ concept.held_out. On any number of ranks and with any runtime.sample_batch the n
 to rounding.
 """
 
-from typing import Any
-
 from pipeline.base import locks
 from pipeline.base.errors import run_main
 from pipeline.base.imports import importing
@@ -22,7 +20,7 @@ from pipeline.steps import STEPS
 STEP = STEPS["predict"]
 
 
-def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, Any]:
+def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, object]:
     """Check what needs no GPU, and wait for another job in this folder to end."""
     job = job_of(config, paths)
     locks.wait_until_free(job.out)

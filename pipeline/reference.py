@@ -12,7 +12,6 @@ sigma alone, as the evaluators of ADM, EDM and EDM2 read them.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pipeline.base.errors import UserError, run_main
 from pipeline.base.imports import importing
@@ -33,7 +32,7 @@ def prepare(argv: list[str]) -> PackJob:
     return job_of(*load_step(argv, STEP.words))
 
 
-def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, Any]:
+def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, object]:
     """All checks that need no network."""
     return {} if exported(paths) else job_of(config, paths).identity
 

@@ -11,8 +11,6 @@ on any number of samples that fills a batch (equal to the bit on a CPU). Finishe
 in `shards/` until all are there, so an interrupted run resumes.
 """
 
-from typing import Any
-
 from pipeline.base import locks
 from pipeline.base.errors import run_main
 from pipeline.base.imports import importing
@@ -21,7 +19,7 @@ from pipeline.launching.handover import hand_over
 from pipeline.sampling.job import STEP, job_of, prepare
 
 
-def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, Any]:
+def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, object]:
     """Check what needs no GPU, and wait for another sampler of this folder to end."""
     job = job_of(config, paths)
     locks.wait_until_free(job.out)

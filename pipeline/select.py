@@ -10,8 +10,6 @@ surface.png and, if it searched for a width, weights.safetensors, the chosen ave
 sample.selected=true use them.
 """
 
-from typing import Any
-
 from pipeline.base import locks
 from pipeline.base.errors import run_main
 from pipeline.base.imports import importing
@@ -29,7 +27,7 @@ def prepare(argv: list[str]) -> Job:
     return job_of(*load_step(argv, STEP.words))
 
 
-def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, Any]:
+def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, object]:
     """Check what needs no GPU, and wait for another search in this folder to end."""
     job = job_of(config, paths)
     locks.wait_until_free(job.sampling.out)

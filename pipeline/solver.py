@@ -10,8 +10,6 @@ sample.fit_images images of sample.fit_seed, which is not among the reported see
 guidance and precision of the sampler.
 """
 
-from typing import Any
-
 from pipeline.base.errors import run_main
 from pipeline.base.imports import importing
 from pipeline.config.load import load_step
@@ -28,7 +26,7 @@ def prepare(argv: list[str]) -> Job:
     return job_of(*load_step(argv, STEP.words))
 
 
-def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, Any]:
+def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, object]:
     """All checks that need no network."""
     return job_of(config, paths).identity
 

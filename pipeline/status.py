@@ -10,12 +10,11 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from pipeline.base.errors import run_main
 from pipeline.base.progress import clock, read_rows
 from pipeline.launching import running
-from pipeline.reporting.tables import text_table
+from pipeline.reporting.tables import Cell, text_table
 
 # How logs are read
 TAIL = 8192  # bytes of a log that are looked at
@@ -61,7 +60,7 @@ def measured(entry: running.Entry) -> dict[str, str]:
         return {}
 
     # Its latest numbers
-    rows: list[dict[str, Any]] = read_rows(newest)
+    rows = read_rows(newest)
     use = [r["gpu_utilisation"] for r in rows if r.get("gpu_utilisation") is not None]
     peak = [r["peak_memory_gb"] for r in rows if r.get("peak_memory_gb") is not None]
     columns = {"use": f"{use[-1]:.0%}"} if use else {}
@@ -74,7 +73,7 @@ def measured(entry: running.Entry) -> dict[str, str]:
     )
 
 
-def row(entry: running.Entry) -> dict[str, Any]:
+def row(entry: running.Entry) -> dict[str, Cell]:
     """One job as a row of COLUMNS."""
     # Alive or silent
     text, numbers = "", dict[str, str]()

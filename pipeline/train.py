@@ -104,7 +104,7 @@ def prepare(argv: list[str], world: int) -> "Job":
     return Job(config, WORKLOADS[config.workload](config, data.pack), out, scratch, start)
 
 
-def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, Any]:
+def preflight(config: Config, paths: dict[str, str], world: int) -> dict[str, object]:
     """Check what needs no GPU, and wait for another trainer of this run to end."""
     config, data, _ = read(config, paths, world)
     locks.wait_until_free(folders(config, paths, data)[1])

@@ -1,5 +1,6 @@
 """JSON objects with typed keys: one class says what a file holds, reads it and writes it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -7,6 +8,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import read_json, write_json
+
+
+def mapping_at(tree: Mapping[str, object], name: str) -> Mapping[str, Any]:
+    """The mapping at `name` of a larger one; empty if none stands there."""
+    value = tree.get(name)
+    return value if isinstance(value, Mapping) else {}
 
 
 class JsonObject(BaseModel):
@@ -51,7 +58,7 @@ class JsonObject(BaseModel):
         """The part of `source` that this class knows."""
         return cls.model_validate(source.to_json())
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The keys that were set, as `parse` takes them."""
         return self.model_dump(exclude_unset=True)
 

@@ -5,9 +5,10 @@ import re
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from pipeline.base.files import atomic_stream
+
+Row = dict[str, float | None]  # numbers by their names, `step` among them; None: not known
 
 
 def clock(seconds: float) -> str:
@@ -70,14 +71,21 @@ class Progress:
         return "  ".join(part for part in parts if part)
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: list[Row]) -> None:
     """Write rows as JSON lines in the order of their steps, atomically."""
     with atomic_stream(path) as stream:
-        for row in sorted(rows, key=lambda r: r["step"]):
+        for row in sorted(rows, key=step_of):
             stream.write((json.dumps(row) + "\n").encode())
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def step_of(row: Row) -> float:
+    """The step at whose end a row was written."""
+    step = row["step"]
+    assert step is not None
+    return step
+
+
+def read_rows(path: Path) -> list[Row]:
     """The complete rows of a JSON-lines file; a last line cut by a kill is dropped."""
     if not path.exists():
         return []

@@ -8,9 +8,9 @@ from typing import Any
 DIGITS = 12  # of a hash, in messages
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """{"a.b": value} of {"a": {"b": value}}, in the order of the tree."""
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
             values |= flat(value, f"{prefix}{key}.")
@@ -19,7 +19,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
-def disagreement(identities: Sequence[Mapping[str, Any]]) -> str:
+def disagreement(identities: Sequence[Mapping[str, object]]) -> str:
     """A sentence about the first rank whose values differ from those of rank 0; empty if none does.
 
     `identities`: nested values of each rank, in their order. A key that one of two ranks does not

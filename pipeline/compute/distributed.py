@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -79,7 +78,7 @@ class Ranks:
             dist.recv(tensor, rank)
         return [value, *tensors]
 
-    def agree(self, identity: Mapping[str, Any]) -> None:
+    def agree(self, identity: Mapping[str, object]) -> None:
         """Compare nested JSON values, which must be the same on all ranks that name them.
 
         Raises UserError on every rank, with the same sentence, if two ranks differ.
@@ -133,7 +132,7 @@ def pick_device(setting: str, local_rank: int) -> torch.device:
 
 
 @contextmanager
-def ranks(device: str, identity: Mapping[str, Any], join_seconds: float) -> Iterator[Ranks]:
+def ranks(device: str, identity: Mapping[str, object], join_seconds: float) -> Iterator[Ranks]:
     """The ranks of this job, from torchrun's environment; one process without it.
 
     `identity`: nested JSON values that must be the same on all ranks, as the code must be; raises

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import remove_spent
+from pipeline.base.json_objects import mapping_at
 from pipeline.base.locks import locked, wait_until_free
 from pipeline.base.progress import Progress
 from pipeline.concept import made, parquet, text
@@ -124,10 +125,9 @@ def listing_of(kind: str, root: Path, files: Iterable[Path]) -> Listing:
     return Listing(kind=kind, num_files=len(sizes), num_bytes=sum(sizes), names=names.hexdigest())
 
 
-def pack_keys(config: Config) -> dict[str, Any]:
+def pack_keys(config: Config) -> dict[str, object]:
     """The keys of `concept` that the vectors of a pack depend on."""
-    keys: dict[str, Any] = stage_keys(config, "prepare")["concept"]
-    return keys
+    return dict(mapping_at(stage_keys(config, "prepare"), "concept"))
 
 
 # --- the vectors ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class Manifest(Record):
 
     KIND: ClassVar[str] = "a manifest of documents"
 
-    config: dict[str, Any]  # the keys that `prepare` read
+    config: dict[str, object]  # the keys that `prepare` read
     suffix_sha256: str | None  # of the file of the suffix
     prompt_suffix_sha256: str | None = None  # of that of the prompts
     versions: dict[str, str]
@@ -90,11 +90,10 @@ class Documents:
     prompts: np.ndarray | None = None
 
     @property
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, object]:
         """The record as JSON, with the hash of the normaliser among those of the arrays."""
-        tree = self.record.to_json()
-        tree["sha256"] = {**tree["sha256"], "normaliser": self.normaliser.sha256}
-        return tree
+        sha256 = {**self.record.sha256.to_json(), "normaliser": self.normaliser.sha256}
+        return self.record.to_json() | {"sha256": sha256}
 
 
 def pack_folder(config: Config) -> Path:

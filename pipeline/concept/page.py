@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.base.errors import UserError
+from pipeline.base.json_objects import mapping_at
 from pipeline.base.progress import clock
 from pipeline.base.text import number
 from pipeline.concept.pack import Record
@@ -174,7 +175,7 @@ def predicted(about: PredictAbout) -> str:
 def protocol(scores: Scores) -> list[str]:
     """How the scores came about, in sentences."""
     about, fit = scores.predictions, scores.fit
-    keys = about.keys
+    keys, precision = about.keys, mapping_at(about.config, "sample")["precision"]
     versions = f", torch {about.train.torch}" if about.train.torch else ""
     return [
         f"Documents: {keys.held_out:.0%} are held out of the training, chosen by their numbers "
@@ -185,6 +186,6 @@ def protocol(scores: Scores) -> list[str]:
         f"{number(fit.strength)} per pair, which was the best on a tenth of these documents.",
         *([denoising(about)] if about.denoised else []),
         f"Weights {about.weights_sha256}, pack {about.record.sha256.vectors}, "
-        f"precision {about.config['sample']['precision']}{versions}; predicted on {about.device}, "
+        f"precision {precision}{versions}; predicted on {about.device}, "
         f"{about.world_size} rank{'s' if about.world_size > 1 else ''}, in {about.seconds:g} s.",
     ]

@@ -76,7 +76,7 @@ def columns_of(keys: Concept) -> dict[str, str]:
     return {name: getattr(keys, name) for name in names}
 
 
-def document(cells: Mapping[str, Any], where: str, keys: Concept) -> Document:
+def document(cells: Mapping[str, object], where: str, keys: Concept) -> Document:
     """The document of one row, whose cells are given by the keys of their columns, checked.
 
     `where` names the row.

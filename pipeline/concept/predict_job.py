@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.base.errors import UserError
 from pipeline.concept.pack import Documents, check_record, open_documents, pack_folder
@@ -26,7 +25,7 @@ class Job:
     out: Path
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """What all ranks must have in common; the weights by what they say of themselves."""
         return {**rank_keys(self.config, "predict"), "weights": self.about.to_json()}
 
@@ -46,7 +45,7 @@ def job_of(config: Config, words: dict[str, str]) -> Job:
     weights = Path(words["weights"]) if "weights" in words else weights_file(config)
     about = read_about(weights)
     check_trained(config, documents, weights, about)
-    check_predictable(concept, read_model(about.config["model"]), f"of weights {weights}")
+    check_predictable(concept, read_model(about.section("model")), f"of weights {weights}")
     out = out_folder(Path(words.get("out", run_folder(config) / "predict")))
     return Job(config, documents, weights, about, out)
 
@@ -91,7 +90,7 @@ def check_trained(config: Config, documents: Documents, path: Path, about: Weigh
         )
 
     # The same ones held out
-    trained = LATER["concept"] | about.config["concept"]
+    trained = {**LATER["concept"], **about.section("concept")}
     for key in ("held_out", "max_sentences"):
         if (value := getattr(config.concept, key)) != trained[key]:
             raise UserError(

@@ -93,7 +93,7 @@ def prepare_file(path: Path, num: int, dimension: int) -> None:
 def build(job: Job, group: Ranks) -> Predictor:
     """The predictions of the network with its weights."""
     execution.set_float32(job.config.sample.precision, group.device)
-    keys, concept = read_model(job.about.config["model"]), job.config.concept
+    keys, concept = read_model(job.about.section("model")), job.config.concept
     assert isinstance(keys, DecoderKeys) and concept is not None
     net = network(keys, job.documents.normaliser, concept.max_sentences)
     net.load_state_dict(load_weights(job.weights))

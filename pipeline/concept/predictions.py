@@ -7,7 +7,7 @@ predict.json    how they were made
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class PredictAbout(JsonObject):
     # What was predicted
     record: Record  # of the pack
     normaliser_sha256: str
-    config: dict[str, Any]  # the keys that the step read
+    config: dict[str, object]  # the keys that the step read
     num_documents: int
     num_targets: int
     # By what

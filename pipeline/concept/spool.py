@@ -38,7 +38,7 @@ class Document(NamedTuple):
 class Spool:
     """A pack in the making, in `.making` inside its folder."""
 
-    def __init__(self, folder: Path, dimension: int, header: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, dimension: int, header: dict[str, object]) -> None:
         """Go on from finished files, unless `header`, all that vectors depend on, was another."""
         self.folder, self.dimension = folder, dimension
         self.journal, self.file = folder / "journal.jsonl", folder / "vectors.npy"

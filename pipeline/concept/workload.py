@@ -7,7 +7,6 @@ its global batch, whose pieces and lengths are known from its positions alone.
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -180,6 +179,6 @@ class NextSentence:
         shown = ", ".join(places[:MOST_PIECES])
         return f"sentences {shown}{f' and {more:,} more pieces' if more > 0 else ''} in the pack"
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, object]:
         """The record of the pack, as JSON, with the hash of its normaliser."""
         return self.documents.about

@@ -15,6 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.base.errors import UserError
+from pipeline.base.json_objects import mapping_at
 from pipeline.config.messages import explain, known_keys, nearest
 from pipeline.config.model_keys import without_other_families
 from pipeline.config.older_form import note_older, read_older, with_later
@@ -32,7 +33,7 @@ DEFAULT_FILE = Path(__file__).parents[2] / "config.yaml"
 # --- resolving ---------------------------------------------------------------------------------
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
+def load_yaml(path: Path) -> dict[str, object]:
     """The mapping in a YAML file; raises UserError if it cannot be read or is not a mapping."""
     # Read as YAML
     try:
@@ -53,7 +54,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def layered(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def layered(base: Mapping[str, object], overrides: Mapping[str, object]) -> dict[str, object]:
     """All values of one experiment: base < experiments[experiment] < overrides.
 
     `overrides` may hold `set`, dotted `key=value` words as one string or a list of strings (as
@@ -80,7 +81,7 @@ def layered(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     return tree
 
 
-def lay(below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def lay(below: Mapping[str, object], over: Mapping[str, object]) -> dict[str, object]:
     """`over` laid over `below`, both whole configurations or parts of one.
 
     If `over` names the family of networks and `below` does not name the same, keys that only other
@@ -122,8 +123,8 @@ def split_words(text: str) -> list[str]:
 
 
 def resolve(
-    base: Mapping[str, Any],
-    overrides: Mapping[str, Any],
+    base: Mapping[str, object],
+    overrides: Mapping[str, object],
     environment: Mapping[str, str] = os.environ,
 ) -> Config:
     """The validated configuration of `layered` values; raises UserError about the first problem."""
@@ -133,9 +134,9 @@ def resolve(
 def experiment_delta(
     name: str,
     deltas: Mapping[str, Any],
-    over: Mapping[str, Any],
+    over: Mapping[str, object],
     children: tuple[str, ...] = (),
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """`over` laid over the keys of experiments.NAME, and these over those that it is `like`.
 
     Raises UserError if the name is unknown or `like` goes in a circle.
@@ -157,10 +158,11 @@ def experiment_delta(
     return experiment_delta(str(parent), deltas, delta, (*children, name)) if parent else delta
 
 
-def resolve_resolution(tree: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[Any, str]:
+def resolve_resolution(
+    tree: Mapping[str, object], environment: Mapping[str, str]
+) -> tuple[Any, str]:
     """The resolution and its origin: the configuration, else IMAGENET_RES, else 64."""
-    section = tree.get("data")
-    value = section.get("resolution") if isinstance(section, Mapping) else None
+    value = mapping_at(tree, "data").get("resolution")
     if value not in ("auto", None):
         return value, "the configuration"
     if environment.get("IMAGENET_RES"):
@@ -168,7 +170,7 @@ def resolve_resolution(tree: Mapping[str, Any], environment: Mapping[str, str]) 
     return 64, "the default"
 
 
-def validate(tree: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Config:
+def validate(tree: Mapping[str, object], environment: Mapping[str, str] = os.environ) -> Config:
     """`tree` as a Config whose sections fit each other; raises UserError about the first problem.
 
     The message is one sentence, here and in all functions that read a configuration.
@@ -181,7 +183,7 @@ def validate(tree: Mapping[str, Any], environment: Mapping[str, str] = os.enviro
     return config
 
 
-def parsed(tree: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Config:
+def parsed(tree: Mapping[str, object], environment: Mapping[str, str] = os.environ) -> Config:
     """`tree` as a Config of which each section is valid by itself; raises UserError otherwise."""
     if isinstance(tree.get("data"), Mapping):
         tree = merge(tree, nested("data.resolution", resolve_resolution(tree, environment)[0]))
@@ -191,12 +193,12 @@ def parsed(tree: Mapping[str, Any], environment: Mapping[str, str] = os.environ)
         raise UserError(explain(error)) from error
 
 
-def overlaid(config: Config, keys: Mapping[str, Any]) -> Config:
+def overlaid(config: Config, keys: Mapping[str, object]) -> Config:
     """`config` with nested `keys` laid over it; raises UserError if one of them is not valid."""
     return parsed(merge(config.model_dump(), keys))
 
 
-def of_training(config: Config, keys: Mapping[str, Any]) -> Config:
+def of_training(config: Config, keys: Mapping[str, object]) -> Config:
     """`config` with the keys that a training has read, as its config.json holds them.
 
     Raises UserError if they are not valid.
@@ -237,7 +239,7 @@ def load_step(
         return of_stage(config_word, words, None, environment), step_words
     check_words(words, extra)
     # A whole configuration, or the keys of one stage.
-    file = Path(config_word) if config_word else DEFAULT_FILE
+    file = Path(str(config_word)) if config_word else DEFAULT_FILE
     tree = load_yaml(file)
     if "experiments" in tree or "experiments" in words:
         return resolve(tree, words, environment), step_words
@@ -251,27 +253,30 @@ def load_step(
 
 
 def of_stage(
-    keys: Mapping[str, Any],
-    words: Mapping[str, Any],
-    experiment: str | None,
+    keys: Mapping[str, object],
+    words: Mapping[str, object],
+    experiment: object,
     environment: Mapping[str, str],
 ) -> Config:
-    """config.yaml < the experiment, if config.yaml has it < the keys of a stage < words."""
+    """config.yaml < the experiment, if config.yaml has it < the keys of a stage < words.
+
+    `experiment`: its name; None: not known.
+    """
     # Experiment over defaults
     base = every = load_yaml(DEFAULT_FILE)
     named = {} if experiment is None else {"experiment": experiment}
-    if str(experiment) in base["experiments"]:
+    if str(experiment) in mapping_at(base, "experiments"):
         base = layered(base, named)
 
     # Stage keys over those
     tree = merge({k: v for k, v in base.items() if k != "experiments"}, named)
     config = parsed(lay(tree, lay(with_later(keys, every), words)), environment)
-    if {*(keys.get("model") or ())} - {"class_conditional"}:  # which `coupling` reads alone
+    if {*mapping_at(keys, "model")} - {"class_conditional"}:  # which `coupling` reads alone
         check_training(config)
     return config
 
 
-def check_words(words: Mapping[str, Any], extra: Iterable[str]) -> None:
+def check_words(words: Mapping[str, object], extra: Iterable[str]) -> None:
     """Raise UserError for a top-level word that is neither a section nor one of `extra`.
 
     Those of `extra` that had a value are no longer among the words.

@@ -202,14 +202,14 @@ def family_keys(kind: str) -> tuple[str, ...]:
     return ()
 
 
-def without_other_families(section: Mapping[str, Any], kind: str) -> dict[str, Any]:
+def without_other_families(section: Mapping[str, object], kind: str) -> dict[str, object]:
     """A model section without its kind and the keys that only other families than `kind` have."""
     members = [get_args(member)[0] for member in get_args(get_args(Model)[0])]
     others = {key for member in members for key in member.model_fields} - {*family_keys(kind)}
     return {key: value for key, value in section.items() if key not in others | {"kind"}}
 
 
-def read_model(section: Mapping[str, Any]) -> Model:
+def read_model(section: Mapping[str, object]) -> Model:
     """The keys in a model section of a file; raises pydantic's ValidationError."""
     model: Model = TypeAdapter(Model).validate_python(section)
     return model

@@ -11,15 +11,15 @@ import os
 import sys
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.base.errors import UserError
+from pipeline.base.json_objects import mapping_at
 from pipeline.config.words import merge, nested
 
 # Keys of a section that came later, and the value, as JSON has it, that is left out
-LATER: dict[str, dict[str, Any]] = {
+LATER: dict[str, dict[str, object]] = {
     "downsample": {"allow_ignored": 0},
     "concept": {
         "pairs": False,
@@ -62,7 +62,7 @@ OF_SOME = {"num", "seeds", "runs"}  # keys of `sample` that some stages do not r
 FAST = "-fast"  # end of the recipes that decode JPEGs at a fraction of their size
 
 
-def read_older(tree: Mapping[str, Any]) -> dict[str, Any]:
+def read_older(tree: Mapping[str, object]) -> dict[str, object]:
     """`tree` with downsample.fast, if it is there, as part of data.recipe.
 
     Raises UserError if downsample.fast is not true or false, or contradicts data.recipe.
@@ -93,23 +93,23 @@ def read_older(tree: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def write_older(tree: Mapping[str, Any]) -> dict[str, Any]:
+def write_older(tree: Mapping[str, object]) -> dict[str, object]:
     """All keys of a configuration in the older form: the inverse of `read_older`."""
     recipe = _recipe(tree)
     tree = merge(tree, nested("data.recipe", recipe.removesuffix(FAST)))
     tree = merge(tree, nested("downsample.fast", recipe.endswith(FAST)))
     sections = [name for name in LATER if tree[name] is not None]
-    tree = {**tree, **{name: older_section(name, tree[name]) for name in sections}}
+    tree = {**tree, **{name: older_section(name, mapping_at(tree, name)) for name in sections}}
     return {k: v for k, v in tree.items() if (k, v) != ("workload", WORKLOAD)}
 
 
-def older_section(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
+def older_section(name: str, section: Mapping[str, object]) -> dict[str, object]:
     """A section without the keys of LATER that have the value which used to go without saying."""
     later = LATER[name].items()
     return {key: value for key, value in section.items() if (key, value) not in later}
 
 
-def with_later(tree: Mapping[str, Any], every: Mapping[str, Any]) -> dict[str, Any]:
+def with_later(tree: Mapping[str, object], every: Mapping[str, object]) -> dict[str, object]:
     """The keys of a stage with those that `older_section` left out, whatever an experiment says.
 
     `every` has all keys of each section: one that lacks others, too, stays as it is.
@@ -117,18 +117,18 @@ def with_later(tree: Mapping[str, Any], every: Mapping[str, Any]) -> dict[str, A
     result = dict(tree)
     for name, later in LATER.items():
         section = tree.get(name)
-        keys = {*(every[name] or ())}  # of a section that is null as a rule: any will do
+        keys = {*mapping_at(every, name)}  # of a section that is null as a rule: any will do
         if isinstance(section, Mapping) and keys - {*section} - OF_SOME <= {*later}:
             result[name] = {**later, **section}
     # A whole section `model` is that of a training
-    if isinstance(result.get("model"), Mapping) and "kind" in result["model"]:
+    if "kind" in mapping_at(result, "model"):
         result.setdefault("workload", WORKLOAD)
     return result
 
 
-def note_older(tree: Mapping[str, Any]) -> None:
+def note_older(tree: Mapping[str, object]) -> None:
     """Print one line, once per job, for each older key in values that a person has written."""
-    if "fast" in (tree.get("downsample") or {}):
+    if "fast" in mapping_at(tree, "downsample"):
         recipe = _recipe(read_older(tree))
         _note(f"note: downsample.fast is an older key: write data.recipe={recipe} instead")
 
@@ -139,7 +139,7 @@ def _note(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _recipe(tree: Mapping[str, Any]) -> str:
+def _recipe(tree: Mapping[str, object]) -> str:
     """The value of data.recipe; empty if there is none."""
     data = tree.get("data")
     return str(data.get("recipe") or "") if isinstance(data, Mapping) else ""

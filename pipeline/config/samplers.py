@@ -4,12 +4,12 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import sha256_json
+from pipeline.base.json_objects import mapping_at
 from pipeline.config.messages import nearest
 from pipeline.config.older_form import LATER
 from pipeline.config.schema import Config, Guide, Sample
@@ -119,14 +119,15 @@ def one_sampler(config: Config, name: str | None) -> Config:
     return every[name]
 
 
-def family(about: Mapping[str, Any]) -> str:
+def family(about: Mapping[str, object]) -> str:
     """The sampler's name without its steps or tolerances: those that a curve over NFE joins.
 
     `about`: a sample.json; one without our keys (another program's) is a separate family.
     """
     try:
-        later = {"seeds": [0], "runs": []} | LATER["sample"]
-        sample = Sample.model_validate(later | about["config"]["sample"])
+        keys = {"seeds": [0], "runs": []} | LATER["sample"]
+        keys |= mapping_at(mapping_at(about, "config"), "sample")
+        sample = Sample.model_validate(keys)
     except (KeyError, TypeError, ValidationError):
         return str(about["sampler"])
     return "-".join([sample.solver, *_kind(sample)])

@@ -95,7 +95,7 @@ class Sample(Section):
     ema_images: PositiveInt | None  # seen when it was taken; None: at the end
     precision: Precision
     selected: bool  # whether `select` chooses what it searches
-    runs: tuple[dict[str, Any], ...]  # keys laid over those above, a sampler each; (): one sampler
+    runs: tuple[dict[str, object], ...]  # keys laid over those above, one sampler each; (): one
 
     @field_validator("grid")
     @classmethod
@@ -183,7 +183,7 @@ class Sample(Section):
         """
         return tuple(self.with_run(run) for run in self.runs) or (self,)
 
-    def with_run(self, run: dict[str, Any]) -> "Sample":
+    def with_run(self, run: dict[str, object]) -> "Sample":
         """These keys with those of one run laid over them, as the only sampler."""
         return Sample.model_validate(self.model_dump() | {"runs": ()} | run)
 

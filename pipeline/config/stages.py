@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from pipeline.base.files import write_json
+from pipeline.base.json_objects import mapping_at
 from pipeline.config.concept_keys import OF_DENOISING, OF_SCORES, OF_TRAINING, Concept
 from pipeline.config.load import DEFAULT_FILE, load_yaml
 from pipeline.config.messages import known_keys
@@ -17,20 +18,21 @@ from pipeline.config.words import lookup, merge, nested
 # --- what a step sees --------------------------------------------------------------------------
 
 
-def stage_keys(config: Config, stage: str) -> dict[str, Any]:
+def stage_keys(config: Config, stage: str) -> dict[str, object]:
     """The resolved keys that `stage` reads, nothing else: the content of its config.json."""
     tree = write_older(config.model_dump(mode="json"))
-    result: dict[str, Any] = {}
+    result: dict[str, object] = {}
     keys = (CONCEPT_KEYS if config.workload == "concept" else STAGE_KEYS)[stage]
     assert config.data.source != "auto" or "data.source" not in keys
     for key in keys:
         section, _, name = key.partition(".")
-        if name in tree[section] if name else section in tree:  # else left out: see older_form
+        within = mapping_at(tree, section) if name else tree
+        if (name or section) in within:  # else left out: see older_form
             result = merge(result, nested(key, lookup(tree, key)))
     return result
 
 
-def rank_keys(config: Config, stage: str) -> dict[str, Any]:
+def rank_keys(config: Config, stage: str) -> dict[str, object]:
     """The keys that all ranks of `stage` must have in common: its own, and most of runtime."""
     runtime = config.runtime.model_dump(mode="json", exclude=set(OF_A_MACHINE))
     return {"step": stage, **stage_keys(config, stage), "runtime": runtime}

@@ -19,17 +19,18 @@ ALIASES = {
 USE_SUBMITIT = {True: "submitit_slurm", False: "standalone"}
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, object]:
     """`over` laid over `base`, section by section; lists are replaced whole."""
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
-        are_sections = isinstance(value, Mapping) and isinstance(below, Mapping)
-        merged[key] = merge(below or {}, value) if are_sections else value
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            value = merge(below, value)
+        merged[key] = value
     return merged
 
 
-def nested(dotted: str, value: Any) -> dict[str, Any]:
+def nested(dotted: str, value: Any) -> dict[str, object]:
     """{"a": {"b": value}} of "a.b"."""
     head, _, tail = dotted.partition(".")
     return {head: nested(tail, value) if tail else value}
@@ -42,13 +43,13 @@ def lookup(tree: Any, dotted: str) -> Any:
     return tree
 
 
-def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
+def parse_overrides(arguments: Iterable[str]) -> dict[str, object]:
     """Nested values of `key=value`, `+key=value` or `++key=value` arguments; values are YAML.
 
     Keys of ALIASES are replaced by what they mean. Raises UserError if an argument has no `=`
     or its value is not YAML.
     """
-    result: dict[str, Any] = {}
+    result: dict[str, object] = {}
     # Word by word
     for argument in arguments:
         key, equals, text = argument.partition("=")

@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.base.errors import UserError
 from pipeline.base.files import atomic_stream
 from pipeline.base.npy import NPZ_ERRORS
-from pipeline.data.pack import Hashes, Pack, Record
+from pipeline.data.pack import Pack, Record
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def check_duals(path: Path, duals: Duals, record: Record, within_classes: bool, 
 
 def with_hash(record: Record, duals: Duals) -> Record:
     """The record of a pack with the hash of its duals, on which a training depends, too."""
-    sha256 = Hashes(**record.sha256.to_json() | {"duals": duals.sha256})
+    sha256 = record.sha256.model_copy(update={"duals": duals.sha256})
     return record.model_copy(update={"sha256": sha256})
 
 

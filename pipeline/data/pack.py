@@ -8,7 +8,7 @@ Manifest    manifest.json in the pack's folder: the record and how the pack was 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -128,7 +128,7 @@ class Manifest(Record):
     # Images per class
     per_class: dict[str, int]
     # How it was made
-    config: dict[str, Any]  # the keys that `downsample` read
+    config: dict[str, object]  # the keys that `downsample` read
     kind: str  # packaging of the image set
     listing: Listing | None = None  # of the image set's files; None in old files
     counts: dict[str, int]  # number of images by what was unusual about their files

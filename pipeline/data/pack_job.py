@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.config.paths import out_file, pack_folder, record_file
 from pipeline.config.schema import Config
@@ -20,7 +19,7 @@ class PackJob:
     out: Path
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """What all ranks must have in common."""
         return {**rank_keys(self.config, self.stage), "pack": self.pack.record.sha256.to_json()}
 

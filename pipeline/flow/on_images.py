@@ -1,7 +1,5 @@
 """What all workloads on the images of a pack have in common: all but batches and losses."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import nn
@@ -99,6 +97,6 @@ class OnImages:
         """Rows of the pack that the positions see."""
         return rows_at(positions, self.config.train.seed, len(self.pack))
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, object]:
         """The part of the pack's record that weights carry, as JSON."""
         return DataAbout.of(self.pack.record).to_json()

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
@@ -39,7 +38,7 @@ INSIDE = {
 # --- keys ----------------------------------------------------------------------------------------
 
 
-def architecture(peer: Peer) -> dict[str, Any]:
+def architecture(peer: Peer) -> dict[str, object]:
     """The `model` section; values are not checked except where they are reckoned with.
 
     Raises UserError if the lists of levels are not such.

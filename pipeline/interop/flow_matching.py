@@ -8,21 +8,21 @@ and the optimiser, which is not read.
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pipeline.base.errors import UserError
+from pipeline.base.json_objects import mapping_at
 from pipeline.interop.checkpoint import Peer, State, read_state
 
 TRAINER = "facebookresearch/flow_matching, examples/image"
 
 
-def read_peer(path: Path, checkpoint: Mapping[str, Any], weights: str | None) -> Peer:
+def read_peer(path: Path, checkpoint: Mapping[str, object], weights: str | None) -> Peer:
     """The `checkpoint` at `path` with its `weights` (ema, plain; None: ema if there are any).
 
     Raises UserError about the first problem.
     """
     # Averaged or not
-    plain, shadows = unwrapped(read_state(path, "model", checkpoint["model"]))
+    plain, shadows = unwrapped(read_state(path, "model", mapping_at(checkpoint, "model")))
     if weights == "ema" and not shadows:
         raise UserError(f"weights=ema, but {path} holds no averaged weights: use weights=plain")
     kind = weights or ("ema" if shadows else "plain")

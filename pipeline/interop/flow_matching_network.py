@@ -5,7 +5,6 @@ Both have the UNet of ADM under ADM's names of its tensors.
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from pipeline.interop.checkpoint import Peer, State
 
 # flow_matching's networks by its --dataset: their architecture, and the attention heads, which are
 # believed only if the checkpoint has that architecture.
-ARCHITECTURES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
+ARCHITECTURES: dict[str, tuple[dict[str, object], dict[str, int]]] = {
     "imagenet": (
         {"channels": 192, "channel_mult": (1, 2, 3, 4), "blocks": 3, "attention_at": (2, 4, 8)},
         {"head_channels": 64},
@@ -28,7 +27,7 @@ ARCHITECTURES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
 }
 
 # The same with --discrete_flow_matching.
-DISCRETE: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
+DISCRETE: dict[str, tuple[dict[str, object], dict[str, int]]] = {
     "imagenet": (
         {"channels": 192, "channel_mult": (2, 3, 4, 4), "blocks": 4, "attention_at": (2, 4, 8)},
         {"head_channels": 64},
@@ -41,7 +40,7 @@ DISCRETE: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
 TABLE = "pixel_embedding.embedding_table.weight"  # of tokens: values, then the mask
 
 # The same of torchcfm's network, which its files do not name; `num_channel` is a flag there.
-TORCHCFM: tuple[dict[str, Any], dict[str, int]] = (
+TORCHCFM: tuple[dict[str, object], dict[str, int]] = (
     {"channel_mult": (1, 2, 2, 2), "blocks": 2, "attention_at": (2,), "scale_shift_norm": False}
     | {"residual_updown": False},
     {"head_channels": 64},
@@ -116,7 +115,7 @@ def resampling(shapes: Shapes) -> tuple[int, bool, bool]:
     return total, False, True
 
 
-def architecture(peer: Peer) -> dict[str, Any]:
+def architecture(peer: Peer) -> dict[str, object]:
     """The `model` section without heads, from the names and shapes of the tensors.
 
     Raises UserError if they are not those of such a network. Attention must be of the kind that all
@@ -156,14 +155,14 @@ def architecture(peer: Peer) -> dict[str, Any]:
     }
 
 
-def tokens_or_times(shapes: Shapes) -> dict[str, Any]:
+def tokens_or_times(shapes: Shapes) -> dict[str, object]:
     """The keys of the `model` section that only networks of tokens, or only the others, have."""
     if TABLE in shapes:
         return {"kind": "discrete_unet", "values": shapes.side(TABLE, 0) - 1}
     return {"time_scale": 1.0}
 
 
-def known_network(peer: Peer) -> tuple[dict[str, Any], dict[str, int]]:
+def known_network(peer: Peer) -> tuple[dict[str, object], dict[str, int]]:
     """Architecture and heads of the network that the trainer makes by default; empty: unknown."""
     if peer.trainer == torchcfm.TRAINER:
         return TORCHCFM
@@ -178,12 +177,12 @@ def unknown_network(peer: Peer) -> str:
     return f"its args (dataset: {peer.args.get('dataset')}) name no known network of these shapes"
 
 
-def agrees(shape: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+def agrees(shape: Mapping[str, object], expected: Mapping[str, object]) -> bool:
     """Whether the `architecture` of a checkpoint has all keys of a known one."""
     return all(shape[key] == value for key, value in expected.items())
 
 
-def resolution_of(peer: Peer, shape: Mapping[str, Any]) -> int | None:
+def resolution_of(peer: Peer, shape: Mapping[str, object]) -> int | None:
     """px by the known network, by CIFAR-10 or by a folder NAME_<px> of the data; None: not known.
 
     `shape` is the `architecture` of the checkpoint.
@@ -199,7 +198,9 @@ def resolution_of(peer: Peer, shape: Mapping[str, Any]) -> int | None:
     return int(sizes[-1]) if sizes else None
 
 
-def heads(peer: Peer, shape: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def heads(
+    peer: Peer, shape: Mapping[str, object], options: Mapping[str, object]
+) -> dict[str, object]:
     """`heads` and `head_channels`: from the command line, else of the known network.
 
     `shape` is the `architecture` of the checkpoint. Raises UserError if neither gives the heads, or
@@ -211,7 +212,8 @@ def heads(peer: Peer, shape: Mapping[str, Any], options: Mapping[str, Any]) -> d
 
     # Else the known network
     if not chosen:
-        expected, chosen = known_network(peer)
+        expected, known = known_network(peer)
+        chosen = {**known}
         if not chosen or not agrees(shape, expected):
             raise UserError(
                 f"the attention heads of {peer.path} do not show in its shapes, and "

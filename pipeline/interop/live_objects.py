@@ -144,7 +144,7 @@ class _StorageLoader(Loader):
         return _Storage(STORAGES[kind.named.rpartition(".")[2]], length)
 
 
-def _persistent(meta: Mapping[str, Any]) -> Object:
+def _persistent(meta: Mapping[str, object]) -> Object:
     """Stand-in for the function that would run the class's source and make an object."""
     if meta["type"] != "class":
         raise Refused(f"a persistent {meta['type']}")

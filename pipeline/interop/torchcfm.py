@@ -14,12 +14,12 @@ and fm learn our straight path; si learns a curved one, which the file does not 
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.base.errors import UserError
+from pipeline.base.json_objects import mapping_at
 from pipeline.config.model_keys import UNetKeys
 from pipeline.interop.checkpoint import Peer, State, read_state
 
@@ -27,12 +27,12 @@ TRAINER = "atong01/conditional-flow-matching, examples/images/cifar10"
 SECTIONS = {"ema": "ema_model", "plain": "net_model"}
 
 
-def is_torchcfm(checkpoint: Mapping[str, Any]) -> bool:
+def is_torchcfm(checkpoint: Mapping[str, object]) -> bool:
     """Whether a checkpoint has tensors under torchcfm's names."""
     return any(isinstance(checkpoint.get(name), dict) for name in SECTIONS.values())
 
 
-def read_peer(path: Path, checkpoint: Mapping[str, Any], weights: str | None) -> Peer:
+def read_peer(path: Path, checkpoint: Mapping[str, object], weights: str | None) -> Peer:
     """The `checkpoint` at `path` with its `weights` (ema, plain; None: ema if there are any).
 
     Raises UserError about the first problem.
@@ -43,7 +43,7 @@ def read_peer(path: Path, checkpoint: Mapping[str, Any], weights: str | None) ->
     if kind not in held:
         words = {"ema": "averaged weights", "plain": "plain weights"}[kind]
         raise UserError(f"weights={kind}, but {path} holds no {words}: use weights={held[0]}")
-    state = read_state(path, SECTIONS[kind], checkpoint[SECTIONS[kind]])
+    state = read_state(path, SECTIONS[kind], mapping_at(checkpoint, SECTIONS[kind]))
 
     # A row for no class
     labels, dropout = state.get("label_emb.weight"), None

@@ -7,7 +7,6 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
 
 import psutil
 
@@ -58,7 +57,7 @@ def command(module: Sequence[str], count: int, launch: Launch, ours: bool = True
     return [*words, *module]
 
 
-def identified(launch: Launch, module: str, identity: Mapping[str, Any]) -> Launch:
+def identified(launch: Launch, module: str, identity: Mapping[str, object]) -> Launch:
     """`launch` with the name of the job at its meeting place, if it has several nodes and no name.
 
     It follows from what all ranks must have in common, so that nodes of different jobs, or of one

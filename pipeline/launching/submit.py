@@ -176,7 +176,7 @@ def executor(
     return submitter
 
 
-def slurm_parameters(launch: Launch) -> dict[str, Any]:
+def slurm_parameters(launch: Launch) -> dict[str, object]:
     """Settings of Slurm alone, by submitit's names; keys that are null are left to the cluster."""
     # Values of the keys
     keys = launch.slurm

@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import ConfigDict
 
 from pipeline.base.errors import UserError
-from pipeline.base.json_objects import JsonObject
+from pipeline.base.json_objects import JsonObject, mapping_at
 from pipeline.data.pack import DataAbout
 
 DIGITS = 12  # of a hash, in tables
@@ -80,7 +80,7 @@ class TrainAbout(JsonObject):
     images: int | None = None
     gpu_hours: float | None = None
     # Its settings
-    config: dict[str, Any] | None = None  # the keys that the training read
+    config: dict[str, object] | None = None  # the keys that the training read
     torch: str | None = None  # version
     start: StartAbout | None = None  # None: weights drawn by the seed, or not known
 
@@ -110,7 +110,7 @@ class SampleAbout(JsonObject):
     guidance: float
     precision: str
     rounding: str | None = None  # how pixels became integers, in words; None: not known
-    config: dict[str, Any] | None = None  # the keys that the sampling read
+    config: dict[str, object] | None = None  # the keys that the sampling read
     selection: SelectionAbout | None = None  # None: nothing was chosen by trials, or not known
     # Origin
     weights_sha256: str | None = None
@@ -132,9 +132,9 @@ class SampleAbout(JsonObject):
     def classes(self) -> str | None:
         """How the classes were chosen, as in sample.classes; None: not known, or without any."""
         training = (self.train and self.train.config) or {}
-        if training.get("model", {}).get("class_conditional") is False:
+        if mapping_at(training, "model").get("class_conditional") is False:
             return None
-        choice = (self.config or {}).get("sample", {}).get("classes")
+        choice = mapping_at(self.config or {}, "sample").get("classes")
         return ", ".join(map(str, choice)) if isinstance(choice, list) else choice
 
 
@@ -280,7 +280,7 @@ class Scores(JsonObject):
 class ImagesEvaluation(Scores):
     """A metrics file of any images."""
 
-    sample: dict[str, Any]  # how they were made, in the words of the program that made them
+    sample: dict[str, object]  # how they were made, in the words of the program that made them
 
 
 class Evaluation(Scores):

@@ -8,6 +8,7 @@ has seen the features that score. A choice by a distance makes that distance loo
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from pipeline.base.json_objects import mapping_at
 from pipeline.base.text import number
 from pipeline.reporting.records import Evaluation, SampleAbout, ScoreSheet
 
@@ -28,7 +29,7 @@ LEGEND = (
 
 def sheet_of(sample: SampleAbout, extractor: str | None) -> ScoreSheet:
     """The sheet of samples that are scored by the features of `extractor`."""
-    keys = (sample.config or {}).get("sample", {})
+    keys = mapping_at(sample.config or {}, "sample")
     selected, selection = bool(keys.get("selected")), sample.selection
     # Whether the choice was made by the features that score
     saw = False if sample.config else None
@@ -54,7 +55,7 @@ def sheet_of(sample: SampleAbout, extractor: str | None) -> ScoreSheet:
 def labels_of(sample: SampleAbout) -> str | None:
     """How the classes were chosen, as in sample.classes; None: not known."""
     training = (sample.train and sample.train.config) or {}
-    conditional = training.get("model", {}).get("class_conditional")
+    conditional = mapping_at(training, "model").get("class_conditional")
     return "without classes" if conditional is False else sample.classes
 
 
@@ -66,7 +67,7 @@ def trained_here(sample: SampleAbout) -> bool:
 
 def average_of(sample: SampleAbout) -> str | None:
     """Which average of the weights was sampled, in words; None: the first, or not known."""
-    keys = (sample.config or {}).get("sample", {})
+    keys = mapping_at(sample.config or {}, "sample")
     if (width := keys.get("ema_width")) is not None:
         return f"width {width}"
     halflife = keys.get("ema_halflife_images")

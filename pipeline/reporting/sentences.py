@@ -86,7 +86,7 @@ def predictor_rows(scores: SentenceScores) -> list[PredictorRow]:
     """The table: a row per predictor."""
     mean = scores.mean.squared_error
     return [
-        PredictorRow(predictor=name, share=row.squared_error / mean, **row.to_json())
+        PredictorRow(predictor=name, share=row.squared_error / mean, **row.model_dump())
         for name, row in scores.predictors.items()
     ]
 

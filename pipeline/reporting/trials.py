@@ -4,7 +4,7 @@ Their number of images is not that of reported scores, so the distances compare 
 alone.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pipeline.base.errors import UserError
 from pipeline.base.json_objects import JsonObject
@@ -67,7 +67,7 @@ class Choice(JsonObject):
     average: str | None = None  # likewise, of the chosen average; None: no width was searched
 
     @property
-    def values(self) -> dict[str, Any]:
+    def values(self) -> dict[str, object]:
         """The chosen values, by keys of `sample`."""
         values = {
             "ema_width": self.chosen.ema_width,

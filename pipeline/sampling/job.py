@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipeline.base.errors import UserError
 from pipeline.config.load import load_step
@@ -39,18 +39,18 @@ class Weights(NamedTuple):
     @property
     def classes(self) -> list[str] | None:
         """Class names in label order; None if the network knows no classes."""
-        return self.data.classes if self.about.config["model"]["class_conditional"] else None
+        return self.data.classes if self.about.section("model")["class_conditional"] else None
 
     @property
     def of_tokens(self) -> bool:
         """Whether the network is one of a discrete flow."""
-        return kind_of(self.about.config["model"]) == "discrete_unet"
+        return kind_of(self.about.section("model")) == "discrete_unet"
 
     @property
     def mask_exponent(self) -> float:
         """n of a discrete flow's training, whose masks open as t^n."""
-        default = LATER["train"]["mask_exponent"]  # left out of the keys
-        return float(self.about.config.get("train", {}).get("mask_exponent", default))
+        keys = {**LATER["train"], **self.about.section("train")}  # left out if 3
+        return float(keys["mask_exponent"])
 
     def trained_on(self) -> str:
         """The images of the training, in words."""
@@ -76,10 +76,10 @@ class Job:
     choice: Choice | None = None
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """What all ranks must have in common; the weights by what they say of themselves."""
         files = {"weights": self.weights, "guide": self.guide}
-        about: dict[str, Any] = {k: w and w.about.to_json() for k, w in files.items()}
+        about: dict[str, object] = {k: w and w.about.to_json() for k, w in files.items()}
         if self.learned is not None:
             about["solver"] = self.learned.to_json()
         return {**rank_keys(self.config, "sample"), "seed": self.seed, **about}
@@ -118,7 +118,7 @@ def job_of(config: Config, words: dict[str, str]) -> Job:
     check_solver(config.sample, weights.of_tokens)
     class_numbers(config.sample, weights.classes)
     check_counts(config.sample, weights)
-    dropout = weights.about.config.get("train", {}).get("label_dropout")
+    dropout = weights.about.section("train").get("label_dropout")
     check_guidance(config.sample, weights.classes is not None, dropout)
 
     # The guide
@@ -212,8 +212,8 @@ def check_guide_word(sample: Sample, file: str | None) -> None:
 
 def check_same_tokens(guide: Weights, weights: Weights) -> None:
     """Raise UserError if the guide is not a network of velocities, or of tokens, as the other."""
-    named = [f"{kind_of(w.about.config['model'])} network" for w in (guide, weights)]
-    values = [w.about.config["model"].get("values") for w in (guide, weights)]
+    named = [f"{kind_of(w.about.section('model'))} network" for w in (guide, weights)]
+    values = [w.about.section("model").get("values") for w in (guide, weights)]
     if guide.of_tokens != weights.of_tokens or values[0] != values[1]:
         kinds = [f"{n} of {v} values" if v else n for n, v in zip(named, values, strict=True)]
         raise UserError(

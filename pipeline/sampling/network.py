@@ -35,7 +35,7 @@ def build_net(
     job: Job, weights: Weights, group: Ranks, tensors: dict[str, Tensor] | None = None
 ) -> nn.Module:
     """One network with its averaged weights: `tensors`, or those in its file."""
-    model = read_model(weights.about.config["model"])
+    model = read_model(weights.about.section("model"))
     net = families.build(model, len(weights.data.classes))
     net.load_state_dict(load_weights(weights.path) if tensors is None else tensors)
     net.eval().requires_grad_(False)
@@ -84,7 +84,7 @@ def start_batch(
     indices = torch.from_numpy(index).to(device)
 
     # Tokens that jump
-    model = read_model(job.weights.about.config["model"])
+    model = read_model(job.weights.about.section("model"))
     if isinstance(model, DiscreteUNetKeys):
         exponent = job.weights.mask_exponent
         jumps = Jumps(sample, networks, labels, no_class, model, exponent, job.seed, indices)

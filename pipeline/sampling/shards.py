@@ -3,7 +3,7 @@
 import math
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ def checksums(job: Job, group: Ranks) -> Checksums:
 def shard_folder(job: Job, sums: Checksums) -> Path:
     """The folder of finished batches: its name is a hash of all that their content depends on."""
     keys = stage_keys(job.config, "sample")["sample"]
-    work: dict[str, Any] = {"weights": sums.weights, "guide": sums.guide, "keys": keys}
+    work: dict[str, object] = {"weights": sums.weights, "guide": sums.guide, "keys": keys}
     work |= {"seed": job.seed, "batch": job.config.runtime.sample_batch}
     if job.learned is not None:
         work["solver"] = job.learned.to_json()

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.base.errors import UserError
 from pipeline.config.paths import out_file, solver_file
@@ -24,7 +23,7 @@ class Job:
     out: Path
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """What all ranks must have in common."""
         return {**self.exact.identity, **rank_keys(self.sampler, "solver")}
 

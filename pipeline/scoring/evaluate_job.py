@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.base.errors import UserError
 from pipeline.config.paths import out_file, record_file, reference_file, run_folder, samples_folder
@@ -26,7 +25,7 @@ class Job:
     run: bool  # whether the images are the samples of a run
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """What all ranks must have in common; the images by their number and how they were made."""
         inputs, about = self.inputs, self.inputs.about.model_dump(exclude={"file"})
         images = {"num": len(inputs.images), "how": inputs.how}

@@ -36,7 +36,7 @@ class Inputs:
 
     images: ImageSet
     labels: np.ndarray | None  # of the images, int64 (N,)
-    how: dict[str, Any]  # how the images were made: their sample.json, whoever wrote it
+    how: dict[str, object]  # how the images were made: their sample.json, whoever wrote it
     real: ImageSet | None  # None: there are only statistics of them
     real_labels: np.ndarray | None
     classes: list[str]  # names in label order; empty if they are not known
@@ -78,7 +78,7 @@ def read_inputs(
     return Inputs(images, labels, how, real, pack.labels, classes, statistics, about, notes, kept)
 
 
-def read_about(samples: Path) -> tuple[dict[str, Any], DataAbout | None]:
+def read_about(samples: Path) -> tuple[dict[str, object], DataAbout | None]:
     """The sample.json of the samples, and the data that their model was trained on.
 
     The data are None if another program wrote the file. Raises UserError if it is not a mapping.
@@ -243,7 +243,7 @@ def read_any(config: Config, path: Path, reference: Path, across: str | None) ->
     check_sizes(images, size)
     if real:
         check_sizes(real, size)
-    how: dict[str, Any] = {"images": path.name, "num": len(images)}
+    how: dict[str, object] = {"images": path.name, "num": len(images)}
     data = None
     if (home(path) / "sample.json").is_file():
         how, data = read_about(home(path))

@@ -91,7 +91,7 @@ def notes_on_classes(inputs: Inputs) -> list[str]:
     return [note] if note else []
 
 
-def choice_of_classes(how: Mapping[str, Any]) -> Any:
+def choice_of_classes(how: Mapping[str, object]) -> Any:
     """The value of sample.classes of samples with that sample.json; None if there is none."""
     sample = how.get("config")
     for key in ("sample", "classes"):

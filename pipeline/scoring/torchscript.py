@@ -67,9 +67,9 @@ class _Module:
     __slots__ = ("attributes",)
 
     def __init__(self) -> None:
-        self.attributes: dict[str, Any] = {}
+        self.attributes: dict[str, object] = {}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.attributes = state
 
 

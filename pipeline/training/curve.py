@@ -4,9 +4,9 @@ import json
 import time
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipeline.base.progress import read_rows, write_rows
+from pipeline.base.progress import Row, read_rows, step_of, write_rows
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -34,7 +34,8 @@ class Metrics:
         """
         self.folder, self.step = folder, step
         self.path = folder / "metrics.jsonl"
-        write_rows(self.path, [r for r in read_rows(self.path) if not step < r["step"] <= last])
+        rows = read_rows(self.path)
+        write_rows(self.path, [row for row in rows if not step < step_of(row) <= last])
 
     @cached_property
     def events(self) -> "SummaryWriter":
@@ -43,7 +44,7 @@ class Metrics:
 
         return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1)
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: Row) -> None:
         """Append one row: `step`, `images` and any numbers; None does not go to TensorBoard."""
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -4,19 +4,20 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base.files import sha256_json
+from pipeline.base.json_objects import mapping_at
 from pipeline.config.schema import Config
 from pipeline.config.stages import rank_keys, stage_keys
 from pipeline.training.learning_rate import ENDING
 
 
-def identity_keys(config: Config) -> dict[str, Any]:
+def identity_keys(config: Config) -> dict[str, object]:
     """The keys that shape the weights.
 
     The training length is among them only if the learning rate falls towards its end.
     """
     keys = stage_keys(config, "train")
     if config.train.lr_schedule not in ENDING:
-        del keys["train"]["images"]
+        keys["train"] = {k: v for k, v in mapping_at(keys, "train").items() if k != "images"}
     return keys
 
 
@@ -28,7 +29,7 @@ def identity(config: Config, data_sha256: Any) -> str:
     return sha256_json(parts)[:12]
 
 
-def rank_identity(config: Config, data_sha256: Any) -> dict[str, Any]:
+def rank_identity(config: Config, data_sha256: Any) -> dict[str, object]:
     """What all ranks of a training must have in common."""
     return {**rank_keys(config, "train"), "data": {"sha256": data_sha256}}
 
@@ -38,7 +39,7 @@ def scratch_folder(out: Path, config: Config, data_sha256: Any) -> Path:
     return out / "checkpoints" / identity(config, data_sha256)
 
 
-def differences(saved: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> list[str]:
+def differences(saved: dict[str, object], ours: dict[str, object], prefix: str = "") -> list[str]:
     """`key=value there (here value)` for all keys of `ours` that differ, and for those that only
     `saved` has, except the training length.
     """

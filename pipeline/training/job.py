@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.config.schema import Config
 from pipeline.training.identity import rank_identity
@@ -24,7 +23,7 @@ class Job:
     start: Start | None = None  # None: drawn by the seed
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """What all ranks must have in common."""
         return rank_identity(self.config, self.workload.about()["sha256"])
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.base import locks
 from pipeline.base.errors import Stopped
-from pipeline.base.progress import Progress, read_rows, write_rows
+from pipeline.base.progress import Progress, read_rows, step_of, write_rows
 from pipeline.compute import execution
 from pipeline.compute.distributed import Ranks, StopFlag, ranks
 from pipeline.config.paths import weights_files
@@ -128,7 +128,7 @@ def finish(trainer: Trainer, averages: list[dict[str, Tensor]]) -> None:
     """Write the averaged weights, one file per half-life, and the curve (rank 0)."""
     # The curve
     job = trainer.job
-    rows = [r for r in read_rows(job.scratch / "metrics.jsonl") if r["step"] <= job.steps]
+    rows = [r for r in read_rows(job.scratch / "metrics.jsonl") if step_of(r) <= job.steps]
     write_rows(job.out / "curve.jsonl", rows)
     # One file per average
     files = weights_files(job.config.train)

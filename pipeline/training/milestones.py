@@ -8,10 +8,11 @@ be under way meanwhile.
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import read_json, sha256_json
+from pipeline.base.json_objects import mapping_at
 from pipeline.config.load import of_training
 from pipeline.config.paths import check_profile, weights_file
 from pipeline.config.schema import Config
@@ -60,7 +61,7 @@ class Run:
     folder: Path  # of its results
     scratch: Path  # of its checkpoints
     config: Config  # with the keys that the training reads
-    data: dict[str, Any]  # what its weights say of the data
+    data: dict[str, object]  # what its weights say of the data
     identity: str  # of the training
 
     @property
@@ -93,7 +94,7 @@ class Run:
             return Milestone(images, path)
         return None
 
-    def is_ours(self, keys: dict[str, Any]) -> bool:
+    def is_ours(self, keys: dict[str, object]) -> bool:
         """Whether the keys that weights were trained by are those of this training."""
         ours = stage_keys(self.config, "train")
         return _without_length(keys) == _without_length(ours)
@@ -170,11 +171,11 @@ class Run:
         return sha256_json(parts)
 
 
-def _without_length(keys: dict[str, Any]) -> dict[str, Any]:
-    return {**keys, "train": {k: v for k, v in keys["train"].items() if k != "images"}}
+def _without_length(keys: dict[str, object]) -> dict[str, object]:
+    return {**keys, "train": {k: v for k, v in mapping_at(keys, "train").items() if k != "images"}}
 
 
-def open_run(config: Config, folder: Path, scratch: Path | None, data: dict[str, Any]) -> Run:
+def open_run(config: Config, folder: Path, scratch: Path | None, data: dict[str, object]) -> Run:
     """The training whose results are in `folder`, by the config.json that it has written there.
 
     `data`: what weights say of its data. `scratch`: the folder of its checkpoints, if another.

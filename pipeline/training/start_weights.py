@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import sha256_file
+from pipeline.base.json_objects import mapping_at
 from pipeline.config.model_keys import kind_of
 from pipeline.config.paths import experiment_of
 from pipeline.config.schema import Config
@@ -158,15 +159,16 @@ def read_origin(path: Path) -> Origin:
         return Origin(state["config"], None, words, state["data"])
     about = read_about(path)
     classes = about.record.get("classes")
-    num_classes = None if classes is None else len(classes)
-    return Origin(about.config, num_classes, in_words(about), about.record.get("sha256", {}))
+    num_classes = len(classes) if isinstance(classes, list) else None
+    sha256 = mapping_at(about.record, "sha256")
+    return Origin(about.config, num_classes, in_words(about), sha256)
 
 
 def in_words(about: WeightsAbout) -> str:
     """Which weights a file holds."""
     # Of another program
     if about.images is None:
-        trainer = about.config.get("imported", {}).get("trainer", "another program")
+        trainer = about.section("imported").get("trainer", "another program")
         return f"weights of {trainer}"
 
     # Averaged or not
@@ -197,7 +199,8 @@ def check_origin(path: Path | None, config: Config, num_classes: int | None) -> 
     if path is None:
         return
     origin = read_origin(path)
-    model, saved = stage_keys(config, "train")["model"], origin.config.get("model", {})
+    model = mapping_at(stage_keys(config, "train"), "model")
+    saved = mapping_at(origin.config, "model")
     if different := differences(network_keys(saved), network_keys(model), "model."):
         raise UserError(
             f"train.start={path} is of another network: {', '.join(different)}; give these "
@@ -214,7 +217,7 @@ def check_origin(path: Path | None, config: Config, num_classes: int | None) -> 
         )
 
 
-def check_normaliser(path: Path | None, data_sha256: Mapping[str, Any]) -> None:
+def check_normaliser(path: Path | None, data_sha256: Mapping[str, object]) -> None:
     """Raise UserError if the weights in a file see vectors in other units than these data have.
 
     They bring their normaliser along, and predictions are scored in the units of the data.

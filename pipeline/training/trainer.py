@@ -1,8 +1,7 @@
 """Network, optimiser and weight average of a training run, one step at a time.
 
-What position n of the run draws (image, flip, time, noise, dropout) is a pure function of
-(seed, n). The ranks share the positions of a step out among them, so the model does not depend on
-their number beyond the order of float sums.
+All draws for position n of the run (image, flip, time, noise, dropout) follow from (seed, n). Ranks
+share out the positions of a step, so their number changes nothing but the order of float sums.
 """
 
 import time
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.base.progress import Row
 from pipeline.compute import draws, execution
 from pipeline.compute.distributed import Ranks
 from pipeline.config.paths import weights_files
@@ -276,7 +276,7 @@ class Trainer:
         )
         self.watch.check(batch, self.micro, self.workload.locate, remedy, self.workload.unit)
 
-    def row(self, steps: int, seconds: float) -> dict[str, Any]:
+    def row(self, steps: int, seconds: float) -> Row:
         """One row of the curve: means over the last `steps` steps, which took `seconds`.
 
         Every rank must call it at the same step. Raises UserError if the loss is not finite.

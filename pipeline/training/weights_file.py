@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import atomic, atomic_stream, user_error_if_unwritable
-from pipeline.base.json_objects import JsonObject
+from pipeline.base.json_objects import JsonObject, mapping_at
 
 if TYPE_CHECKING:
     import torch
@@ -45,8 +45,10 @@ class WeightsAbout(JsonObject):
     REMEDY: ClassVar[str] = "train again, or import the weights again"
 
     # How they were trained
-    config: dict[str, Any]  # keys that the training read; `imported` says where weights came from
-    record: dict[str, Any]  # what the workload says of its data
+    config: dict[
+        str, object
+    ]  # keys that the training read; `imported` says where weights came from
+    record: dict[str, object]  # what the workload says of its data
     # None if unknown
     images: int | None = None  # seen in training
     gpu_hours: float | None = None
@@ -56,6 +58,10 @@ class WeightsAbout(JsonObject):
     snapshots: str | None = None  # folder of the averages stored in training, seen from this file
     # What train.start named: file, sha256 and weights (which they were)
     start: dict[str, str] | None = None  # None: drawn by the seed, or not known
+
+    def section(self, name: str) -> Mapping[str, Any]:
+        """The keys of one section that the training read; empty if it read none."""
+        return mapping_at(self.config, name)
 
 
 def save_weights(path: Path, state: Mapping[str, "Tensor"], about: WeightsAbout) -> None:

@@ -56,5 +56,5 @@ class Workload(Protocol):
     def locate(self, positions: np.ndarray) -> str:
         """Place of the items at the positions, for messages: "rows 17, 40 of the pack"."""
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, object]:
         """The description of the data in a file of weights, as JSON; `sha256` identifies them."""

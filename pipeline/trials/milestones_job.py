@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pipeline.base.errors import UserError
 from pipeline.config.paths import duals_file, out_folder, record_file, reference_file, run_folder
@@ -38,7 +37,7 @@ class Job:
     out: Path
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """What all ranks must have in common."""
         guide = self.guide and self.guide.about.to_json()
         parts = {"training": self.run.identity, "seed": self.seed, "guide": guide}

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.base.errors import UserError
 from pipeline.config.paths import choice_file, out_folder, record_file, reference_file
@@ -34,7 +33,7 @@ class Job:
     reference_file: Path
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """What all ranks must have in common."""
         return {**self.sampling.identity, **rank_keys(self.config, "select")}
 
@@ -74,7 +73,7 @@ def searched_sampler(config: Config, words: dict[str, str]) -> sampling.Job:
     """
     # Its keys
     assert config.select is not None
-    keys: dict[str, Any] = {"num": config.select.num, "guidance": most_guided(config).guidance}
+    keys: dict[str, object] = {"num": config.select.num, "guidance": most_guided(config).guidance}
     if config.select.ema_widths:
         keys |= {"ema_width": None, "ema_images": None}
     sample = config.sample.model_copy(update=keys)

@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +40,7 @@ class Judge:
     stop: StopFlag
 
     @cached_property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """All of it that a distance depends on, as JSON values."""
         digest = hashlib.sha256(self.reference.mu.tobytes())
         digest.update(self.reference.sigma.tobytes())
@@ -52,7 +51,7 @@ class Judge:
         }
 
 
-def dependencies(job: Job, sums: Checksums, judge: Judge) -> dict[str, Any]:
+def dependencies(job: Job, sums: Checksums, judge: Judge) -> dict[str, object]:
     """All that the trial of `job` depends on but rounding, as JSON values."""
     keys = stage_keys(job.config, "sample")["sample"]
     weights = {"weights": sums.weights, "guide": sums.guide}

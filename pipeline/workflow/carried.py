@@ -15,24 +15,24 @@ KEY = "carried"  # the one word of --config that jobs get
 MARK = "x"  # before the letters, which Snakemake could take for a number
 
 
-def encoded(values: Mapping[str, Any]) -> str:
+def encoded(values: Mapping[str, object]) -> str:
     """Values as letters, digits, - and _ alone."""
     text = json.dumps(dict(values), sort_keys=True)
     return MARK + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def decoded(word: str) -> dict[str, Any]:
+def decoded(word: str) -> dict[str, object]:
     """The values of `encoded`; raises UserError if `word` is anything else."""
     letters = word.removeprefix(MARK)
     try:
         padded = letters + "=" * (-len(letters) % 4)
-        values: dict[str, Any] = json.loads(base64.urlsafe_b64decode(padded))
+        values: dict[str, object] = json.loads(base64.urlsafe_b64decode(padded))
     except ValueError as error:
         raise UserError(f"{KEY}= is for jobs of Snakemake alone: leave it out") from error
     return values
 
 
-def carry(words: Mapping[str, Any], settings: Any) -> dict[str, Any]:
+def carry(words: Mapping[str, object], settings: Any) -> dict[str, object]:
     """The values of --config; from now on jobs get them as one word.
 
     `words`: those values as they were read; `settings`: Snakemake's config_settings.

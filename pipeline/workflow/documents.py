@@ -21,14 +21,14 @@ class Documents(Shared):
     rules = "pipeline/workflow/documents.smk"
     maker = "prepare"
 
-    def __init__(self, files: Mapping[str, Any], command_line: Mapping[str, Any]) -> None:
+    def __init__(self, files: Mapping[str, object], command_line: Mapping[str, object]) -> None:
         """`files`: config.yaml and those of --configfile; `command_line`: --config."""
         super().__init__(validate(layered(files, command_line)))
         concept = self.config.concept
         assert concept is not None
-        files = {f"concept.{key}": getattr(concept, key) for key in ("suffix", "prompt_suffix")}
-        self.suffix = [file for key in files for file in existing(key, files[key], "file")]
-        words = [f"{key}={file}" for key, file in files.items() if file is not None]
+        suffixes = {f"concept.{key}": getattr(concept, key) for key in ("suffix", "prompt_suffix")}
+        self.suffix = [f for key, file in suffixes.items() for f in existing(key, file, "file")]
+        words = [f"{key}={file}" for key, file in suffixes.items() if file is not None]
         # These change no vector of the pack, only its normaliser, or what `prepare` prints
         words += [f"concept.{key}={getattr(concept, key)}" for key in OF_TRAINING]
         self.prepare_settings = shlex.join([*shlex.split(self.settings), *words])

@@ -25,7 +25,7 @@ FLAGS = {"--config": "--config", "-C": "--config"}
 FLAGS |= {"--configfile": "--configfile", "--configfiles": "--configfile"}
 
 
-def read_doors(workflow: Any, file: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_doors(workflow: Any, file: str) -> tuple[dict[str, object], dict[str, object]]:
     """The values of `file` and of --configfile, and those of --config, as `Experiment` takes them.
 
     Raises UserError if a word would be dropped, a value is not YAML, or Snakemake cannot write.
@@ -51,12 +51,12 @@ def check_writable(folder: Path) -> None:
 
 def read_values(
     files: Iterable[str | Path], words: Iterable[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, object], dict[str, object]]:
     """The values of files, each laid over those before, and of the words of --config.
 
     Raises UserError if a file or a word cannot be read, or a word is dotted or `set` twice.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for file in files:
         values = lay(values, load_yaml(Path(file)))
     words = list(words)

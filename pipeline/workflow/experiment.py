@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from pipeline.config import paths
 from pipeline.config.load import layered, resolve_resolution, validate
@@ -26,7 +25,7 @@ class Experiment(Shared):
     rules = "pipeline/workflow/images.smk"
     maker = "downsample"
 
-    def __init__(self, files: Mapping[str, Any], command_line: Mapping[str, Any]) -> None:
+    def __init__(self, files: Mapping[str, object], command_line: Mapping[str, object]) -> None:
         """`files`: config.yaml and those of --configfile; `command_line`: --config."""
         # The configuration, and those of networks that guide
         tree = layered(files, command_line)

@@ -7,7 +7,6 @@ prints the rule that makes its pack, for the Makefile.
 
 import argparse
 from collections.abc import Mapping
-from typing import Any
 
 from pipeline.base.errors import run_main
 from pipeline.config.load import DEFAULT_FILE, layered
@@ -19,13 +18,15 @@ from pipeline.workflow.experiment import Experiment
 Kind = type[Experiment] | type[Documents]
 
 
-def kind(files: Mapping[str, Any], command_line: Mapping[str, Any]) -> Kind:
+def kind(files: Mapping[str, object], command_line: Mapping[str, object]) -> Kind:
     """The class; `files`: config.yaml and those of --configfile, `command_line`: --config."""
     is_of_documents = layered(files, command_line).get("workload") == SENTENCES
     return Documents if is_of_documents else Experiment
 
 
-def experiment(files: Mapping[str, Any], command_line: Mapping[str, Any]) -> Experiment | Documents:
+def experiment(
+    files: Mapping[str, object], command_line: Mapping[str, object]
+) -> Experiment | Documents:
     """The experiment, resolved and checked; arguments as those of `kind`."""
     return kind(files, command_line)(files, command_line)
 

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import read_json
@@ -77,7 +76,7 @@ def recipes(samples: Iterable[Sample]) -> list[Guide]:
 
 
 def guide_config(
-    files: Mapping[str, Any], command_line: Mapping[str, Any], config: Config, guide: Guide
+    files: Mapping[str, object], command_line: Mapping[str, object], config: Config, guide: Guide
 ) -> Config:
     """The configuration that trains a guide of `config`; its `sample` says which average guides.
 
@@ -95,7 +94,7 @@ def guide_config(
         raise UserError(f"sample.guide: {error}") from error
 
     # Its length and average
-    changes: dict[str, Any] = {"sample": average_keys(guide)}
+    changes: dict[str, object] = {"sample": average_keys(guide)}
     if guide.images not in (None, trained.train.images):
         changes |= {"experiment": guide_name(guide)}
         changes |= nested("train.images", guide.images)
@@ -105,7 +104,7 @@ def guide_config(
     return config if run_folder(result) == run_folder(config) else result
 
 
-def average_keys(guide: Guide) -> dict[str, Any]:
+def average_keys(guide: Guide) -> dict[str, object]:
     """The keys of `sample` that choose the guide's average, at the end of its training."""
     widths = {"ema_width": guide.ema_width, "ema_images": None}
     return {"ema_halflife_images": guide.ema_halflife_images, **widths}

@@ -1,8 +1,18 @@
 """Progress lines."""
 
-import pytest
+from pathlib import Path
 
-from pipeline.base.progress import Progress, clock
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.base.progress import Progress, Row, clock, read_rows, write_rows
+
+NUMBERS = st.none() | st.floats(allow_nan=False, allow_infinity=False)
+ROWS = st.lists(
+    st.builds(lambda step, loss: {"step": step, "loss": loss}, st.integers(0, 10**9), NUMBERS),
+    unique_by=lambda row: row["step"],
+)
 
 
 def progress(monkeypatch: pytest.MonkeyPatch, seconds: float, total: int | None) -> Progress:
@@ -34,3 +44,23 @@ def test_an_unknown_total(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_clock() -> None:
     assert [clock(s) for s in (0, 59.6, 3599, 3600)] == ["0:00", "1:00", "59:59", "1:00:00"]
+
+
+@given(rows=ROWS, share=st.floats(0, 1))
+def test_rows_come_back_in_their_order_up_to_a_cut(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Row], share: float
+) -> None:
+    path = tmp_path_factory.mktemp("rows") / "metrics.jsonl"
+    write_rows(path, rows)
+    in_order = sorted(rows, key=lambda row: row["step"] or 0)
+    assert read_rows(path) == in_order
+    whole = path.read_bytes()
+    cut = whole[: int(share * len(whole))]
+    path.write_bytes(cut)
+    num = len(read_rows(path))
+    assert read_rows(path) == in_order[:num]
+    assert num in (cut.count(b"\n"), cut.count(b"\n") + 1)  # a row may lack its line's end alone
+
+
+def test_a_file_without_rows(tmp_path: Path) -> None:
+    assert read_rows(tmp_path / "metrics.jsonl") == []

@@ -81,7 +81,7 @@ def distinct(names: list[str]) -> list[str]:
 # --- reading -----------------------------------------------------------------------------------
 
 
-def read_folder(place: Path) -> dict[str, Any]:
+def read_folder(place: Path) -> dict[str, object]:
     """The unpickled files of the folder, by name, without the missing ones."""
     members = {}
     for name in (*BATCHES, META):
@@ -91,13 +91,13 @@ def read_folder(place: Path) -> dict[str, Any]:
     return members
 
 
-def read_tar(place: Path) -> dict[str, Any]:
+def read_tar(place: Path) -> dict[str, object]:
     """The unpickled members of the archive, by name without the folder.
 
     Raises UserError if it is damaged, or a member is a link, too large or has a strange path.
     """
     # Only known members
-    contents: dict[str, Any] = {}
+    contents: dict[str, object] = {}
     with tars.reading(str(place), "tar.gz"), tarfile.open(place, "r:gz") as archive:
         for member in tars.members(archive, str(place)):
             if member.size > LARGEST:
