@@ -240,7 +240,7 @@ def imported(path: Path, options: Mapping[str, Any]) -> tuple[State, WeightsAbou
 
 
 def weights_about(peer: Peer, model: Model, data: DataAbout) -> WeightsAbout:
-    """What the file of weights will say."""
+    """The record that the file of weights will hold."""
     # Where they come from
     origin: dict[str, object] = {"trainer": peer.trainer, "file": peer.path.name}
     origin |= {"sha256": sha256_file(peer.path), "weights": peer.weights, **peer.age}

@@ -11,7 +11,7 @@ TOGETHER = 50  # images at once
 
 
 class Real:
-    """What samples are compared with: moments and class means of the features of a pack."""
+    """The real side of a comparison: moments and class means of the features of a pack."""
 
     def __init__(self, extractor: Extractor, pack: Pack, num_classes: int) -> None:
         self.extractor = extractor

@@ -2,7 +2,7 @@
 
 The network is that of `small`, trained for a minute. Every solver carries the same noise with the
 same number of evaluations, without guidance, on the better of the uniform grid and that of EDM; the
-learned one is fitted to other noise, on times of its own. The distance is the root mean square over
+learned one is fitted to other noise, on separate times. The distance is the root mean square over
 all values of all images, which lie in [-1, 1]; a few images that end elsewhere make most of it, so
 that of the median image stands beside it. At the larger number of evaluations the Fréchet distance
 to the real images does, too, over that of dopri5.
@@ -132,7 +132,7 @@ def run(folder: Path | None = None) -> dict[str, Any]:
 
 
 def bars(values: dict[str, list[float]], scores: list[float]) -> list[dict[str, Any]]:
-    """What the solvers must reach; `scores`: Fréchet distances of dopri5 and the learned one."""
+    """The bars of the solvers; `scores`: Fréchet distances of dopri5 and the learned one."""
     single, multistep = get_args(FixedGridSolver), get_args(MultistepSolver)
     first, last = BUDGETS
     result = [

@@ -5,6 +5,6 @@ import sys
 
 
 def step(name: str, *words: str) -> None:
-    """Run a step of the pipeline in a process of its own."""
+    """Run a step of the pipeline in a separate process."""
     command = [sys.executable, "-m", f"pipeline.{name}", *words]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""What all ranks of a job must have in common, and the sentence if they do not."""
+"""Values that all ranks of a job must share, and the sentence if they do not."""
 
 import json
 import re

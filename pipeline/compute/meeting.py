@@ -90,7 +90,7 @@ def wait_for_others(store: dist.Store, world: int, place: str, join_seconds: flo
 
 
 def named(count: int) -> str:
-    """What so many ranks are called."""
+    """So many ranks, in words."""
     plural = "s" if count > 1 else ""
     return f"task{plural} of the step" if "SLURM_STEP_NUM_TASKS" in os.environ else f"rank{plural}"
 

@@ -26,7 +26,7 @@ def is_sharded_module(module: Any) -> bool:
 
 
 def local(tensor: Any) -> Tensor:
-    """What this rank holds of a tensor: all of it unless it is divided. Shares its memory."""
+    """The part of a tensor that this rank holds: all of it unless divided. Shares its memory."""
     return tensor.to_local() if is_part(tensor) else tensor
 
 

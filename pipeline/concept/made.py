@@ -1,6 +1,6 @@
 """Documents made from a seed, to try a training without any data: vectors that turn.
 
-Each pair of dimensions turns by an angle of its own from a sentence to the next, with noise. So the
+Each pair of dimensions turns by a separate angle from a sentence to the next, with noise. So the
 next vector can be predicted from the last one, up to the noise. In a pair, the target turns back.
 """
 

@@ -65,7 +65,7 @@ class Manifest(Record):
 
 
 class Fit(JsonObject):
-    """What a normaliser was fitted to."""
+    """The vectors that a normaliser was fitted to."""
 
     KIND: ClassVar[str] = "a record of a normaliser"
     REMEDY: ClassVar[str] = f"delete it and {REMEDY}"

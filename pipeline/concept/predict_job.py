@@ -26,7 +26,7 @@ class Job:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What all ranks must have in common; the weights by what they say of themselves."""
+        """Values that all ranks must share; the weights by what they say of themselves."""
         return {**rank_keys(self.config, "predict"), "weights": self.about.to_json()}
 
 

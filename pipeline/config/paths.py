@@ -167,7 +167,7 @@ def average_file(config: Config) -> Path:
 
 
 def choice_file(config: Config) -> Path:
-    """What rule `select` chose."""
+    """The file of the choice of rule `select`."""
     return run_folder(config) / "select" / "choice.json"
 
 

@@ -15,7 +15,7 @@ SENTENCES = "concept"  # the workload on sentence vectors
 
 @dataclass(frozen=True)
 class Rules:
-    """What a workload needs: values of model.kind, and of keys of `train` with the reason."""
+    """The needs of a workload: values of model.kind, and of keys of `train` with the reason."""
 
     networks: tuple[str, ...]
     example: str  # an experiment in config.yaml
@@ -115,7 +115,7 @@ def check_solver(sample: Sample, of_tokens: bool) -> None:
                 "and the network is one of velocities: leave it out"
             )
 
-    # Times of its own
+    # Its own times
     if sample.learned and sample.grid != "uniform":
         raise UserError(
             "sample.solver=learned finds its times itself: leave sample.grid=uniform, or give "

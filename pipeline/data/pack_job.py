@@ -20,7 +20,7 @@ class PackJob:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What all ranks must have in common."""
+        """Values that all ranks must share."""
         return {**rank_keys(self.config, self.stage), "pack": self.pack.record.sha256.to_json()}
 
 

@@ -147,7 +147,7 @@ def draw_curves(axis: Axes, key: str, tries: Sequence[Try], chosen: Try) -> None
 
 
 def label(keys: Sequence[str], values: Sequence[Value]) -> str:
-    """What the tries of a curve have in common."""
+    """The values that the tries of a curve share, in words."""
     parts = [
         f"{AXES[key]} {value:g}" if isinstance(value, float | int) else f"guided from {value}"
         for key, value in zip(keys, values, strict=True)

@@ -1,4 +1,4 @@
-"""What all workloads on the images of a pack have in common: all but batches and losses."""
+"""The part that workloads on the images of a pack share: all but batches and losses."""
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ class OnImages:
         return self.reader
 
     def dropout_keys(self, num: int, device: torch.device) -> torch.Tensor | None:
-        """Zeros (num,2) in place of dropout's random words; None: the network has no dropout."""
+        """Zeros (num,2) instead of dropout's random words; None: the network has no dropout."""
         drops = self.config.model.dropout > 0
         return torch.zeros(num, 2, dtype=torch.int32, device=device) if drops else None
 

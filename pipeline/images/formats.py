@@ -48,7 +48,7 @@ def begins_as_image(head: bytes) -> bool:
 
 
 def value_problem(image: Image.Image) -> str | None:
-    """What keeps an opened file's values from being levels of 0 to 255; None if nothing does.
+    """Why an opened file's values are not levels of 0 to 255; None if they are.
 
     Pillow makes values of more than 8 bits white or black, and negative ones of a TIFF bright.
     16 bits per channel in colour are not meant: Pillow itself takes the upper 8 of them.

@@ -1,4 +1,4 @@
-"""What worker processes that decode images are forked with: modules, and code that is compiled.
+"""The state that worker processes of images are forked with: modules, and compiled code.
 
 Imported by multiprocessing's fork server (runtime.start_method=forkserver), which does it once for
 all workers: each would take two seconds.

@@ -76,7 +76,7 @@ def refusal(path: Path, error: Exception) -> str:
 
 
 def another_kind(path: Path) -> str:
-    """What `path` is instead of a checkpoint, in words; empty if it may be a damaged one."""
+    """The kind of file that `path` is instead of a checkpoint; empty if it may be a damaged one."""
     if path.is_dir():
         return "is a folder"
     try:

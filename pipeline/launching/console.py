@@ -1,4 +1,4 @@
-"""What a person at the terminal sees of a job: all that it prints, or the brief form of it.
+"""A job as a person at the terminal sees it: all that it prints, or the brief form of it.
 
 The log has all of it in either form. Brief (PIPELINE_OUTPUT=brief, set by the Makefile): progress
 is one line that is written over on a terminal and a line a minute elsewhere; commands that are
@@ -86,5 +86,5 @@ class Brief(Whole):
 
 
 def opened() -> Whole:
-    """What shows the output of a job."""
+    """The view of the output of a job."""
     return Brief() if is_brief() else Whole()

@@ -77,7 +77,7 @@ class Rank:
 
 
 def fork(step: Step, command: list[str], environment: Mapping[str, str]) -> int:
-    """Process id of a fork that runs a step, once it is in a session of its own."""
+    """Process id of a fork that runs a step, once it is in a separate session."""
     # Nothing is printed twice, and no signal meets the agent's handlers in the fork
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""What ranks run: a step of this project, or another project's module in its own environment.
+"""The program of ranks: a step of this project, or another project's module in its own environment.
 
 Of a step everything is known. Of another program nothing is: neither whether it saves when it is
 told to stop, nor whether it would read the terminal. Its interpreter and its module are looked at

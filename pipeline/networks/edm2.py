@@ -213,7 +213,7 @@ class EDM2(nn.Module):
     def raw(
         self, x: Tensor, noise_level: Tensor, labels: Tensor, keys: Tensor | None = None
     ) -> Tensor:
-        """What the layers give, (B,3,H,W) float32, for x of magnitude 1 at ln(sigma) / 4 (B,)."""
+        """Output of the layers, (B,3,H,W) float32, for x of magnitude 1 at ln(sigma) / 4 (B,)."""
         # Down, with skips
         embedding = self._embedding(noise_level, labels)
         h = self.stem(torch.cat([x, torch.ones_like(x[:, :1])], dim=1))

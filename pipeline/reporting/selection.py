@@ -1,4 +1,4 @@
-"""What rule `select` chose, in the words of a report."""
+"""The choice of rule `select`, in the words of a report."""
 
 from collections.abc import Sequence
 

@@ -44,7 +44,7 @@ class Try(JsonObject):
 
 
 class Choice(JsonObject):
-    """What `select` chose, and all that it tried."""
+    """The choice of `select`, and all that it tried."""
 
     KIND: ClassVar[str] = "a choice of rule select"
     REMEDY: ClassVar[str] = "run `python -m pipeline.select` again"

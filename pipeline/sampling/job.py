@@ -77,7 +77,7 @@ class Job:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What all ranks must have in common; the weights by what they say of themselves."""
+        """Values that all ranks must share; the weights by what they say of themselves."""
         files = {"weights": self.weights, "guide": self.guide}
         about: dict[str, object] = {k: w and w.about.to_json() for k, w in files.items()}
         if self.learned is not None:

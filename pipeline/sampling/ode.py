@@ -1,4 +1,4 @@
-"""What solvers of ODEs share: the velocity that they call, and the solution that they return.
+"""The base of solvers of ODEs: the velocity that they call, and the solution that they return.
 
 They are pure functions that carry x along time, from 0 (noise) to 1 (data). A velocity is called as
 `velocity(x, t, rows)` with the state x (B, C, H, W), the times t (B,) in x's dtype and `rows` (B,)

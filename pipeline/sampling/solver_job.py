@@ -24,7 +24,7 @@ class Job:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What all ranks must have in common."""
+        """Values that all ranks must share."""
         return {**self.exact.identity, **rank_keys(self.sampler, "solver")}
 
 

@@ -26,7 +26,7 @@ class Job:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What all ranks must have in common; the images by their number and how they were made."""
+        """Values that all ranks must share; the images by their number and how they were made."""
         inputs, about = self.inputs, self.inputs.about.model_dump(exclude={"file"})
         images = {"num": len(inputs.images), "how": inputs.how}
         return {**rank_keys(self.config, "evaluate"), "images": images, "reference": about}

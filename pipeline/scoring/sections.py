@@ -99,7 +99,7 @@ def batches(job: Pass, start: int) -> Iterator[np.ndarray]:
 
 
 class Section:
-    """What is kept of the images of one section."""
+    """Features and sums of the images of one section."""
 
     def __init__(self, job: Pass, group: Ranks) -> None:
         self.wanted, self.features = job.wanted, [np.empty((0, job.width), np.float32)]

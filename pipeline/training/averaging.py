@@ -158,7 +158,7 @@ def weighted_sum(shares: dict[Path, float]) -> "dict[str, Tensor]":
 
 
 def about_of(stored: Stored, last: Path, wanted: Profile) -> WeightsAbout:
-    """What is known of the new weights: as of the `last` stored ones, with another width."""
+    """The record of the new weights: as of the `last` stored ones, with another width."""
     about = read_about(last).model_copy(update={"ema_width": wanted.width})
     if stored.final is None or stored.final.images != wanted.images:
         return about

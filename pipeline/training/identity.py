@@ -30,7 +30,7 @@ def identity(config: Config, data_sha256: Any) -> str:
 
 
 def rank_identity(config: Config, data_sha256: Any) -> dict[str, object]:
-    """What all ranks of a training must have in common."""
+    """Values that all ranks of a training must share."""
     return {**rank_keys(config, "train"), "data": {"sha256": data_sha256}}
 
 

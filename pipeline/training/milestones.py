@@ -158,7 +158,7 @@ class Run:
         return averaging.weighted_sum(averaging.solve(stored, wanted).files)
 
     def about(self, milestone: Milestone) -> WeightsAbout:
-        """What is known of the weights of a milestone."""
+        """The record of the weights of a milestone."""
         power = self.config.train.ema == "power"
         average = {"ema_width": self.average} if power else {
             "ema_halflife_images": int(self.average)}  # fmt: skip

@@ -41,7 +41,7 @@ class Start:
 
 
 class Origin(NamedTuple):
-    """What a file says of its weights."""
+    """Facts that a file says of its weights."""
 
     config: Mapping[str, Any]  # the keys that their training read
     classes: int | None  # of their data; None: not known
@@ -152,7 +152,7 @@ def images_of(state: Mapping[str, Any]) -> int:
 
 
 def read_origin(path: Path) -> Origin:
-    """What a file says of its weights; raises UserError if it is damaged or of another program."""
+    """Facts of the weights in a file; raises UserError if it is damaged or of another program."""
     if is_checkpoint(path):
         state = read_checkpoint(path)
         words = f"current weights after {images_of(state):,} images"

@@ -237,7 +237,7 @@ class Trainer:
             snapshots.save(path, average.net, precision, about, self.group.first)
 
     def about(self, average: float, **more: Any) -> WeightsAbout:
-        """What is known of weights averaged with a half-life or width, and `more`."""
+        """The record of weights averaged with a half-life or width, and `more`."""
         if self.config.train.ema == "power":
             more["ema_width"] = average
         else:

@@ -45,9 +45,7 @@ class WeightsAbout(JsonObject):
     REMEDY: ClassVar[str] = "train again, or import the weights again"
 
     # How they were trained
-    config: dict[
-        str, object
-    ]  # keys that the training read; `imported` says where weights came from
+    config: dict[str, object]  # keys that the training read; `imported`: where weights came from
     record: dict[str, object]  # what the workload says of its data
     # None if unknown
     images: int | None = None  # seen in training

@@ -20,7 +20,7 @@ class Workload(Protocol):
 
     @property
     def unit(self) -> str:
-        """What several items are called, in one word."""
+        """The word for several items."""
 
     @property
     def most_items(self) -> int:

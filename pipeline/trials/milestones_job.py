@@ -38,7 +38,7 @@ class Job:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What all ranks must have in common."""
+        """Values that all ranks must share."""
         guide = self.guide and self.guide.about.to_json()
         parts = {"training": self.run.identity, "seed": self.seed, "guide": guide}
         return {**rank_keys(self.config, "milestones"), **parts, "watch": self.watch}

@@ -34,7 +34,7 @@ class Job:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What all ranks must have in common."""
+        """Values that all ranks must share."""
         return {**self.sampling.identity, **rank_keys(self.config, "select")}
 
 

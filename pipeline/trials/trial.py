@@ -30,7 +30,7 @@ from pipeline.scoring.scores import frechet
 
 @dataclass(frozen=True)
 class Judge:
-    """What all trials of a step are measured by, on all its ranks."""
+    """The measure of all trials of a step, on all its ranks."""
 
     # What is compared
     extractor: Extractor

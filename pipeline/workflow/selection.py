@@ -54,7 +54,7 @@ def all_recipes(config: Config) -> list[Guide]:
 
 
 def cost(config: Config) -> str:
-    """What the search costs at most, in a line; empty without the section `select`."""
+    """The cost of the search at most, in a line; empty without the section `select`."""
     # Images
     select = config.select
     if select is None:

@@ -1,4 +1,4 @@
-"""What the Snakefile asks of an experiment, whatever that trains on."""
+"""The part of an experiment that the Snakefile asks for, whatever it trains on."""
 
 import json
 from abc import ABC, abstractmethod

@@ -128,7 +128,7 @@ def snapshot_line(train: Train, num_bytes: int) -> str:
 
 
 def milestones_line(config: Config) -> str:
-    """What the scores over the training cost, in a line; empty without evaluate.milestones."""
+    """The cost of the scores over the training, in a line; empty without evaluate.milestones."""
     if not config.evaluate.milestones:
         return ""
     count = len(planned(config.train, config.runtime.milestone_images))

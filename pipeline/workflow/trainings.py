@@ -131,7 +131,7 @@ def check_workload(trained: Config, config: Config, guide: Guide) -> None:
 
 
 def kind_in_words(config: Config) -> str:
-    """What a network predicts: its workload, and how many tokens if it is one of tokens."""
+    """The predictions of a network: its workload, and how many tokens if it is one of tokens."""
     model, workload = config.model, f"workload={config.workload}"
     if isinstance(model, DiscreteUNetKeys):
         return f"{workload} and model.values={model.values}"

@@ -70,7 +70,7 @@ def measure(part: str, scale: Scale, keep: bool, folder: Path = record.FOLDER) -
 
 
 def run_apart(part: str, words: list[str], seconds: float = LIMIT_S) -> str | None:
-    """Run a part in a process of its own; why it failed, or None."""
+    """Run a part in a separate process; why it failed, or None."""
     command = [sys.executable, "-m", "pipeline.bench", "gpu", *words, part]
     try:
         status = subprocess.run(command, timeout=seconds, cwd=record.ROOT).returncode

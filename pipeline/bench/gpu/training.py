@@ -179,7 +179,7 @@ def result(title: str, cases: Mapping[str, Case | None], more: list[str]) -> dic
 
 
 def case_line(name: str, case: Case) -> str:
-    """What a case used, as a line."""
+    """The resources that a case used, as a line."""
     use = "unknown MFU" if case.mfu is None else f"MFU {case.mfu:.1%}"
     memory = f"{case.peak_gb:.1f} GB (model, eager: {case.model_gb:.1f} GB)"
     return f"{name}: {case.batch} images a pass, {case.images_per_s:,.1f} images/s, {use}, {memory}"

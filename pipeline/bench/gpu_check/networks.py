@@ -58,7 +58,7 @@ class Fixture(NamedTuple):
 
 
 class Computed(NamedTuple):
-    """What a network makes of its fixture, float64 on the CPU."""
+    """The output of a network for its fixture, float64 on the CPU."""
 
     output: Tensor  # (B,3,H,W) of x without class
     loss: Tensor  # of x0, x1 at t_train

@@ -99,7 +99,7 @@ def order(device: torch.device) -> Figure:
     require("pynvml")
     first, uuids = gpus.visible()[0], gpus.device_ids()
     if "MIG" in first:
-        raise NotApplicable("an instance of MIG has a UUID of its own")
+        raise NotApplicable("an instance of MIG has a separate UUID")
     wanted = uuids[int(first)] if first.isdigit() else first
     actual = str(torch.cuda.get_device_properties(device).uuid)
     differ = not actual.removeprefix("GPU-").startswith(wanted.removeprefix("GPU-"))
