@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup inception smoke data weights train sample evaluate report all plan status stop bench gpu-check bench-gpu test test-slow lint format clean
+.PHONY: help setup inception smoke data weights train sample evaluate report all plan status stop bench gpu-check bench-gpu test test-slow lint lint-style lint-types lint-imports lint-rules format clean
 
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
@@ -131,12 +131,20 @@ test-slow: SLOW = 1
 test-slow: $(VENV)/checks  ## only the slow tests: whole chains, faults, several nodes, a real Slurm
 	$(PYTEST) -m slow
 
-lint: $(VENV)/checks  ## ruff, mypy, import rules, snakefmt, snakemake --lint
+lint: lint-style lint-types lint-imports lint-rules  ## ruff, mypy, import rules, snakefmt, snakemake --lint (-j4: at once)
+
+lint-style: $(VENV)/checks
 	ruff check .
 	ruff format --check .
-	mypy
-	lint-imports --no-cache
 	snakefmt --check Snakefile pipeline/workflow
+
+lint-types: $(VENV)/checks
+	mypy
+
+lint-imports: $(VENV)/checks
+	lint-imports --no-cache
+
+lint-rules: $(VENV)/checks
 	snakemake --lint
 	snakemake --lint --config experiment=lcm_mse_smoke
 

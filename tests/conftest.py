@@ -32,7 +32,7 @@ settings.register_profile("shared machines", deadline=None)  # no test of second
 settings.load_profile("shared machines")
 
 
-# Files that take longest, and at last the one whose run others of its folder wait for
+# Files that take longest; then the one whose run others of its folder wait for, and these
 FIRST = (
     "launching/test_cluster",
     "training/test_faults",
@@ -44,7 +44,12 @@ FIRST = (
     "images/test_resume",
     "images/test_photos",
     "launching/test_nodes",
+    "launching/test_submit",
+    "training/test_edm2",
     "workflow/test_workflow",
+    "workflow/test_training_again",
+    "workflow/test_documents",
+    "workflow/test_packs",
 )
 
 

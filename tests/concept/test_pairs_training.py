@@ -119,15 +119,19 @@ def test_in_several_passes_and_resumed(
 
 @pytest.mark.slow
 def test_on_two_ranks(folder: Path, pairs: Path, tmp_path: Path) -> None:
-    """In one pass and in two, and the same predictions."""
-    cases = [(kind, micro) for kind in KINDS for micro in (6, 3)]
+    """In one pass and in two, whole or divided, and the same predictions."""
+    runtime = {"one": ("micro_batch=6",), "two": ("micro_batch=3",), "divided": ("strategy=fsdp2",)}
+    cases = [(kind, way) for kind in KINDS for way in runtime]
     runs = [
-        words(pairs, tmp_path / f"{k}-{m}", *PAIRS, *KINDS[k], f"runtime.micro_batch={m}")
-        for k, m in cases
-    ]
+        words(
+            pairs, tmp_path / f"{kind}-{way}", *PAIRS, *KINDS[kind],
+            *(f"runtime.{key}" for key in runtime[way]),
+        )
+        for kind, way in cases
+    ]  # fmt: skip
     train_on_ranks(2, *runs)
-    for kind, micro in cases:
-        agree(outcome(tmp_path / f"{kind}-{micro}"), outcome(folder / kind))
+    for kind, way in cases:
+        agree(outcome(tmp_path / f"{kind}-{way}"), outcome(folder / kind))
     made_by_one = predicted(folder, pairs, "lcm")
     on_ranks(2, "pipeline.predict", *predict_words(folder, pairs, "lcm", "ranks"))
     two = open_predictions(folder / "ranks")
