@@ -59,15 +59,19 @@ MAKER = $(shell python -m pipeline.workflow.kinds $(CONFIGURED))
 SNAKEMAKE = snakemake --cores $(CORES) --resources gpu=$(GPUS) $(QUIET)
 
 # --- environment ----------------------------------------------------------------------------------
-PIP = python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
+PIP = python -m pip install --quiet --disable-pip-version-check --no-compile $(PIP_FLAGS)
+# pip would do it one module after another; templates in packages are not valid Python
+COMPILE = python -m compileall -qq -j 0 $(VENV)/lib || true
 
 $(VENV)/installed: envs/requirements.txt envs/workflow.txt envs/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -c envs/constraints.txt -r envs/requirements.txt -r envs/workflow.txt
+	$(COMPILE)
 	touch $@
 
 $(VENV)/checks: envs/dev.txt $(VENV)/installed
 	$(PIP) -c envs/constraints.txt -r envs/requirements.txt -r envs/workflow.txt -r envs/dev.txt
+	$(COMPILE)
 	touch $@
 
 setup: $(VENV)/installed  ## create .venv with what a run needs, pinned (PIP_FLAGS= for pip)
