@@ -60,7 +60,7 @@ SNAKEMAKE = snakemake --cores $(CORES) --resources gpu=$(GPUS) $(QUIET)
 
 # --- environment ----------------------------------------------------------------------------------
 PIP = python -m pip install --quiet --disable-pip-version-check --no-compile $(PIP_FLAGS)
-# pip would do it one module after another; templates in packages are not valid Python
+# pip compiles one module after another. Packages hold templates that are not valid Python: `|| true`
 COMPILE = python -m compileall -qq -j 0 $(VENV)/lib || true
 
 $(VENV)/installed: envs/requirements.txt envs/workflow.txt envs/constraints.txt

@@ -32,7 +32,7 @@ settings.register_profile("shared machines", deadline=None)  # no test of second
 settings.load_profile("shared machines")
 
 
-# Files that take longest; then the one whose run others of its folder wait for, and these
+# Files that take longest; then the one whose run others of its folder wait for, and those others
 FIRST = (
     "launching/test_cluster",
     "training/test_faults",

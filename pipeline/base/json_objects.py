@@ -10,9 +10,9 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import read_json, write_json
 
 
-def mapping_at(tree: Mapping[str, object], name: str) -> Mapping[str, Any]:
-    """The mapping at `name` of a larger one; empty if none stands there."""
-    value = tree.get(name)
+def mapping_at(tree: Mapping[str, object] | None, name: str) -> Mapping[str, Any]:
+    """The mapping at `name` of a larger one; empty if none stands there, or `tree` is None."""
+    value = (tree or {}).get(name)
     return value if isinstance(value, Mapping) else {}
 
 

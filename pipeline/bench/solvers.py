@@ -2,7 +2,7 @@
 
 The network is that of `small`, trained for a minute. Every solver carries the same noise with the
 same number of evaluations, without guidance, on the better of the uniform grid and that of EDM; the
-learned one is fitted to other noise, on separate times. The distance is the root mean square over
+learned one is fitted to other noise, on its own times. The distance is the root mean square over
 all values of all images, which lie in [-1, 1]; a few images that end elsewhere make most of it, so
 that of the median image stands beside it. At the larger number of evaluations the Fréchet distance
 to the real images does, too, over that of dopri5.

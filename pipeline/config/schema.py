@@ -60,7 +60,7 @@ class Coupling(Section):
 FixedGridSolver = Literal["euler", "midpoint", "heun", "rk4"]  # rows of sampling/solvers.py
 MultistepSolver = Literal["ab2", "ab3"]  # on a grid too, with memory of the last steps
 AdaptiveSolver = Literal["dopri5"]
-LearnedSolver = Literal["learned"]  # on times of its own: sampling/fitting.py
+LearnedSolver = Literal["learned"]  # on its own times: sampling/fitting.py
 JumpSolver = Literal["jump"]  # of tokens: sampling/jumps.py
 
 

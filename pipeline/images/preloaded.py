@@ -1,4 +1,4 @@
-"""The state that worker processes of images are forked with: modules, and compiled code.
+"""The state that processes which decode images are forked with: modules, and compiled code.
 
 Imported by multiprocessing's fork server (runtime.start_method=forkserver), which does it once for
 all workers: each would take two seconds.

@@ -131,10 +131,10 @@ class SampleAbout(JsonObject):
     @property
     def classes(self) -> str | None:
         """How the classes were chosen, as in sample.classes; None: not known, or without any."""
-        training = (self.train and self.train.config) or {}
+        training = self.train.config if self.train else None
         if mapping_at(training, "model").get("class_conditional") is False:
             return None
-        choice = mapping_at(self.config or {}, "sample").get("classes")
+        choice = mapping_at(self.config, "sample").get("classes")
         return ", ".join(map(str, choice)) if isinstance(choice, list) else choice
 
 

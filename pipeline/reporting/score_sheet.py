@@ -29,7 +29,7 @@ LEGEND = (
 
 def sheet_of(sample: SampleAbout, extractor: str | None) -> ScoreSheet:
     """The sheet of samples that are scored by the features of `extractor`."""
-    keys = mapping_at(sample.config or {}, "sample")
+    keys = mapping_at(sample.config, "sample")
     selected, selection = bool(keys.get("selected")), sample.selection
     # Whether the choice was made by the features that score
     saw = False if sample.config else None
@@ -54,7 +54,7 @@ def sheet_of(sample: SampleAbout, extractor: str | None) -> ScoreSheet:
 
 def labels_of(sample: SampleAbout) -> str | None:
     """How the classes were chosen, as in sample.classes; None: not known."""
-    training = (sample.train and sample.train.config) or {}
+    training = sample.train.config if sample.train else None
     conditional = mapping_at(training, "model").get("class_conditional")
     return "without classes" if conditional is False else sample.classes
 
@@ -67,7 +67,7 @@ def trained_here(sample: SampleAbout) -> bool:
 
 def average_of(sample: SampleAbout) -> str | None:
     """Which average of the weights was sampled, in words; None: the first, or not known."""
-    keys = mapping_at(sample.config or {}, "sample")
+    keys = mapping_at(sample.config, "sample")
     if (width := keys.get("ema_width")) is not None:
         return f"width {width}"
     halflife = keys.get("ema_halflife_images")

@@ -39,11 +39,11 @@ class Stored(NamedTuple):
         """
         counts = Counter(profile.images for profile in self.files)
         path = next(iter(self.files.values()))
-        widths = train_keys(path).ema_widths
+        widths = training_of(path).ema_widths
         return max((n for n, count in counts.items() if count == len(widths)), default=None)
 
 
-def train_keys(path: Path) -> Train:
+def training_of(path: Path) -> Train:
     """The keys of the training that weights in a file are of."""
     return Train.model_validate({**LATER["train"], **read_about(path).section("train")})
 
@@ -89,7 +89,7 @@ def needed(stored: Stored, images: int) -> list[Profile]:
             f"{nearest}, the nearest"
         )
     example = next(path for profile, path in stored.files.items() if profile.images == images)
-    train = train_keys(example)
+    train = training_of(example)
 
     # And all before it
     profiles = [Profile(w, n) for w in train.ema_widths for n in train.stored_images(images)]

@@ -1,5 +1,6 @@
 """Identity of a training run: the keys that shape the weights, and the data."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,14 @@ def identity_keys(config: Config) -> dict[str, object]:
     """
     keys = stage_keys(config, "train")
     if config.train.lr_schedule not in ENDING:
-        keys["train"] = {k: v for k, v in mapping_at(keys, "train").items() if k != "images"}
+        return without_length(keys)
     return keys
+
+
+def without_length(keys: Mapping[str, object]) -> dict[str, object]:
+    """The keys of a training without its length."""
+    train = {k: v for k, v in mapping_at(keys, "train").items() if k != "images"}
+    return {**keys, "train": train}
 
 
 def identity(config: Config, data_sha256: Any) -> str:

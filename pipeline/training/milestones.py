@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import read_json, sha256_json
-from pipeline.base.json_objects import mapping_at
 from pipeline.config.load import of_training
 from pipeline.config.paths import check_profile, weights_file
 from pipeline.config.schema import Config
 from pipeline.config.stages import stage_keys
 from pipeline.config.train_keys import Train
-from pipeline.training.identity import identity, scratch_folder
+from pipeline.training.identity import identity, scratch_folder, without_length
 from pipeline.training.weights_file import WeightsAbout, load_weights, read_about
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ class Run:
     def is_ours(self, keys: dict[str, object]) -> bool:
         """Whether the keys that weights were trained by are those of this training."""
         ours = stage_keys(self.config, "train")
-        return _without_length(keys) == _without_length(ours)
+        return without_length(keys) == without_length(ours)
 
     def reached(self) -> list[Milestone]:
         """The milestones that are there up to the training's end, by images seen."""
@@ -169,10 +168,6 @@ class Run:
         """A hash of all that the weights of a milestone depend on, instead of their bytes."""
         parts = {"training": self.identity, "images": milestone.images, "average": self.average}
         return sha256_json(parts)
-
-
-def _without_length(keys: dict[str, object]) -> dict[str, object]:
-    return {**keys, "train": {k: v for k, v in mapping_at(keys, "train").items() if k != "images"}}
 
 
 def open_run(config: Config, folder: Path, scratch: Path | None, data: dict[str, object]) -> Run:

@@ -13,9 +13,10 @@ from pipeline.base.json_objects import mapping_at
         ({"model": "unet"}, {}),
         ({"model": [1, 2]}, {}),
         ({}, {}),
+        (None, {}),
     ],
 )
 def test_a_mapping_within_another_or_none(
-    tree: dict[str, object], expected: dict[str, object]
+    tree: dict[str, object] | None, expected: dict[str, object]
 ) -> None:
     assert mapping_at(tree, "model") == expected
