@@ -8,6 +8,7 @@ import os
 import sys
 from contextlib import nullcontext
 
+import psutil
 import torch.distributed as dist
 
 from pipeline import train
@@ -43,6 +44,11 @@ AGENT = {"USE_AGENT_STORE": "True", "RUN_ID": "test", "RESTART_COUNT": "0", "MAX
 def train_on_ranks(world: int, *runs: list[str]) -> str:
     """Train with the words of each run on `world` ranks; returns what they printed."""
     return on_ranks(world, "tests.on_ranks", json.dumps(runs))
+
+
+def processes_of_ranks() -> list[psutil.Process]:
+    """The ranks that run."""
+    return psutil.Process(forks(*TORCH).server.pid).children()
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pipeline.bench.photos import PHOTOS, write_photos
 from tests import nodes, pages, slurm
 from tests.conftest import ROOT
 from tests.launching import test_programs as theirs
+from tests.on_ranks import train_on_ranks
 from tests.test_train import losses, outcome
 from tests.workflow.project import copy_code
 
@@ -160,9 +161,7 @@ def finished(one_node: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
 def four(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """What four ranks of micro-batches of 8 make on one machine, without Slurm."""
     project = copied(finished, tmp_path_factory.mktemp("four") / "project")
-    more = ["launcher=standalone", "runtime.gpus.train=4", "runtime.micro_batch=8"]
-    environment = {"PIPELINE_GPU_IDS": "0,1,2,3", "OMP_NUM_THREADS": "1"}
-    printed_by([*by_hand(project), *more], project, os.environ | environment)
+    train_on_ranks(4, [*keys_by_hand(project), "runtime.micro_batch=8"])
     return outcome(project / "out")
 
 
@@ -283,11 +282,11 @@ def record(project: Path) -> Path:
     return project / "results/data/shapes_tiny_8-box.json"
 
 
-def by_hand(project: Path) -> list[str]:
-    """A training of the finished project's pack, by hand."""
+def keys_by_hand(project: Path) -> list[str]:
+    """Of a training of the finished project's pack."""
     pack = project / "results/packs/shapes_tiny_8/box"
-    words = [sys.executable, "-m", "pipeline.train", "experiment=tiny", f"data.path={pack}"]
-    return [*words, f"record={record(project)}", f"out={project}/out", EACH]
+    places = [f"data.path={pack}", f"record={record(project)}", f"out={project}/out"]
+    return ["experiment=tiny", *places, EACH]
 
 
 def test_the_same_by_srun(one_node: dict[str, str], finished: Path, tmp_path: Path) -> None:
@@ -303,7 +302,8 @@ def test_the_same_by_srun(one_node: dict[str, str], finished: Path, tmp_path: Pa
 
 def started(project: Path, environment: dict[str, str], *more: str) -> "subprocess.Popen[str]":
     """The training by hand through submitit on Slurm, begun."""
-    words = [*by_hand(project), "launcher=submitit_slurm", "launch.slurm.memory_gb=1", *more]
+    words = [sys.executable, "-m", "pipeline.train", *keys_by_hand(project), *more]
+    words += ["launcher=submitit_slurm", "launch.slurm.memory_gb=1"]
     return subprocess.Popen(
         [*words, "runtime.progress_seconds=1"],
         cwd=project,

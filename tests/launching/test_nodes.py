@@ -12,6 +12,7 @@ import torch
 
 from tests import nodes
 from tests.conftest import ROOT
+from tests.on_ranks import train_on_ranks
 from tests.pages import commands, for_here
 from tests.test_train import losses, outcome, words
 
@@ -71,10 +72,7 @@ MEETING = (
 
 def on_one(ranks: int, training: list[str], out: Path) -> Outcome:
     """Weights and curve of so many ranks on one machine."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PIPELINE_GPU_IDS", "0,1,2,3")
-        patch.setenv("PIPELINE_LEASE_DIR", str(out / "leases"))
-        assert start([], ranks, training, out).wait(600) == 0, (out / "printed").read_text()
+    train_on_ranks(ranks, [*training, f"out={out}"])
     return outcome(out)
 
 

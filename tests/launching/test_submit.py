@@ -18,9 +18,10 @@ from submitit.slurm.slurm import SlurmJob
 from pipeline.launching import leases, submit
 from tests import slurm
 from tests.conftest import ROOT, resolved
+from tests.on_ranks import train_on_ranks
 from tests.test_train import outcome, words
 
-LONG = ("train.images=1800", "runtime.checkpoint_images=60")
+LONG = ("train.images=1200", "runtime.checkpoint_images=60")
 
 
 def start(pack: Path, out: Path, *more: str, folder: str = "") -> psutil.Popen:
@@ -49,7 +50,7 @@ def test_whatever_ends_its_ranks_a_training_goes_on(
 ) -> None:
     """Of the same command until its end: the weights are those of a run that nothing disturbed."""
     plain, out = tmp_path / "plain", tmp_path / "out"
-    assert start(pack, plain, *LONG).wait(600) == 0, printed(plain)  # by torchrun
+    train_on_ranks(2, words(pack, plain, *LONG))
     monkeypatch.setenv("PIPELINE_GPU_IDS", "0,1")
     monkeypatch.setenv("PIPELINE_LEASE_DIR", str(tmp_path / "leases"))
     end_the_launcher(pack, out, signal.SIGTERM)

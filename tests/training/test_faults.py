@@ -28,6 +28,7 @@ from pipeline.flow import probability_path, workload
 from pipeline.launching.agent import Agent, cause
 from pipeline.training import checkpoint, preflight, snapshot_files, weights_file
 from tests.conftest import ROOT, write_pack
+from tests.on_ranks import train_on_ranks
 from tests.test_train import outcome, run, words
 from tests.training.infinite import InfiniteGradient
 
@@ -78,10 +79,9 @@ LONG = ("train.images=1200", "runtime.checkpoint_images=12", "runtime.keep_check
 @pytest.fixture(scope="module")
 def reference(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     """Weights of the LONG run on two ranks that nothing disturbed."""
-    launched = Launched(pack, tmp_path_factory.mktemp("reference"), *LONG)
-    status, output = launched.end()
-    assert status == 0, output
-    return outcome(launched.out)[0]
+    out = tmp_path_factory.mktemp("reference")
+    train_on_ranks(2, words(pack, out, LONG[0]))
+    return outcome(out)[0]
 
 
 def kill_a_rank(launched: Launched, number: int, step: int) -> None:

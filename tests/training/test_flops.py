@@ -1,13 +1,18 @@
 """Counted work against arithmetic by hand; peaks of named devices."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline import train
 from pipeline.flow.made_up import made_up
 from pipeline.networks.unet import Attention, UNet
 from pipeline.training import flops
+from pipeline.training.workload import Workload
+from tests.concept.documents import TWO_TOWER, WORDS, made_pack
 from tests.conftest import resolved
 
 
@@ -32,9 +37,9 @@ def by_hand(net: nn.Module, size: int) -> int:
 
 def test_a_convolution_and_a_linear_layer() -> None:
     net = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.Flatten(), nn.Linear(5 * 4 * 4, 7))
-    with FlopCounterMode(display=False) as counter:
+    with flops.Counter() as counter:
         net(torch.zeros(1, 3, 4, 4))
-    assert counter.get_total_flops() == 2 * (4 * 4 * 5 * 3 * 9 + 5 * 4 * 4 * 7)
+    assert counter.multiply_adds == 4 * 4 * 5 * 3 * 9 + 5 * 4 * 4 * 7
 
 
 @pytest.mark.parametrize("name", ["tiny", "smoke", "cifar10", "imagenet"])
@@ -43,6 +48,30 @@ def test_the_network_by_hand(name: str) -> None:
     with torch.device("meta"):
         expected = 3 * by_hand(UNet(config.model, 10), config.data.resolution)
     assert flops.training_flops(made_up(config, 10)) == expected
+
+
+def torchs(workload: Workload) -> int:
+    """training_flops by torch's counter, which knows no network."""
+    meta = torch.device("meta")
+    with meta, torch.no_grad(), FlopCounterMode(display=False) as counter:
+        workload.loss(workload.build().eval(), workload.zeros(1, meta))
+    return 3 * int(counter.get_total_flops())
+
+
+@pytest.mark.parametrize("name", ["tiny", "edm2_smoke", "discrete_smoke"])
+def test_torchs_counter_counts_the_same(name: str) -> None:
+    workload = made_up(resolved(f"experiment={name}"), 10)
+    assert flops.training_flops(workload) == torchs(workload) > 0
+
+
+@pytest.mark.parametrize("model", [(), TWO_TOWER], ids=["lcm", "two_tower"])
+def test_of_documents_too(
+    model: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_pack(tmp_path / "pack", monkeypatch)
+    words = [*WORDS, *model, f"data.path={tmp_path}/pack", f"out={tmp_path}/out"]
+    workload = train.prepare(words, 1).workload
+    assert flops.training_flops(workload) == torchs(workload) > 0
 
 
 def test_peaks_by_name() -> None:

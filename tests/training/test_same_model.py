@@ -1,11 +1,8 @@
 """The promise, at length: 60 steps give the same model on any number of ranks, killed or not."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +11,8 @@ from torch import Tensor
 
 from pipeline import train as step
 from pipeline.training import checkpoint
-from tests.conftest import ROOT, write_pack
-from tests.on_ranks import train_on_ranks
+from tests.conftest import write_pack
+from tests.on_ranks import processes_of_ranks, train_on_ranks
 from tests.test_train import difference, losses, outcome
 
 BATCH, STEPS = 24, 60
@@ -38,12 +35,6 @@ Outcome = tuple[dict[str, Tensor], list[dict]]
 
 def words(pack: Path, out: Path, *more: str) -> list[str]:
     return [*WORDS, f"data.path={pack}", f"out={out}", *more]
-
-
-def start(world: int, pack: Path, out: Path, *more: str) -> subprocess.Popen:
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    run += [f"--nproc-per-node={world}", "-m", "pipeline.train", *words(pack, out, *more)]
-    return subprocess.Popen(run, cwd=ROOT, start_new_session=True)
 
 
 def same(one: Outcome, other: Outcome) -> None:
@@ -90,17 +81,21 @@ def newest_step(out: Path) -> int:
 @pytest.mark.slow
 def test_killed_and_resumed_on_other_ranks(alone: Outcome, pack: Path, tmp_path: Path) -> None:
     """Two ranks, then three, one and four, each but the last killed ten steps or more later."""
-    for world, until in ((2, 10), (3, 20), (1, 30), (4, STEPS)):
-        process = start(world, pack, tmp_path, f"runtime.checkpoint_images={10 * BATCH}")
-        if until == STEPS:
-            assert process.wait(timeout=300) == 0
-            continue
-        while newest_step(tmp_path) < until:
-            assert process.poll() is None
-            time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    keys = words(pack, tmp_path, f"runtime.checkpoint_images={10 * BATCH}")
+    for world, until in ((2, 10), (3, 20), (1, 30)):
+        with ThreadPoolExecutor(1) as thread:
+            training = thread.submit(train_on_ranks, world, keys)
+            while newest_step(tmp_path) < until:
+                assert not training.done()
+                time.sleep(0.005)
+            running = processes_of_ranks()
+            assert len(running) == world
+            for rank in running:
+                rank.kill()
+            with pytest.raises(AssertionError):
+                training.result()
         assert not (tmp_path / "weights.safetensors").exists()
+    train_on_ranks(4, keys)
     same(alone, outcome(tmp_path))
     (state,) = {p.parent for p in tmp_path.glob("checkpoints/*/metrics.jsonl")}
     rows = [json.loads(line) for line in (state / "metrics.jsonl").read_text().splitlines()]
