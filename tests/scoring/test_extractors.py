@@ -60,15 +60,23 @@ def run_python(code: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
-def test_torch_fidelity_imports_in_a_fresh_process() -> None:
-    code = (
+@pytest.mark.parametrize("first", [True, False])
+def test_torch_fidelity_is_imported_without_torchvision(first: bool) -> None:
+    """And without torch's compiler, until something of torchvision is used, which is its own."""
+    before = "declare_operators(); import torchvision" if first else ""
+    printed = run_python(
+        "import sys\n"
         "from pipeline.scoring.fidelity import declare_operators, load_torch_fidelity\n"
-        "version = load_torch_fidelity().__version__\n"
-        "from torchvision.transforms import Resize\n"
-        "print(version, declare_operators() == declare_operators())"
+        f"{before}\n"
+        "fidelity = load_torch_fidelity()\n"
+        "print(fidelity.__version__, sorted({'torchvision', 'torch._dynamo'} & set(sys.modules)))\n"
+        "waits = fidelity.datasets.F.normalize\n"
+        "from torchvision.transforms.functional import normalize\n"
+        "print(waits is normalize, fidelity.feature_extractor_dinov2.torchvision.transforms\n"
+        "      .functional.normalize is normalize)"
     )
-    assert run_python(code).split() == ["0.4.0", "True"]
+    modules = ["torch._dynamo", "torchvision"] if first else []
+    assert printed == f"0.4.0 {modules}\nTrue True\n"
 
 
 # A torchvision whose library of operators loads, or not. Declaring an operator that there is would

@@ -12,7 +12,7 @@ from pipeline.base.errors import UserError
 from pipeline.scoring import dinov2
 from pipeline.scoring.dinov2 import DinoV2
 from pipeline.scoring.extractors import Extractor, load_extractor, place
-from pipeline.scoring.fidelity import load_torch_fidelity
+from pipeline.scoring.fidelity import declare_operators, load_torch_fidelity
 from pipeline.scoring.kinds import KINDS
 from pipeline.scoring.scores import frechet
 from pipeline.scoring.weights import convert_fid_helper
@@ -111,6 +111,7 @@ def pixels(num: int, size: int) -> np.ndarray:
 def test_dinov2_equals_torchvisions_transformer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same weights in torchvision's network, which knows no layer scale and one image size."""
     monkeypatch.setitem(dinov2.SHAPES, 384, (4, 6))
+    declare_operators()
     from torchvision.models import VisionTransformer
 
     torch.manual_seed(0)
