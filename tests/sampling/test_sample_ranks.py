@@ -50,7 +50,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Samples of one process, and the weights, those of a small network too."""
     root = tmp_path_factory.mktemp("ranks")
     save_network(root / "small.safetensors", channel_mult=[1], attention_at=[])
-    sample_all(save_network(root / "weights.safetensors"), root / "1", BATCHES)
+    small = {"channel_mult": [1], "attention_at": [8]}
+    sample_all(save_network(root / "weights.safetensors", **small), root / "1", BATCHES)
     return root
 
 
