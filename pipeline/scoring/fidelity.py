@@ -2,13 +2,13 @@
 
 torch-fidelity imports torchvision for sets of images and networks that nothing here uses. That
 takes as long as torch itself, whose compiler torchvision imports. So modules that wait take its
-place.
+place, until something of torchvision is used.
 
-Once something of torchvision is used: it registers fake kernels of two operators. A torchvision
-built for CUDA cannot load its library of operators beside a CPU-only torch, so those two do not
-exist and the import fails. Declaring their signatures is enough: nothing here calls them. If the
-library does load, declaring them again would abort the process, so the import is tried first; the
-name of the library's file says nothing (`_C.so`, from torchvision 0.29 on `_C_stable.so`).
+Then it is imported, and registers fake kernels of two operators. A torchvision built for CUDA
+cannot load its library of operators beside a CPU-only torch, so those two do not exist and the
+import fails. Declaring their signatures is enough: nothing here calls them. If the library does
+load, declaring them again would abort the process, so the import is tried first; the name of the
+library's file says nothing (`_C.so`, from torchvision 0.29 on `_C_stable.so`).
 """
 
 import importlib

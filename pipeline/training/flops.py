@@ -45,8 +45,8 @@ def training_flops(workload: Workload) -> int:
 class Counter(TorchFunctionMode):
     """Counts the multiply-adds of the operators that are called on the meta device.
 
-    torch.utils.flop_counter finds the same, in four times as long: it looks at the parts of each
-    operator, and the meta device takes some of them apart in Python.
+    torch.utils.flop_counter finds the same, in two to four times as long: it looks at the parts
+    of each operator, and the meta device takes some of them apart in Python.
     """
 
     def __init__(self) -> None:
@@ -56,16 +56,18 @@ class Counter(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = SHAPES.get(func, func)(*args, **(kwargs or {}))
         if count := COUNTED.get(func):
-            self.multiply_adds += count(output, *args)
+            self.multiply_adds += count(output, *args, **(kwargs or {}))
         return output
 
 
-def of_layer(output: Tensor, x: Tensor, weight: Tensor, *_: Any) -> int:
+def of_layer(output: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
     """Of a linear layer or a convolution: each output takes a row of the weight (out, ...)."""
     return output.numel() * weight[0].numel()
 
 
-def of_attention(output: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> int:
+def of_attention(
+    output: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+) -> int:
     """Of queries (..., T, D), keys (..., S, D) and values (..., S, E): T S (D + E)."""
     return query[..., 0].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 

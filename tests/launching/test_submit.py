@@ -21,7 +21,7 @@ from tests.conftest import ROOT, resolved
 from tests.on_ranks import train_on_ranks
 from tests.test_train import outcome, words
 
-LONG = ("train.images=1200", "runtime.checkpoint_images=60")
+LONG = ("train.images=1800", "runtime.checkpoint_images=60")
 
 
 def start(pack: Path, out: Path, *more: str, folder: str = "") -> psutil.Popen:

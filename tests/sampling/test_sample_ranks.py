@@ -50,8 +50,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Samples of one process, and the weights, those of a small network too."""
     root = tmp_path_factory.mktemp("ranks")
     save_network(root / "small.safetensors", channel_mult=[1], attention_at=[])
-    small = {"channel_mult": [1], "attention_at": [8]}
-    sample_all(save_network(root / "weights.safetensors", **small), root / "1", BATCHES)
+    weights = save_network(root / "weights.safetensors", channel_mult=[1], attention_at=[8])
+    sample_all(weights, root / "1", BATCHES)
     return root
 
 

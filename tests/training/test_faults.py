@@ -80,7 +80,7 @@ LONG = ("train.images=1200", "runtime.checkpoint_images=12", "runtime.keep_check
 def reference(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     """Weights of the LONG run on two ranks that nothing disturbed."""
     out = tmp_path_factory.mktemp("reference")
-    train_on_ranks(2, words(pack, out, LONG[0]))
+    train_on_ranks(2, words(pack, out, *LONG))
     return outcome(out)[0]
 
 

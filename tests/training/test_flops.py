@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import train
 from pipeline.flow.made_up import made_up
+from pipeline.networks.families import FAMILIES
 from pipeline.networks.unet import Attention, UNet
 from pipeline.training import flops
 from pipeline.training.workload import Workload
@@ -42,6 +43,14 @@ def test_a_convolution_and_a_linear_layer() -> None:
     assert counter.multiply_adds == 4 * 4 * 5 * 3 * 9 + 5 * 4 * 4 * 7
 
 
+def test_arguments_by_name() -> None:
+    x, weight = torch.zeros(4, 3), torch.zeros(5, 3)
+    with flops.Counter() as counter:
+        nn.functional.linear(input=x, weight=weight)
+        nn.functional.scaled_dot_product_attention(query=x, key=weight, value=weight)
+    assert counter.multiply_adds == 4 * 3 * 5 + 4 * 5 * (3 + 3)
+
+
 @pytest.mark.parametrize("name", ["tiny", "smoke", "cifar10", "imagenet"])
 def test_the_network_by_hand(name: str) -> None:
     config = resolved(f"experiment={name}")
@@ -58,9 +67,12 @@ def torchs(workload: Workload) -> int:
     return 3 * int(counter.get_total_flops())
 
 
-@pytest.mark.parametrize("name", ["tiny", "edm2_smoke", "discrete_smoke"])
-def test_torchs_counter_counts_the_same(name: str) -> None:
-    workload = made_up(resolved(f"experiment={name}"), 10)
+EXPERIMENTS = {"unet": "tiny", "edm2": "edm2_smoke", "discrete_unet": "discrete_smoke"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_torchs_counter_counts_the_same(family: str) -> None:
+    workload = made_up(resolved(f"experiment={EXPERIMENTS[family]}"), 10)
     assert flops.training_flops(workload) == torchs(workload) > 0
 
 

@@ -16,7 +16,7 @@ from tests.on_ranks import processes_of_ranks, train_on_ranks
 from tests.test_train import difference, losses, outcome
 
 BATCH, STEPS = 24, 60
-PASSES = {1: (2, 4), 2: (1, 4), 3: (1, 4), 4: (1, 3)}  # per step, by number of ranks
+PASSES = {1: (2, 4), 2: (1, 2, 4), 3: (1, 4), 4: (1, 3)}  # per step, by number of ranks
 WORDS = [
     "experiment=tiny",
     "model.channel_mult=[1]",
