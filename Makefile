@@ -6,10 +6,11 @@ SHELL := /bin/bash
 
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
-export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 # --- variables ------------------------------------------------------------------------------------
-CORES ?= $(shell nproc)
+NPROC := env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc  # which would count those as cores
+CORES ?= $(shell $(NPROC))
 GPUS ?= $(shell $(VENV)/bin/python -m pipeline.compute.gpus)
 CONFIG ?=
 RES ?=
@@ -20,7 +21,7 @@ PART ?=
 CALIBRATE ?=
 PIP_FLAGS ?=
 VERBOSE ?=
-WORKERS ?= $(if $(call on,SLOW),$(shell expr $$(nproc) + 1),logical)
+WORKERS ?= $(if $(call on,SLOW),$(shell expr $$($(NPROC)) + 1),logical)
 
 # Whether a switch is on: given, and not 0
 on = $(filter-out 0,$($(1)))
@@ -55,7 +56,6 @@ CONFIGURED := $(if $(CONFIG),--configfile $(CONFIG)) $(if $(strip $(OVERRIDES)),
 # One line a stage, unless VERBOSE=1: pipeline/launching/console.py
 smoke data weights train sample evaluate report: export PIPELINE_OUTPUT := $(if $(call on,VERBOSE),,brief)
 QUIET := $(if $(call on,VERBOSE),,--quiet host progress reason rules)
-MAKER = $(shell python -m pipeline.workflow.kinds $(CONFIGURED))
 SNAKEMAKE = snakemake --cores $(CORES) --resources gpu=$(GPUS) $(QUIET)
 
 # --- environment ----------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ smoke: setup  ## the whole chain on a built-in data set, in minutes, with or wit
 	$(SNAKEMAKE) $(if $(CONFIG),--configfile $(CONFIG)) --config experiment=smoke $(SETTING)
 
 data: setup  ## make the pack: downsampled images, or sentence vectors (again if it was deleted)
-	$(SNAKEMAKE) --forcerun $(MAKER) $(CONFIGURED) -- data
+	maker=$$(python -m pipeline.workflow.kinds $(CONFIGURED)); $(SNAKEMAKE) --forcerun $$maker $(CONFIGURED) -- data
 
 weights: setup  ## download the weights of evaluate.extractor (again if they were deleted)
 	$(SNAKEMAKE) --forcerun extractor $(CONFIGURED) -- extractor

@@ -86,7 +86,9 @@ def write_png(target: Path, samples: Samples, progress_seconds: float) -> None:
         if samples.labels is not None:
             labels = samples.labels.tolist()
             rows = [(n, lb, samples.classes[lb]) for n, lb in zip(names, labels, strict=True)]
-            with (folder / "labels.csv").open("w", newline="") as stream:
+            with (folder / "labels.csv").open(
+                "w", newline="", encoding="utf-8", errors="backslashreplace"
+            ) as stream:
                 csv.writer(stream).writerows([("file", "label", "class"), *rows])
         shutil.copyfile(samples.about, folder / samples.about.name)
 

@@ -7,6 +7,8 @@ on made-up images tell how long the training takes on this machine.
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from pipeline.base.errors import UserError, run_main
@@ -20,6 +22,7 @@ from pipeline.config.schema import Config
 from pipeline.config.workloads import SENTENCES
 from pipeline.flow.made_up import made_up
 from pipeline.launching.launchers import launcher
+from pipeline.launching.leases import lease
 from pipeline.training.calibration import Calibration, calibrate
 from pipeline.workflow import kinds, sizes
 from pipeline.workflow.doors import check_repeats, read_values
@@ -118,6 +121,17 @@ def described(configfiles: list[str], overrides: list[str]) -> Shared:
     return kinds.experiment(*read_values([DEFAULT_FILE, *configfiles], overrides))
 
 
+@contextmanager
+def leased_device(config: Config) -> Iterator[None]:
+    """A GPU for this process alone, if it is to use one; before anything asks CUDA."""
+    uses_gpu = bool(gpus.visible()) and config.runtime.device != "cpu"
+    with lease(int(uses_gpu)) as leased:
+        if uses_gpu:
+            order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+            os.environ.update(order | {"CUDA_VISIBLE_DEVICES": leased.ids[0]})
+        yield
+
+
 def main(argv: list[str]) -> None:
     """Entry point; arguments as snakemake takes them."""
     # Words as Snakemake takes them
@@ -146,10 +160,11 @@ def main(argv: list[str]) -> None:
     if options.calibrate:
         resources = dict(word.split("=", 1) for word in options.resources)
         world = ranks(config, int(resources.get("gpu", config.runtime.gpus.train)))
-        for trained in (training.config for training in experiment.trainings.values()):
-            made = partial(made_up, num_classes=sizes.num_classes(trained))
-            print(f"{trained.experiment}:" if len(experiment.trainings) > 1 else "", flush=True)
-            print(expectation(trained, calibrate(trained, made, world), world), flush=True)
+        with leased_device(config):
+            for trained in (training.config for training in experiment.trainings.values()):
+                made = partial(made_up, num_classes=sizes.num_classes(trained))
+                print(f"{trained.experiment}:" if len(experiment.trainings) > 1 else "", flush=True)
+                print(expectation(trained, calibrate(trained, made, world), world), flush=True)
 
 
 if __name__ == "__main__":

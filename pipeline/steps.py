@@ -80,7 +80,17 @@ ALL = (
     ),
     Step(
         "milestones",
-        ("training", "checkpoints", "record", "reference", "guide", "seed", "watch", "out"),
+        (
+            "training",
+            "checkpoints",
+            "record",
+            "duals",
+            "reference",
+            "guide",
+            "seed",
+            "watch",
+            "out",
+        ),
         ranked=True,
         loop="trials.milestones_loop",
         like="sample",

@@ -230,6 +230,14 @@ def write_webdataset(root: Path, shards: int = 2) -> list[Path]:
     return places
 
 
+def write_empty_shard(root: Path, number: int) -> Path:
+    """A shard of the set of `write_webdataset` whose writer had no image, but an index."""
+    place = root / f"imagenet1k-train-{number:04d}.tar"
+    with tarfile.open(place, "w") as archive:
+        add(archive, "index.json", b"{}")
+    return place
+
+
 def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     """A plain file in a tar."""
     member = tarfile.TarInfo(name)

@@ -6,12 +6,13 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pipeline.config.load import DEFAULT_FILE, known_keys, load_step, load_yaml, resolve
+from pipeline.config.load import DEFAULT_FILE, known_keys, lay, load_step, load_yaml, resolve
 from pipeline.config.schema import Config
 from pipeline.steps import STEPS
 from tests.conftest import ROOT
@@ -60,6 +61,32 @@ def test_a_switch_of_make_is_off_if_it_is_0(given: str, is_on: bool) -> None:
     assert ("--quiet" not in re.sub(".*pip install.*", "", done)) == is_on
     assert ("--calibrate" in done) == is_on
     assert ('-m ""' in done) == is_on
+
+
+def test_make_data_makes_the_pack_again_from_any_shell() -> None:
+    """Whatever python is there, and however many threads OpenMP may have."""
+    words = ["EXPERIMENT=lcm_mse_smoke", "GPUS=0", "-o", ".venv/installed"]
+    environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "77", "HOME": os.environ["HOME"]}
+    done = subprocess.run(
+        ["make", "--dry-run", "data", *words],
+        cwd=ROOT, capture_output=True, text=True, env=environment, check=True,
+    )  # fmt: skip
+    maker, snakemake = done.stdout.splitlines()[-1].split("; ")
+    assert f"--cores {len(os.sched_getaffinity(0))} " in snakemake
+    assert "--forcerun $maker " in snakemake
+    command = f"{maker}; echo $maker"
+    environment["PATH"] = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    printed = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, text=True,
+                             capture_output=True, check=True)  # fmt: skip
+    assert printed.stdout == "prepare\n"
+
+
+@pytest.mark.parametrize("venv", ["/other/venv", "venv"])
+def test_make_finds_the_environment_that_it_is_given(venv: str) -> None:
+    command = ["make", "--print-data-base", "--dry-run", "help", f"VENV={venv}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    path = re.findall(r"^PATH :?= (.*)$", done.stdout, re.M)[0]
+    assert path.startswith(f"{ROOT / venv}/bin:")
 
 
 @pytest.mark.parametrize("is_given", [False, True])
@@ -122,6 +149,7 @@ MAKE_VARIABLES = {
     "RES",
     "EXPERIMENT",
     "SET",
+    "CONFIG",
     "BENCH",
     "PART",
     "CALIBRATE",
@@ -163,17 +191,24 @@ def commands(page: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_keys_and_values_of_a_command_are_valid(page: Path) -> None:
-    assert bool(commands(page)) == ("```sh" in page.read_text())
+def test_keys_and_values_of_a_command_are_valid(page: Path, tmp_path: Path) -> None:
+    text, mine = page.read_text(), tmp_path / "mine.yaml"
+    mine.write_text("".join(re.findall(r"```yaml\n(# mine.yaml\n.*?)```", text, re.S)) or "{}")
+    base = lay(load_yaml(DEFAULT_FILE), load_yaml(mine))
+    assert bool(commands(page)) == ("```sh" in text)
     for words in commands(page):
         modules = [k for k, word in enumerate(words) if word == "-m"]
         step = STEPS.get(words[modules[-1] + 1].removeprefix("pipeline.")) if modules else None
         if step:
-            step_words = [w for w in words[modules[-1] + 2 :] if not w.startswith("config=")]
+            step_words = [
+                word.replace("config=mine.yaml", f"config={mine}")
+                for word in words[modules[-1] + 2 :]
+                if not word.startswith("config=results")
+            ]
             load_step(step_words, step.words, environment={})
         elif words[0] in ("make", "snakemake"):
             given = {"make": make_words, "snakemake": snakemake_words}[words[0]](words)
-            resolve(load_yaml(DEFAULT_FILE), given, environment={})
+            resolve(base, given, environment={})
 
 
 def make_words(words: list[str]) -> dict[str, object]:
@@ -206,11 +241,11 @@ FIGURES = [
     ("lcm", "lcm-smoke", "{scores[squared error][network]}", "3.1", "cost 3.1"),
     ("lcm", "lcm-smoke", "{text[squared error][ridge]}", "396.2", "| 396.2 |"),
     ("lcm", "lcm-two-tower-smoke", "{wall_seconds[whole run after installation]}", "162", "2:42"),
-    ("lcm", "lcm-two-tower-smoke", "{scores[squared error][network]:.1f}", "5.6", "defaults 5.6"),
+    ("lcm", "lcm-two-tower-smoke", "{scores[squared error][network]:.1f}", "5.6", "defaults | 5.6"),
     ("lcm", "lcm-finetune-smoke", "{first loss:.1f}", "42.1", "begins at 42.1 per target"),
     ("lcm", "lcm-finetune-smoke", "{scores[squared error][network]:.2f}", "3.47", "pairs is 3.47"),
-    ("memory-and-speed", "startup", "{bars[0][value]:.1f}", "2.3", "together take 2.3"),
-    ("memory-and-speed", "startup", "{ratio[two ranks of a bare script]:.1f}", "4.5", "takes 4.5"),
+    ("memory-and-speed", "startup", "{bars[0][value]:.1f}", "2.3", "together use 2.3"),
+    ("memory-and-speed", "startup", "{ratio[two ranks of a bare script]:.1f}", "4.5", "uses 4.5"),
     ("README", "train-h100", "{median[ours, bf16]:.0f}", "251", "251 images/s"),
     ("memory-and-speed", "train-h100", "{ratio[ours, bf16]:.1f}", "2.5", "2.5 times as fast as"),
     ("memory-and-speed", "train-h100", "{mfu:.0%}", "17%", "17 % of the GPU's peak"),
@@ -239,7 +274,7 @@ FIGURES = [
     ("sampling-and-scoring", "solvers", "{median[ab3 at 8]:.4f}", "0.0207", "| 0.0207"),
     ("sampling-and-scoring", "solvers", "{median[ab3 at 16]:.4f}", "0.0049", "| 0.0049"),
     ("sampling-and-scoring", "solvers", "{median[learned at 16]:.4f}", "0.0020", "| 0.0020"),
-    ("sampling-and-scoring", "solvers", "{bars[2][value]:.2f}", "0.20", "was 0.20 times as far"),
+    ("sampling-and-scoring", "solvers", "{bars[2][value]:.2f}", "0.20", "was 0.20 times that"),
     ("sampling-and-scoring", "solvers", "{bars[3][value]:.2f}", "1.00", "(1.00 times)"),
     ("sampling-and-scoring", "seeds", "{median[kept in the reference]:.0f}", "54", "took 54 CPU"),
     ("sampling-and-scoring", "seeds", "{median[made for each seed]:.0f}", "124", "124 s when"),

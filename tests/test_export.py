@@ -50,6 +50,14 @@ def test_pngs_are_read_back(samples: Path, tmp_path: Path) -> None:
     assert [p.name for p in out.parent.iterdir()] == ["png"]
 
 
+def test_names_of_classes_need_not_be_utf_8(samples: Path, tmp_path: Path) -> None:
+    about = samples / "sample.json"
+    about.write_text(about.read_text().replace("a fish", "M\\u00fcll, M\\udcfcll"))
+    export.main([f"samples={samples}", f"png={tmp_path / 'png'}"])
+    with (tmp_path / "png/labels.csv").open(newline="", encoding="utf-8") as stream:
+        assert next(csv.DictReader(stream))["class"] == "n01, Müll, M\\udcfcll"
+
+
 def test_the_npz_is_read_back(samples: Path, tmp_path: Path) -> None:
     export.main([f"samples={samples}", f"npz={tmp_path / 'out.npz'}"])
     with np.load(tmp_path / "out.npz", allow_pickle=False) as found:

@@ -199,6 +199,8 @@ def test_bad_input_has_one_sentence(world: World, kept: Path, tmp_path: Path) ->
         milestones.main(world.words(tmp_path / "train", tmp_path / "out"))
     for path in files:
         path.unlink()
+    with pytest.raises(UserError, match="pipeline.milestones samples many networks, and sample.so"):
+        milestones.main(world.words(kept, tmp_path, "sample.solver=learned"))
     with pytest.raises(UserError, match="no milestone yet: give watch=true"):
         milestones.main(world.words(tmp_path / "train", tmp_path / "out"))
 

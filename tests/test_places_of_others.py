@@ -118,7 +118,7 @@ def test_snakemake_is_not_started_where_it_cannot_write(
     workflow.dag = SimpleNamespace(needrun_jobs=list)
     monkeypatch.setattr(hooks, "_HELD", [])
     with another_user(Path("results"), private=False), pytest.raises(SystemExit) as ended:
-        hooks.start(workflow, SimpleNamespace(trainings={}))  # type: ignore[arg-type]
+        hooks.start(workflow, SimpleNamespace(trainings={}, remade={}))  # type: ignore[arg-type]
     assert ended.value.code == 2
     assert "place/results cannot be written by this user" in capsys.readouterr().err
 

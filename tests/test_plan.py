@@ -8,10 +8,12 @@ import torch
 
 from pipeline import plan
 from pipeline.base.errors import UserError
+from pipeline.compute import gpus
 from pipeline.config.schema import Config
 from pipeline.data.pack import read_record
 from pipeline.flow.made_up import made_up
 from pipeline.flow.workload import FlowMatching
+from pipeline.launching import leases
 from pipeline.training import calibration
 from pipeline.training.meter import peak_memory
 from pipeline.training.trainer import Trainer
@@ -157,6 +159,21 @@ def test_balanced_samples_of_an_uneven_pack_are_noted(
 
 def of_ten(config: Config) -> FlowMatching:
     return made_up(config, 10)
+
+
+def test_a_calibration_has_a_gpu_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIPELINE_GPU_IDS", "0,1,2")
+    monkeypatch.setenv("PIPELINE_LEASE_DIR", str(tmp_path / "leases"))
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    with leases.lease(2), plan.leased_device(resolved("experiment=tiny")):
+        assert gpus.visible() == ["2"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with leases.lease(3), plan.leased_device(resolved("experiment=tiny", "runtime.device=cpu")):
+        assert gpus.visible() == ["0", "1", "2"]
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@
 import ctypes
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -30,6 +30,16 @@ def handle_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Non
     for number in STOP_SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+def not_to_save(signals: Sequence[int]) -> bool:
+    """Whether somebody wants an end at once: of the STOP_SIGNALS that came, one after the first is
+    a Ctrl-C.
+
+    All others may come twice by themselves: a terminal's shell and the kernel both tell of its end,
+    and a job that Slurm cancels hears of it from Slurm and by the end of its parents.
+    """
+    return signal.SIGINT in signals[1:]
 
 
 def keep_exit_status() -> None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from pipeline.base.errors import UserError
+from pipeline.base.errors import UserError, run_main
 
 DECLARED = "PIPELINE_GPU_IDS"
 
@@ -132,7 +132,8 @@ def processes(num_gpus: int, device: str, visible: list[str]) -> int:
     """Number of ranks of a job that may take `num_gpus` GPUs.
 
     Without a GPU the ranks share the CPU cores: at most one per core, and a power of two if that
-    is fewer than wanted. Raises UserError if some GPUs are visible but fewer than wanted.
+    is fewer than wanted. Raises UserError if some GPUs are visible but fewer than wanted, or they
+    are MIG instances, of which a job can use only one.
     """
     # On GPUs
     if visible and device != "cpu":
@@ -141,6 +142,11 @@ def processes(num_gpus: int, device: str, visible: list[str]) -> int:
                 f"{num_gpus} GPUs are asked for but {len(visible)} visible "
                 f"({said_by()}): "
                 f"pass --resources gpu={len(visible)} or make more devices visible"
+            )
+        if num_gpus > 1 and any(device.startswith("MIG-") for device in visible):
+            raise UserError(
+                f"{num_gpus} GPUs are asked for, but a job can use only one MIG instance "
+                f"({said_by()}): give 1 in runtime.gpus for its step"
             )
         return max(1, num_gpus)
 
@@ -168,5 +174,10 @@ def check_torch(visible: list[str], device: str) -> None:
         )
 
 
-if __name__ == "__main__":
+def main(argv: list[str]) -> None:
+    """Entry point; takes no arguments."""
     print(default_processes())
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -225,10 +225,10 @@ def load_step(
 ) -> tuple[Config, dict[str, str]]:
     """Configuration and step arguments of a command line of `key=value` words.
 
-    `extra` names the step's own words (paths, without dots). `config=FILE` replaces config.yaml if
-    FILE has named experiments. Otherwise it holds the keys of a stage, as a config.json does, which
-    are laid over config.yaml and the experiment in whose folder FILE lies; so are those of
-    `config={...}`. Sections that the stage does not read need not fit them.
+    `extra` names the step's own words (paths, without dots). `config=FILE` is laid over config.yaml
+    if FILE has named experiments, as by Snakemake's --configfile. Otherwise it holds the keys of a
+    stage, as a config.json does, which are laid over config.yaml and the experiment in whose folder
+    FILE lies; so are those of `config={...}`. Sections that the stage does not read need not fit.
     """
     # The step's own words, and those of the configuration.
     # torch.distributed.launch adds --local-rank; the environment says the same.
@@ -242,7 +242,8 @@ def load_step(
     file = Path(str(config_word)) if config_word else DEFAULT_FILE
     tree = load_yaml(file)
     if "experiments" in tree or "experiments" in words:
-        return resolve(tree, words, environment), step_words
+        whole = tree if file == DEFAULT_FILE else lay(load_yaml(DEFAULT_FILE), tree)
+        return resolve(whole, words, environment), step_words
     experiment = words.get("experiment") or tree.get("experiment") or experiment_of(file)
     if experiment is None and "out" not in step_words:
         raise UserError(

@@ -68,10 +68,15 @@ def check_learned(config: Config) -> None:
                 f"sample.fit_seed={sample.fit_seed} is among sample.seeds: the solver would be "
                 "scored on the images that it was fitted by, so give another seed to one of them"
             )
-    first = config.sample.samplers[0]
-    users = {"select": config.select and base_sampler(config).sample.learned}
-    users["evaluate.milestones=true"] = config.evaluate.milestones and first.learned
-    for user in (name for name, uses_it in users.items() if uses_it):
+    if config.select:
+        check_any_network("select", base_sampler(config).sample)
+    if config.evaluate.milestones:
+        check_any_network("evaluate.milestones=true", config.sample.samplers[0])
+
+
+def check_any_network(user: str, sample: Sample) -> None:
+    """Raise UserError if the solver with which `user` samples many networks is fitted to one."""
+    if sample.learned:
         raise UserError(
             f"{user} samples many networks, and sample.solver=learned is fitted to one: give "
             "another solver in sample, and the learned one in sample.runs, not as the first"

@@ -147,9 +147,9 @@ class Reading:
                 yield from workers.split(stretch, first, self.source.batch)
 
     def stretches(self) -> Iterator[Stretch]:
-        """Those of the source; raises UserError if it cannot be read on."""
+        """Those of the source that hold images; raises UserError if it cannot be read on."""
         try:
-            yield from self.source.stretches()
+            yield from (stretch for stretch in self.source.stretches() if stretch.items)
         except OSError as error:
             raise UserError(
                 f"{self.source.place} cannot be read on ({error.strerror}: {error.filename}): "

@@ -206,6 +206,6 @@ def start_worker() -> None:
 
 def num_workers(config: Config, num_images: int | None, batch: int) -> int:
     """Processes to decode with: runtime.workers, no more than cores or batches there are."""
-    cores = 8
+    cores = len(os.sched_getaffinity(0))
     batches = cores if num_images is None else num_images // batch
     return max(1, min(config.runtime.workers, cores, batches))

@@ -112,7 +112,10 @@ def run_rank(
         sys.argv = [str(module.__file__), *command[4:]]
         run_main(module.main)
     except SystemExit as end:
-        status = int(end.code or 0)
+        if isinstance(end.code, str):  # the reason
+            print(end.code, file=sys.stderr)
+        else:
+            status = end.code or 0
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:

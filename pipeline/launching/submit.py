@@ -32,6 +32,7 @@ from pipeline.base.processes import (
     end_descendants,
     exit_status,
     handle_stop_signals,
+    not_to_save,
 )
 from pipeline.config.machine_keys import Launch
 from pipeline.launching import console, slurm
@@ -210,8 +211,8 @@ def submit(
 
     def stop(number: int, frame: FrameType | None) -> None:
         signals.append(number)
-        if job is not None:
-            end(job, local, at_once=len(signals) > 1)
+        if job is not None and (len(signals) == 1 or not_to_save(signals)):
+            end(job, local, at_once=not_to_save(signals))
 
     handle_stop_signals(stop)
 
@@ -232,7 +233,7 @@ def submit(
         time.sleep(POLL)
 
     # Killed ranks leave no result, for which submitit would wait 15 s
-    if len(signals) > 1:
+    if not_to_save(signals):
         return program.status_after_stop(exit_status(-signal.SIGKILL), signals[0])
 
     # The worst of all

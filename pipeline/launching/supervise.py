@@ -23,6 +23,7 @@ from pipeline.base.processes import (
     end_descendants,
     exit_status,
     handle_stop_signals,
+    not_to_save,
 )
 from pipeline.launching import console
 from pipeline.launching.programs import Program
@@ -40,9 +41,9 @@ def supervise(
 ) -> int:
     """Run a command; returns its exit status, or `program`'s after a signal (by default 75).
 
-    The first of STOP_SIGNALS is passed on as SIGTERM, so that the ranks save and leave; a second
-    one kills. The command inherits `descriptors`, which stay open as long as it lives. `alive` is
-    called whenever it prints. `stop_with`: the signal that the command wants instead of SIGTERM.
+    The first of STOP_SIGNALS is passed on as SIGTERM, so that the ranks save and leave; a Ctrl-C
+    after it kills. The command inherits `descriptors`, which stay open as long as it lives. `alive`
+    is called whenever it prints. `stop_with`: the signal that the command wants instead of SIGTERM.
     `command`: the first line of the log, which tells what runs. `program`: what the command starts;
     by default a step.
     """
@@ -86,17 +87,20 @@ def supervise(
 def passed_on(child: int, stop_with: signal.Signals | None) -> list[int]:
     """Pass signals on to the session of a process; returns the list of those that come.
 
-    The first asks it to stop, by SIGTERM or by `stop_with` to that process alone; the next kill.
+    The first asks it to stop, by SIGTERM or by `stop_with` to that process alone; a Ctrl-C after it
+    kills.
     """
     signals: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         signals.append(number)
         with suppress(ProcessLookupError):
-            if len(signals) == 1 and stop_with is not None:
+            if not_to_save(signals):
+                os.killpg(child, signal.SIGKILL)
+            elif len(signals) == 1 and stop_with is not None:
                 os.kill(child, stop_with)
-            else:
-                os.killpg(child, signal.SIGTERM if len(signals) == 1 else signal.SIGKILL)
+            elif len(signals) == 1:
+                os.killpg(child, signal.SIGTERM)
 
     handle_stop_signals(forward)
     return signals

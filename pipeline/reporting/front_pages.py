@@ -132,7 +132,7 @@ def write_cards(results: Path) -> Path:
     scores = link_list({"The scores of all experiments as a table": "experiments.html"})
     grid = f'<div class="grid">{"".join(cards)}</div>' if cards else paragraphs(["No runs yet."])
     with atomic_stream(results / INDEX) as stream:
-        stream.write(page("Experiments", [grid, scores]).encode())
+        stream.write(page("Experiments", [grid, scores]).encode(errors="backslashreplace"))
     return results / INDEX
 
 
@@ -145,10 +145,10 @@ def card(
     """
     experiment, data = run.parts[-4:-2]
     scores = evaluations.get((experiment, data), [])
-    address = html.escape(run.relative_to(results).as_posix())
+    address = quote(os.fsencode(run.relative_to(results)))
     pictures = [run.parent / file for file in ("samples_vs_real.png", "curve.png")]
     shown = next((path for path in pictures if path.exists()), pictures[0])
-    picture = html.escape(shown.relative_to(results).as_posix())
+    picture = quote(os.fsencode(shown.relative_to(results)))
     name = html.escape(f"{experiment}, {data}")
     of_sentences = sentences.read_of_run(run.parents[1] / "metrics")
     if (lead := run.with_name(LEAD)).exists():  # metrics of other samplers may lie there, too

@@ -184,7 +184,9 @@ def write(results: Path) -> Overview:
     table = html_table(rows, COLUMNS) if rows else paragraphs([NO_SCORES])
     below = paragraphs([LEGEND, *scores.protocols, *scores.sheets, *scores.left_out])
     with atomic_stream(scores.page) as stream:
-        stream.write(page("Scores of all experiments", [table, below]).encode())
+        stream.write(
+            page("Scores of all experiments", [table, below]).encode(errors="backslashreplace")
+        )
     return scores
 
 

@@ -61,8 +61,9 @@ def labels_of(sample: SampleAbout) -> str | None:
 
 def trained_here(sample: SampleAbout) -> bool:
     """Whether the whole training was this pipeline's, whose losses know no extractor."""
-    train = sample.train
-    return bool(train and "train" in (train.config or {}) and train.start is None)
+    if (train := sample.train) is None or train.start is not None:
+        return False
+    return "train" in (keys := train.config or {}) and "imported" not in keys
 
 
 def average_of(sample: SampleAbout) -> str | None:

@@ -92,6 +92,8 @@ def run(trainer: Trainer, stop: StopFlag) -> None:
     progress = Progress("train", total, runtime.progress_seconds, trainer.images, unit)
     saved = Mark(trainer.images)
     logged = Mark(trainer.images)
+    if trainer.step == job.steps:  # a longer training has been here, but did not end here
+        trainer.store_averages()
     while trainer.step < job.steps:
         trainer.train_step()
         last = trainer.step == job.steps
@@ -132,7 +134,7 @@ def finish(trainer: Trainer, averages: list[dict[str, Tensor]]) -> None:
     write_rows(job.out / "curve.jsonl", rows)
     # One file per average
     files = weights_files(job.config.train)
-    more: dict[str, Any] = {"gpu_hours": trainer.device_seconds / 3600}
+    more: dict[str, Any] = {"gpu_hours": trainer.clock.seconds / 3600}
     if job.config.train.ema == "power":
         more |= {"snapshots": os.path.relpath(job.snapshots, job.out)}
     for weights, (average, name) in zip(averages, files.items(), strict=True):

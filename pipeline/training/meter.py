@@ -10,6 +10,20 @@ import torch
 from pipeline.training.flops import mfu
 
 
+class Clock:
+    """Wall time of training steps times the ranks, over all runs."""
+
+    def __init__(self, world: int) -> None:
+        self.world, self.seconds = world, 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the time of the block: that in which work is queued, or waited for."""
+        began = time.monotonic()
+        yield
+        self.seconds += (time.monotonic() - began) * self.world
+
+
 class Meter:
     """Rates, waiting, memory, utilisation and power of one rank's device."""
 

@@ -228,7 +228,7 @@ def check_normaliser(path: Path | None, data_sha256: Mapping[str, object]) -> No
     raise UserError(
         f"train.start={path} has another normaliser than these documents, in whose units its "
         "predictions would be scored: give weights of a training on the same pack, with the same "
-        "concept.scale, or prepare the documents with concept.scale=start, which takes theirs"
+        "concept.scale, or another concept.name with concept.scale=start, which takes theirs"
     )
 
 

@@ -4,7 +4,6 @@ All draws for position n of the run (image, flip, time, noise, dropout) follow f
 share out the positions of a step, so their number changes nothing but the order of float sums.
 """
 
-import time
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from pipeline.training.finite import Watch
 from pipeline.training.flops import training_flops
 from pipeline.training.job import Job
 from pipeline.training.learning_rate import learning_rate
-from pipeline.training.meter import Meter
+from pipeline.training.meter import Clock, Meter
 from pipeline.training.power_profile import Profile
 from pipeline.training.weights_file import WeightsAbout
 
@@ -65,7 +64,7 @@ class Trainer:
         # counters and measurements
         self.step = 0
         self.start: dict[str, str] | None = None  # where the first weights are from
-        self.device_seconds = 0.0  # wall time of training steps x world size, over all runs
+        self.clock = Clock(group.world)
         self.loss_sum = torch.zeros((), device=group.device)
         self.watch = Watch(group)
         self.meter = Meter(group.device, training_flops(self.workload), runtime.progress_seconds)
@@ -105,26 +104,25 @@ class Trainer:
 
     def train_step(self) -> None:
         """One optimiser step over the global batch, in micro-batches, and the average's update."""
-        # Gradients of the batch
-        began = time.monotonic()
-        num_passes = self.config.train.batch // (self.micro * self.group.world)
-        self._seed_torch()
-        for index in range(num_passes):
-            with sharding.accumulating(self.model, last=index == num_passes - 1):
-                self._accumulate(index, num_passes)
-        # The optimiser's step
-        self.scaler.unscale_(self.optimizer)
-        self._clip()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config.train, self.images)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.workload.after_step(self.net)
-        self.step += 1
-        # Also after a step that the scaler skipped: its images are seen, the weights are as before.
-        for average in self.averages:
-            average.update(self.parameters, self.images, self.config.train.batch)
-        self.device_seconds += (time.monotonic() - began) * self.group.world
+        with self.clock.running():
+            # Gradients of the batch
+            num_passes = self.config.train.batch // (self.micro * self.group.world)
+            self._seed_torch()
+            for index in range(num_passes):
+                with sharding.accumulating(self.model, last=index == num_passes - 1):
+                    self._accumulate(index, num_passes)
+            # The optimiser's step
+            self.scaler.unscale_(self.optimizer)
+            self._clip()
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(self.config.train, self.images)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.workload.after_step(self.net)
+            self.step += 1
+            # Also after a step that the scaler skipped: its images are seen, the weights as before
+            for average in self.averages:
+                average.update(self.parameters, self.images, self.config.train.batch)
 
     def _accumulate(self, index: int, num_passes: int) -> None:
         """Forward and backward of this rank's micro-batch `index` of the step."""
@@ -170,7 +168,7 @@ class Trainer:
         state = {
             # Where the run is
             "step": self.step,
-            "device_seconds": self.device_seconds,
+            "device_seconds": self.clock.seconds,
             # Weights and moments
             "net": self.net.state_dict(),
             "averages": [average.net.state_dict() for average in self.averages],
@@ -199,7 +197,7 @@ class Trainer:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly from where `state` was taken."""
-        self.step, self.device_seconds = state["step"], state["device_seconds"]
+        self.step, self.clock.seconds = state["step"], state["device_seconds"]
         self.start = state.get("start")
         sharding.load_net(self.net, state["net"])
         for average, saved in zip(self.averages, state["averages"], strict=True):
@@ -256,7 +254,8 @@ class Trainer:
         """Raise UserError on all ranks if anything, the weights included, is not finite."""
         weights = sharding.total_norm(self.parameters)
         self.watch.note("weights", weights, self.images - self.config.train.batch)
-        self.check_finite()
+        with self.clock.running():
+            self.check_finite()
 
     def at_milestone(self) -> bool:
         """Whether the checkpoint of this step is one that stays."""
@@ -282,9 +281,10 @@ class Trainer:
         Every rank must call it at the same step. Raises UserError if the loss is not finite.
         """
         # Loss since the last row
-        loss = float(self.group.mean(self.loss_sum)) / steps
+        with self.clock.running():
+            loss = float(self.group.mean(self.loss_sum)) / steps
+            self.check_finite()
         self.loss_sum.zero_()
-        self.check_finite()
         images_per_s = steps * self.config.train.batch / seconds
         # Figures of the row
         return {
@@ -295,6 +295,6 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
             "images_per_s": images_per_s,
             **self.meter.numbers(images_per_s / self.group.world, seconds),
-            "seconds": self.device_seconds / self.group.world,
-            "gpu_hours": self.device_seconds / 3600,
+            "seconds": self.clock.seconds / self.group.world,
+            "gpu_hours": self.clock.seconds / 3600,
         }

@@ -7,6 +7,7 @@ from pipeline.base.errors import UserError
 from pipeline.config.paths import duals_file, out_folder, record_file, reference_file, run_folder
 from pipeline.config.samplers import check_guidance, class_numbers
 from pipeline.config.schema import Config
+from pipeline.config.selection import check_any_network
 from pipeline.config.stages import rank_keys
 from pipeline.config.workloads import check_solver
 from pipeline.data.duals import load_duals, with_hash
@@ -62,13 +63,14 @@ def job_of(config: Config, words: dict[str, str]) -> Job:
         raise UserError(f"seed={seed} is not a whole number")
     keys = {"num": config.evaluate.milestone_num, "ema_images": None, "selected": False}
     sample = config.sample.samplers[0].model_copy(update=keys)
+    check_any_network("pipeline.milestones", sample)
     config = config.model_copy(update={"sample": sample})
 
     # The training
     record = Record.read(Path(words.get("record", record_file(config))))
     folder = Path(words.get("training", run_folder(config) / "train"))
     scratch = Path(words["checkpoints"]) if "checkpoints" in words else None
-    run = trained_run(config, folder, scratch, record)
+    run = trained_run(config, folder, scratch, record, words.get("duals"))
 
     # What measures it
     KINDS[config.evaluate.extractor].find(config.evaluate.weights)
@@ -87,10 +89,15 @@ def job_of(config: Config, words: dict[str, str]) -> Job:
     return replace(job, guide=sampling.read_guide(sample, weights, words.get("guide")))
 
 
-def trained_run(config: Config, folder: Path, scratch: Path | None, record: Record) -> Run:
-    """The training in `folder` on the pack of `record`, and on its duals if it has some."""
+def trained_run(
+    config: Config, folder: Path, scratch: Path | None, record: Record, duals: str | None = None
+) -> Run:
+    """The training in `folder` on the pack of `record`, and on its duals if it has some.
+
+    `duals`: their file; None: that of the training's keys.
+    """
     run = open_run(config, folder, scratch, DataAbout.of(record).to_json())
     if run.config.train.coupling != "semidiscrete":
         return run
-    identified = with_hash(record, load_duals(duals_file(run.config)))
+    identified = with_hash(record, load_duals(Path(duals or duals_file(run.config))))
     return open_run(config, folder, scratch, DataAbout.of(identified).to_json())

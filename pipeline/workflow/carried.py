@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.base.errors import UserError
+from pipeline.config.words import merge
 
 KEY = "carried"  # the one word of --config that jobs get
 MARK = "x"  # before the letters, which Snakemake could take for a number
@@ -32,12 +33,15 @@ def decoded(word: str) -> dict[str, object]:
     return values
 
 
-def carry(words: Mapping[str, object], settings: Any) -> dict[str, object]:
+def carry(
+    words: Mapping[str, object], settings: Any, more: Mapping[str, object] | None = None
+) -> dict[str, object]:
     """The values of --config; from now on jobs get them as one word.
 
-    `words`: those values as they were read; `settings`: Snakemake's config_settings.
+    `words`: those values as they were read; `settings`: Snakemake's config_settings; `more`: values
+    for jobs alone, which lack the variables that these come from.
     """
     values = decoded(str(words[KEY])) if KEY in words else dict(words)
-    if values:
-        settings.config_args = [f"{KEY}={encoded(values)}"]
+    if of_jobs := merge(values, more or {}):
+        settings.config_args = [f"{KEY}={encoded(of_jobs)}"]
     return values

@@ -10,7 +10,6 @@ from snakemake_interface_executor_plugins.settings import ExecMode
 
 from pipeline.base.errors import UserError
 from pipeline.config import paths
-from pipeline.config.image_sets import MADE_SOURCES
 from pipeline.config.schema import Config
 from pipeline.data.pack import Record
 
@@ -34,8 +33,6 @@ def pack_problem(config: Config, environment: Mapping[str, str] = os.environ) ->
     # No pack, or another one
     place = "point IMAGENET_DIR, data.pack_dir or data.path at the pack that it describes"
     if not (folder / "manifest.json").exists():
-        if config.data.source in MADE_SOURCES:
-            return ""  # always the same images
         return (
             f"there is no pack in {folder}, but the results here are of one ({file}, sha256 "
             f"{short(record)}): {place}, or run `make data`, which makes a pack of the images at "

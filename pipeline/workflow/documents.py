@@ -2,10 +2,11 @@
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pipeline.base.errors import UserError
-from pipeline.concept.pack import Record, pack_folder
+from pipeline.concept.pack import Record, normaliser_file, pack_folder
 from pipeline.concept.predict_job import check_predictable
 from pipeline.config import paths
 from pipeline.config.concept_keys import OF_TRAINING
@@ -55,6 +56,17 @@ class Documents(Shared):
         return f"experiment {self.config.experiment}, {documents}"
 
 
+def normaliser_problem(config: Config, folder: Path) -> str:
+    """Why a pack lacks what the keys name, in a sentence; empty if it does not."""
+    assert config.concept is not None
+    if normaliser_file(folder, config.concept.scale).exists():
+        return ""
+    return (
+        f"the pack in {folder} has no normaliser for concept.scale={config.concept.scale}: run "
+        "`make data` with the same keys, which makes it (nothing else runs again)"
+    )
+
+
 def predict_problem(config: Config) -> str:
     """Why weights of this training could not predict, in a sentence; empty if they could."""
     assert config.concept is not None
@@ -71,11 +83,17 @@ def pack_problem(config: Config) -> str:
     They are of the pack that results/data/<name>.json describes.
     """
     file, folder = paths.record_file(config), pack_folder(config)
-    if not file.exists() or not (folder / "manifest.json").exists():
-        return ""  # the next job makes the pack, or says that it is missing
+    if not file.exists():
+        return ""  # the next job makes the pack
+    if not (folder / "manifest.json").exists():
+        return (
+            f"there is no pack in {folder}, but the results here are of one ({file}): run "
+            "`make data`, which makes it again (nothing else runs again if the documents are the "
+            "same)"
+        )
     record, pack = Record.read(file), Record.read(folder / "manifest.json")
     if record.sha256 == pack.sha256:
-        return ""
+        return normaliser_problem(config, folder)
     return (
         f"the pack in {folder} is not the one that the results here are of ({file}): give another "
         "concept.name, or run `make data`, after which all results are made again of the pack that "

@@ -7,17 +7,17 @@ that makes a file of the name `train.lr=2e-4`.
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from snakemake_interface_executor_plugins.settings import ExecMode
 
 from pipeline.base.errors import UserError
-from pipeline.config.load import lay, load_yaml
+from pipeline.config.load import lay, layered, load_yaml, resolve_resolution
 from pipeline.config.messages import known_keys
-from pipeline.config.words import parse_overrides
-from pipeline.workflow.carried import carry
+from pipeline.config.words import nested, parse_overrides
+from pipeline.workflow.carried import KEY, carry
 
 NOTES = Path(".snakemake/iocache")  # which Snakemake writes, even in a dry run
 # Flags that take several words, of which Snakemake keeps those of the last
@@ -36,7 +36,19 @@ def read_doors(workflow: Any, file: str) -> tuple[dict[str, object], dict[str, o
         check_repeats(sys.argv[1:])
         check_targets(sys.argv[1:])
     values, overrides = read_values([file, *settings.configfiles], settings.config_args or [])
-    return values, carry(overrides, settings)
+    return values, carry(overrides, settings, of_environment(values, overrides))
+
+
+def of_environment(
+    values: Mapping[str, object],
+    overrides: Mapping[str, object],
+    environment: Mapping[str, str] = os.environ,
+) -> dict[str, object]:
+    """The keys that a variable of this machine gives, which pods do not have."""
+    if KEY in overrides:
+        return {}
+    resolution, origin = resolve_resolution(layered(values, overrides), environment)
+    return nested("data.resolution", resolution) if origin == "IMAGENET_RES" else {}
 
 
 def check_writable(folder: Path) -> None:

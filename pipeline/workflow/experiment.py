@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 
 from pipeline.config import paths
 from pipeline.config.load import layered, resolve_resolution, validate
@@ -43,6 +44,7 @@ class Experiment(Shared):
         self.couplings = couplings(self.trainings.values())
         self.duals = self.trainings["train"].duals
         self.extractor = str(paths.extractor_file(self.config))
+        self.remade["extractor"] = (self.extractor, "weights")
         self.given_extractor = existing("evaluate.weights", self.config.evaluate.weights)
         # Samplers, and the files of each set of samples.
         self.samplers = by_sampler(self.config)  # the configuration of each, by the sampler's name
@@ -55,10 +57,19 @@ class Experiment(Shared):
         self.solvers = [file for name in self.samplers for file in self.solver(name)]
         self.samples = [str(paths.samples_folder(c, seed) / "images.npy") for c, seed in sets]
         self.metrics = [str(paths.metrics_file(c, seed)) for c, seed in sets]
+        # `average` reads no key but its own: those of another experiment must not be checked
+        words = ["config={}", f"data.resolution={self.config.data.resolution}"]
+        self.average_settings = shlex.join([*shlex.split(self.settings), *words])
         # IMAGENET_DIR if the rules that read images, or the pack, need it
         self.images_env = "IMAGENET_DIR" if paths.images_need_imagenet_dir(self.config) else ""
         self.pack_env = "IMAGENET_DIR" if paths.pack_needs_imagenet_dir(self.config) else ""
         self.resolution_source = resolve_resolution(tree, os.environ)[1]
+
+    @cached_property
+    def outgrown(self) -> list[str]:
+        """Files to ask for: see Shared."""
+        selection = self.selection
+        return super().outgrown + (selection.outgrown(self.keys("select")) if selection else [])
 
     def sampler_keys(self, stage: str, sampler: str) -> str:
         """The keys that `stage` reads, as canonical JSON; in `sample` those of one sampler."""
@@ -151,8 +162,14 @@ class Coupling:
 
 
 def couplings(trainings: Iterable[Training]) -> dict[str, Coupling]:
-    """Rules by their names, coupling, coupling_2, ...: one for each file of duals."""
-    configs = {file: training.config for training in trainings for file in training.duals}
+    """Rules by their names, coupling, coupling_2, ...: one for each file of duals.
+
+    Keys of the first training count, that of the experiment, if its guide needs the same file.
+    """
+    configs: dict[str, Config] = {}
+    for training in trainings:
+        for file in training.duals:
+            configs.setdefault(file, training.config)
     names = ("coupling", *(f"coupling_{k}" for k in range(2, len(configs) + 1)))
     return {name: Coupling(c) for name, c in zip(names, configs.values(), strict=False)}
 

@@ -41,6 +41,7 @@ def start(workflow: Any, experiment: Shared) -> None:
     hold_folder(Path(".snakemake") / "pipeline.lock")
     jobs = list(workflow.dag.needrun_jobs())
     check_environment(jobs)
+    check_remade(workflow, experiment, {job.rule.name for job in jobs})
     try:
         check_writable(paths.RESULTS)
         check_starts(experiment.trainings, [job.rule.name for job in jobs])
@@ -52,6 +53,26 @@ def start(workflow: Any, experiment: Shared) -> None:
     if workflow.local_exec:
         check_devices(jobs, experiment)
     print(experiment.banner(), flush=True)
+
+
+def check_remade(workflow: Any, experiment: Shared, rules: Collection[str]) -> None:
+    """Stop if all results would be made again for a rule whose file may stay as it is.
+
+    Snakemake runs what follows a job in the same run, even if its file is equal afterwards: a pack
+    whose number of images is checked by another key, or weights of an extractor in another place.
+    """
+    for rule, (file, target) in experiment.remade.items():
+        settings = workflow.dag_settings
+        is_forced = settings.forceall or rule in settings.forcerun
+        if rule not in rules or is_forced or not Path(file).exists() or len(rules) == 1:
+            continue
+        print(
+            f"error: rule {rule} must run again, since its keys, files or code have changed, and "
+            f"all results would be made again after it: first run `make {target}` with the same "
+            f"keys; if {file} is then as before, nothing else runs again",
+            file=sys.stderr,
+        )
+        sys.exit(2)
 
 
 def check_starts(trainings: Mapping[str, Training], rules: Collection[str]) -> None:

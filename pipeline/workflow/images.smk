@@ -123,7 +123,7 @@ rule average:
     conda:
         "../../envs/pipeline.yaml"
     resources:
-        settings=X.settings,
+        settings=X.average_settings,
     shell:
         "python -m pipeline.launch --log {log} -- -m pipeline.average"
         " sample.ema_width={wildcards.width} sample.ema_images={wildcards.images}"

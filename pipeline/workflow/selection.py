@@ -1,9 +1,12 @@
 """The rule `select` of an experiment: what it takes and makes, and who uses its choice."""
 
+import json
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 
 from pipeline.base.errors import UserError
+from pipeline.base.files import read_json
 from pipeline.config import paths
 from pipeline.config.samplers import check_guidance, most_evaluations
 from pipeline.config.schema import Config, Guide
@@ -39,6 +42,14 @@ class Selection:
             self.settings = "" if isinstance(sample.guide, str) else shlex.join([f"guide={file}"])
         # What it makes
         self.weights = averages(config)
+
+    def outgrown(self, keys: str) -> list[str]:
+        """The chosen average if it is missing beside a choice by other keys: see Training."""
+        config = Path(self.folder, "config.json")
+        if not Path(self.choice).exists() or not config.exists():
+            return []
+        missing = [file for file in self.weights if not Path(file).exists()]
+        return missing if read_json(config) != json.loads(keys) else []
 
 
 def averages(config: Config) -> list[str]:

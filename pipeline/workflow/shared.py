@@ -32,6 +32,7 @@ class Shared(ABC):
         self.data = paths.data_name(config)
         self.record = str(paths.record_file(config))
         self.run = str(paths.run_folder(config))
+        self.remade = {self.maker: (self.record, "data")}  # rule: its file, target of make
         self.trainings = by_rule([config, *guiding])
         self.weights = self.trainings["train"].weights
 

@@ -270,6 +270,16 @@ def test_a_config_json_elsewhere_needs_a_name_or_a_place(run_folder: Path) -> No
         load.load_step([f"config={copy}", "out=here", "data.resolution=9"], ("out",))
 
 
+def test_a_file_of_named_experiments_is_laid_over_config_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("runtime: {workers: 3}\nexperiments: {mine: {like: tiny, train: {lr: 0.25}}}")
+    config, _ = load.load_step([f"config={file}", "experiment=mine"], ())
+    wanted = resolved("experiment=tiny", "train.lr=0.25", "runtime.workers=3")
+    assert config == wanted.model_copy(update={"experiment": "mine"})
+    whole, _ = load.load_step([f"config={load.DEFAULT_FILE}", "experiment=tiny"], ())
+    assert whole == resolved("experiment=tiny")
+
+
 def test_settings_come_back_from_their_words() -> None:
     import shlex
 

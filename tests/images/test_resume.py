@@ -49,8 +49,14 @@ WRITERS = {
     "tar": image_sets.write_tar_of_tars,
     "tar.gz": image_sets.write_gzipped,
     "parquet": lambda root: image_sets.write_parquet(root, shards=2, row_group=25),
-    "webdataset": lambda root: image_sets.write_webdataset(root, shards=8),
+    "webdataset": lambda root: write_webdataset(root),
 }
+
+
+def write_webdataset(root: Path) -> None:
+    """Eight shards with images, and one without."""
+    image_sets.write_webdataset(root, shards=8)
+    image_sets.write_empty_shard(root, 8)
 
 
 QUICK = ("tar.gz", "folders.zip")  # read in one go

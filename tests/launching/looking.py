@@ -15,6 +15,8 @@ def main(argv: list[str]) -> None:
     """Print it, or end."""
     if argv[0] == "user error":
         raise UserError("this is wrong: do that")
+    if argv[0] == "reason":
+        raise SystemExit("error: rank 3 lost another rank")
     if argv[0] == "failure":
         raise ValueError("unforeseen")
     if argv[0] == "death":

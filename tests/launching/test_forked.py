@@ -54,16 +54,18 @@ def run(*words: str, **variables: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_a_fork_sees_what_a_new_process_sees_and_its_end_is_told() -> None:
-    done = run("-c", AGENT, "look,user error,failure,death,wait")
+    done = run("-c", AGENT, "look,user error,reason,failure,death,wait")
     new = run("-u", "-m", "tests.launching.looking", "look", "--", "$x", RANK="3").stdout
-    ends = "before user error 2 2\nbefore failure 1 1\nbefore death -9 -9\nbefore wait -15 -15\n"
+    ends = "before user error 2 2\nbefore reason 1 1\nbefore failure 1 1\n"
+    ends += "before death -9 -9\nbefore wait -15 -15\n"
     assert done.stdout == f"before {new}look 0 0\n{ends}"
     # Not in vain
     assert json.loads(new.splitlines()[0])["leads its session"]
     assert new.endswith("the end\n")
     # Its messages
-    error, *lines = done.stderr.splitlines()
+    error, reason, *lines = done.stderr.splitlines()
     assert error == "error: this is wrong: do that"
+    assert reason == "error: rank 3 lost another rank"
     assert lines[0].startswith("Traceback") and lines[-1] == "ValueError: unforeseen"
 
 

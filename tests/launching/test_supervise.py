@@ -2,6 +2,8 @@
 
 import functools
 import os
+import pty
+import shlex
 import signal
 import socket
 import subprocess
@@ -19,6 +21,7 @@ from tests.conftest import ROOT
 CHILD = """
 import os, pathlib, signal, sys, time
 def leave(*_):
+    time.sleep(0.5)
     pathlib.Path(sys.argv[1], "saved").touch()
     sys.exit(75)
 signal.signal(signal.SIGTERM, leave)
@@ -38,10 +41,15 @@ def start(tmp_path: Path) -> tuple[subprocess.Popen, int]:
     """A launcher that supervises a child which saves when told to stop; and the child's pid."""
     command = [sys.executable, "-c", PARENT, str(tmp_path), "-c", CHILD, str(tmp_path)]
     parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+    return parent, started(tmp_path)
+
+
+def started(tmp_path: Path) -> int:
+    """The pid of the child, once it has started."""
     pid = tmp_path / "pid"
     for _ in range(1000):
         if pid.exists() and pid.read_text():
-            return parent, int(pid.read_text())
+            return int(pid.read_text())
         time.sleep(0.01)
     raise AssertionError("the child did not start")
 
@@ -55,13 +63,32 @@ def gone(pid: int, seconds: int = 5) -> bool:
     return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_lets_the_step_save(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    "numbers",
+    [[signal.SIGTERM], [signal.SIGINT], [signal.SIGUSR1], [signal.SIGINT, signal.SIGTERM]],
+)
+def test_a_signal_lets_the_step_save(tmp_path: Path, numbers: list[signal.Signals]) -> None:
     parent, child = start(tmp_path)
-    parent.send_signal(number)
+    for number in numbers:
+        parent.send_signal(number)
+        time.sleep(0.1)
     assert parent.wait(600) == EXIT_RESUMABLE
     assert (tmp_path / "saved").exists() and gone(child)
     assert (tmp_path / "log").read_text() == "started\n"
+
+
+def test_a_terminal_that_is_closed_lets_the_step_save(tmp_path: Path) -> None:
+    """Its shell tells the job, and so does the kernel."""
+    shell, terminal = pty.fork()
+    if not shell:
+        os.chdir(ROOT)
+        os.execlp("bash", "bash", "--norc", "-i")
+    words = [sys.executable, "-c", PARENT, str(tmp_path), "-c", CHILD, str(tmp_path)]
+    os.write(terminal, f"{shlex.join(words)}\n".encode())
+    child = started(tmp_path)
+    os.close(terminal)
+    os.waitpid(shell, 0)
+    assert gone(child) and (tmp_path / "saved").exists()
 
 
 def test_a_killed_launcher_stops_the_step(tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ def test_what_nobody_wrote_down_is_not_known() -> None:
     assert (earlier.chosen, earlier.tries, earlier.seen_by_choice) == (BY_TRIALS, None, None)
     imported = {"images": 9, "config": {"model": {"class_conditional": True}}}
     start = {"start": {"file": "a", "sha256": "0", "weights": "b"}}
-    for train in (None, imported, TRAIN | start):
+    with_dropout = {"config": {"imported": {"kind": "edm2"}, "train": {"label_dropout": 0.0}}}
+    for train in (None, imported, with_dropout, TRAIN | start):
         assert sheet_of(about(train=train), EXTRACTOR).seen_by_training is None
     assert sheet_of(about(guide_sha256="c"), EXTRACTOR).seen_by_guidance is None
     bare = sheet_of(SampleAbout.parse(sample(0), "here"), EXTRACTOR)

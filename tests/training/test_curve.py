@@ -11,9 +11,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline import train
+from pipeline.compute.distributed import Ranks
 from pipeline.flow.made_up import made_up
 from pipeline.training import flops
 from pipeline.training.meter import Meter, gpu_state, peak_memory
+from pipeline.training.trainer import Trainer
 from tests.conftest import resolved, write_pack
 
 CPU = torch.device("cpu")
@@ -43,6 +45,21 @@ def test_every_row_has_every_number(out: Path) -> None:
         work = flops.training_flops(made_up(resolved("experiment=tiny"), 10))
         assert row["images_per_s_per_gpu"] == row["images_per_s"]
         assert row["tflops"] == pytest.approx(row["images_per_s"] * work / 1e12)
+
+
+def test_the_time_in_which_the_host_waits_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU computes on while steps are queued: a row and a checkpoint wait for it."""
+    write_pack(tmp_path / "pack", num=40, size=8, classes=10)
+    words = ["experiment=tiny", f"data.path={tmp_path / 'pack'}", f"out={tmp_path / 'out'}"]
+    trainer = Trainer(train.prepare(words, 1), Ranks(0, 1, CPU))
+    trainer.train_step()
+    after_step = trainer.clock.seconds
+    monkeypatch.setattr(trainer.watch, "check", lambda *_: time.sleep(0.2))
+    assert trainer.row(1, 1.0)["seconds"] >= after_step + 0.2
+    trainer.check_weights()
+    assert trainer.clock.seconds >= after_step + 0.4
 
 
 def test_tensorboard_has_all_numbers(out: Path) -> None:

@@ -62,6 +62,19 @@ def test_both_widths_are_stored_at_each_multiple_and_at_the_end(trained: Path) -
         assert value.dtype == torch.float16 and torch.equal(value, weights[key].half())
 
 
+def test_a_run_that_ends_where_it_resumes_stores_the_averages_of_its_end(
+    trained: Path, pack: Path, tmp_path: Path
+) -> None:
+    """A longer run has left a checkpoint there, but no averages."""
+    shutil.copytree(trained, tmp_path / "out")
+    run(pack, tmp_path / "out", *POWER, "train.images=48")
+    run(pack, tmp_path / "new", *POWER, "train.images=48")
+    ends = {name: data for name, data in contents(tmp_path / "new").items() if "48.s" in name}
+    assert len(ends) == 2 and contents(tmp_path / "out").items() >= ends.items()
+    stored = snapshot_files.stored(folder_of(tmp_path / "out"))
+    assert {profile.images for profile in stored} == {*ENDS, 48}
+
+
 def test_killed_and_resumed_the_snapshots_are_the_same_to_the_bit(
     trained: Path, pack: Path, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from snakemake_interface_executor_plugins.utils import format_cli_arg
 from pipeline.base.errors import UserError
 from pipeline.config.load import DEFAULT_FILE, load_yaml
 from pipeline.workflow.carried import carry
-from pipeline.workflow.doors import read_values
+from pipeline.workflow.doors import of_environment, read_values
 from pipeline.workflow.experiment import Experiment
 
 PLACES = ["/x/dol$HOME", "/x/it's", '/x/a "b"', "/x/a b", "/x/`id`;#1", "/x/é\\n&|*"]
@@ -40,6 +40,21 @@ def test_any_character_reaches_a_job(place: str, door: str) -> None:
     again = Experiment(base, carry(read, there))
     assert again.config == experiment.config and again.settings == experiment.settings
     assert there.config_args == settings.config_args
+
+
+def test_a_job_without_the_variable_has_its_resolution() -> None:
+    """Pods get few variables."""
+    base, given = load_yaml(DEFAULT_FILE), {"experiment": "imagenet", "set": ["seed=1"]}
+    environment = {"IMAGENET_RES": "32"}
+    settings = SimpleNamespace(config_args=None)
+    assert carry(given, settings, of_environment(base, given, environment)) == given
+    [word] = settings.config_args
+    there = carry(read_values([], [word])[1], SimpleNamespace())
+    assert there == given | {"data": {"resolution": "32"}}
+    # Neither without the variable, nor in the job once more, nor if the configuration says it
+    assert of_environment(base, given, {}) == {}
+    assert of_environment(base, {"carried": word.partition("=")[2]}, environment) == {}
+    assert of_environment(base, {"experiment": "tiny"}, environment) == {}
 
 
 def test_what_nobody_encoded_is_refused() -> None:

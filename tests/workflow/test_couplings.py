@@ -34,6 +34,9 @@ def test_duals_are_shared_by_all_trainings_that_need_the_same_ones() -> None:
     assert experiment(**guided).couplings["coupling_2"].duals.endswith("-classes-flip.npz")
     weak["train"]["flip"] = False
     assert list(experiment(**guided).couplings) == ["coupling"]
+    # whose keys are those of the experiment
+    (shared,) = experiment(**guided, coupling={"tolerance": 0.02}).couplings.values()
+    assert json.loads(shared.keys)["coupling"]["tolerance"] == 0.02
 
 
 def test_only_keys_that_change_duals_make_them_again() -> None:

@@ -106,6 +106,7 @@ def test_what_a_run_leaves(finished: Project) -> None:
         ("concept.held_out=0.2", [*AFTER_TRAINING, "train"]),
         ("concept.max_sentences=12", [*AFTER_TRAINING, "train"]),
         ("concept.dimension=16", ["predict", "prepare", "report", "score", "train"]),
+        ("concept.scale=lcm_tails", [*AFTER_TRAINING, "train"]),
         ("runtime.sample_batch=3 runtime.gpus.sample=2 runtime.log_images=7", []),
     ],
 )
@@ -128,6 +129,31 @@ def test_documents_of_another_pack_are_told_before_the_first_job(finished: Proje
     assert done.returncode == 2
     assert "is not the one that the results here are of" in done.stderr
     assert rules(done) == []
+
+
+@pytest.mark.slow
+def test_another_scale_needs_another_normaliser_before_the_first_job(finished: Project) -> None:
+    words = "concept.scale=lcm_tails"
+    done = finished.run(words=words)
+    assert done.returncode == 2 and rules(done) == []
+    assert "has no normaliser for concept.scale=lcm_tails: run `make data`" in done.stderr
+    made = finished.run("--forcerun", "prepare", "--", "data", words=words)
+    assert made.returncode == 0 and rules(made) == ["data", "prepare"]
+    assert finished.jobs(words) == sorted([*AFTER_TRAINING, "train"])
+    assert finished.jobs() == []
+
+
+@pytest.mark.slow
+def test_a_pack_that_is_gone_is_told_before_the_first_job(finished: Project) -> None:
+    pack = finished.folder / "results/packs/made"
+    pack.rename(pack.with_name("gone"))
+    try:
+        done = finished.run(words="train.lr=1e-3")
+    finally:
+        pack.with_name("gone").rename(pack)
+    assert done.returncode == 2
+    assert f"there is no pack in {Path('results/packs/made')}" in done.stderr
+    assert "run `make data`" in done.stderr and rules(done) == []
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,22 @@ from pathlib import Path
 import pytest
 
 from pipeline.bench.photos import write_photos
+from pipeline.config import paths
+from pipeline.workflow.current_pack import pack_problem
+from tests.conftest import resolved, write_pack
 from tests.workflow.project import FROM_TRAIN, Project, assert_stopped, copy_code
+
+
+def test_a_drawn_pack_that_is_gone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = resolved("experiment=tiny")
+    folder = paths.pack_folder(config)
+    record = write_pack(folder, num=4, size=8)
+    assert pack_problem(config) == ""  # nothing was made of it yet
+    record.write(paths.record_file(config))
+    assert pack_problem(config) == ""
+    shutil.rmtree(folder)
+    assert f"there is no pack in {folder}, but the results here are of one" in pack_problem(config)
 
 
 def test_moved_images_and_pack_run_nothing(copied: Callable[[], Project], tmp_path: Path) -> None:
@@ -41,6 +56,20 @@ def test_a_deleted_pack_is_made_again_and_nothing_else(
     # the record is equal, and no job was begun that would have lost its former results
     assert project.jobs() == []
     assert project.jobs(set="evaluate.seed=1") == ["evaluate", "report"]
+
+
+@pytest.mark.slow
+def test_a_key_that_checks_the_pack_makes_nothing_else_again(
+    copied: Callable[[], Project],
+) -> None:
+    project, words = copied(), "downsample.allow_bad=1"
+    assert "train" in project.jobs(set=words)  # as Snakemake would have it
+    done = project.snakemake(set=words)
+    assert_stopped(done, "rule downsample must run again")
+    assert "first run `make data` with the same keys" in done.stderr
+    made = project.snakemake("--forcerun", "downsample", "--", "data", set=words)
+    assert made.returncode == 0, made.stderr
+    assert project.jobs(set=words) == []
 
 
 @pytest.mark.slow

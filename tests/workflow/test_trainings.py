@@ -1,6 +1,7 @@
 """The networks that guide, as experiments: what is trained for them, where, and what is refused."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 from pipeline import plan
 from pipeline.base.errors import UserError
 from pipeline.config import load
+from pipeline.config.load import load_step
+from pipeline.steps import STEPS
 from pipeline.workflow.experiment import Experiment
 
 BASE = load.load_yaml(load.DEFAULT_FILE)
@@ -124,6 +127,35 @@ def test_old_weights_do_not_pass_for_new(tmp_path: Path, monkeypatch: pytest.Mon
     assert guided(None, **two).outgrown == [str(second)] and guided(None).outgrown == []
     (first.parent / "config.json").write_text(guided(None, **two).trainings["train"].keys)
     assert guided(None, **two).outgrown == []
+
+
+def test_an_old_choice_does_not_pass_for_one_that_searches_widths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    power = {"train": {"ema": "power", "ema_snapshot_images": 64}, "sample": {"ema_width": 0.1}}
+
+    def searching(**axes: object) -> Experiment:
+        return Experiment(BASE, {"experiment": "tiny", **power, "select": {"num": 20} | axes})
+
+    before, wider = searching(guidance=[1, 3]), searching(guidance=[1, 3], ema_widths=[0.05, 0.1])
+    assert wider.outgrown == []
+    choice = Path(before.selection.choice)
+    choice.parent.mkdir(parents=True)
+    choice.touch()
+    (choice.parent / "config.json").write_text(before.keys("select"))
+    assert searching(guidance=[1, 3]).outgrown == []
+    assert searching(guidance=[1, 3], ema_widths=[0.05, 0.1]).outgrown == wider.selection.weights
+
+
+def test_an_average_reads_no_key_of_another_experiment() -> None:
+    """Nor the variable, which may be one that the default experiment cannot have."""
+    power = {"train": {"ema": "power"}, "data": {"resolution": 12}}
+    settings = Experiment(BASE, {"experiment": "tiny", **power}).average_settings
+    words = [*shlex.split(settings), "sample.ema_width=0.05", "sample.ema_images=640"]
+    config, _ = load_step(words, STEPS["average"].words, {"IMAGENET_RES": "999"})
+    assert (config.sample.ema_width, config.sample.ema_images) == (0.05, 640)
+    assert config.data.pack_dir == "results/packs"
 
 
 def test_no_guide_is_trained_if_nothing_is_guided() -> None:
