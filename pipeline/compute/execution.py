@@ -1,7 +1,9 @@
 """Running a network on a device: precision, memory format, compilation."""
 
 import os
+import re
 import shutil
+import sysconfig
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -41,12 +43,26 @@ def set_float32(precision: str, device: torch.device) -> None:
         warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch, or a library that allocates beside it, has too little memory on the device.
+
+    cuBLAS, cuDNN and Triton, which loads its kernels when they are first used, raise errors of
+    their own; the compiler wraps all of them.
+    """
+    return bool(
+        isinstance(error, torch.OutOfMemoryError)
+        or re.search(r"out of memory|ALLOC_FAILED", str(error))
+    )
+
+
 @contextmanager
 def enough_memory(num: int, key: str, device: torch.device, unit: str = "images") -> Iterator[None]:
     """Turn a lack of device memory into a UserError that names the runtime key to lower."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise OneRankError(
             f"{num} {unit} at once do not fit on {device}: give a smaller {key}, "
             "which changes no result"
@@ -58,7 +74,9 @@ def room_for_one(device: torch.device) -> Iterator[None]:
     """Turn a lack of memory for the weights, or a batch of one beside them, into a UserError."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise OneRankError(
             f"not even a batch of one fits on {device} beside the weights and their averages: "
             "share these out over more GPUs (runtime.strategy=fsdp2), or use a smaller model or a "
@@ -81,6 +99,15 @@ def compiler(device: torch.device) -> str | None:
     return next((n for n in [chosen, *names] if n and shutil.which(n)), None)
 
 
+def missing_for_compilation(device: torch.device) -> str:
+    """What torch.compile would look for in vain, as "no …"; empty if all is there."""
+    if compiler(device) is None:
+        return f"no {'C' if device.type == 'cuda' else 'C++'} compiler"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "no Python.h (in the package python3-dev, or of the name of this Python)"
+    return ""
+
+
 def place(net: nn.Module, device: torch.device) -> nn.Module:
     """`net`, moved to `device` and to the memory format in which it is fastest there."""
     last = getattr(net, "channels_last_on_cpu", False)
@@ -95,10 +122,9 @@ def compiles(device: torch.device, setting: str | bool, loud: bool) -> bool:
     """
     if setting is False:
         return False
-    if compiler(device) is None:
+    if missing := missing_for_compilation(device):
         if loud:
-            language = "C" if device.type == "cuda" else "C++"
-            print(f"torch.compile is off: no {language} compiler was found", flush=True)
+            print(f"torch.compile is off: {missing} was found", flush=True)
         return False
     return setting is True or device.type != "cpu"
 

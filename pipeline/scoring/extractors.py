@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.base.errors import OneRankError, UserError
+from pipeline.compute import execution
 from pipeline.scoring.keepers import FeaturesOf
 from pipeline.scoring.kinds import KINDS, Kind
 from pipeline.scoring.references import Reference
@@ -41,8 +42,9 @@ class Extractor:
 
         Raises UserError if the network gives infinities or NaN.
         """
-        images = torch.from_numpy(np.array(batch)).permute(0, 3, 1, 2).to(self.device)
-        features, *logits = self.network(images)
+        with execution.enough_memory(len(batch), "runtime.feature_batch", self.device):
+            images = torch.from_numpy(np.array(batch)).permute(0, 3, 1, 2).to(self.device)
+            features, *logits = self.network(images)
         if not torch.isfinite(features).all():
             raise OneRankError(
                 f"the features of {self.name} are not finite: replace its weights file"

@@ -77,6 +77,7 @@ def forget_peak(device: torch.device) -> None:
     """Let the peak of memory begin anew, as in a process in which nothing was trained before."""
     gc.collect()
     if device.type == "cuda":
+        torch.cuda.init()  # which the reset does not do by itself
         torch.cuda.reset_peak_memory_stats(device)
         return
     with suppress(OSError):  # a kernel or container without it

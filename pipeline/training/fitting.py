@@ -67,8 +67,9 @@ def _has_memory(attempt: Callable[[int], None], images: int) -> bool:
     try:
         attempt(images)
         return True
-    except torch.OutOfMemoryError:
-        pass  # only after this block are the tensors of the failed pass free
+    except RuntimeError as error:  # only after this block are the tensors of the failed pass free
+        if not execution.is_out_of_memory(error):
+            raise
     torch.cuda.empty_cache()
     return False
 

@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,16 @@ def test_a_weights_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent.pth"):
         with pytest.raises(UserError, match=r"cannot be read .* evaluate\.weights"):
             load_extractor("inception-v3-compat", str(path), CPU)
+
+
+def test_too_many_images_at_once_name_the_key() -> None:
+    class Large(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError
+
+    extractor = replace(load_extractor("efficientnet-lite0", None, CPU), network=Large())
+    with pytest.raises(UserError, match="3 images at once .* smaller runtime.feature_batch"):
+        extractor.features(np.zeros((3, 8, 8, 3), np.uint8))
 
 
 def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:

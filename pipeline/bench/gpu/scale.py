@@ -67,7 +67,7 @@ class Scale:
     def measure(
         self, name: str, case: Callable[[], T], results: dict[str, T], notes: list[str]
     ) -> None:
-        """Add a case to `results` by its name; to `notes`, if no time is left for it."""
+        """Add a case to `results` by its name; to `notes`, if no time is left or it fails."""
         if not self.in_time():
             notes.append(f"{name}: no time was left")
             return
@@ -76,6 +76,8 @@ class Scale:
                 results[name] = case()
         except OutOfTime as reason:
             notes.append(f"{name}: {reason}")
+        except Exception as error:  # a case that torch refuses is a finding, not the end
+            notes.append(f"{name}: {type(error).__name__}: {str(error).strip()[:300]}")
 
     def halvings(self) -> list[int]:
         """Numbers of images a pass: `largest`, half of it, and so on to 1."""

@@ -6,7 +6,6 @@ number of images a pass.
 """
 
 import gc
-import re
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -111,7 +110,7 @@ class Bench:
             print(case_line(type(trainer).__name__, case), flush=True)
             return case
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            if not execution.is_out_of_memory(error):
                 raise
             return None
         finally:
@@ -151,18 +150,6 @@ class Bench:
     def baseline(self) -> Case:
         """The plain trainer at its best."""
         return self.best(self.plain, self.scale.halvings(), self.memory())
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch, or a library that allocates beside it, has too little memory on the device.
-
-    cuBLAS, cuDNN and Triton, which loads its kernels when they are first used, raise errors of
-    their own; the compiler wraps all of them.
-    """
-    return bool(
-        isinstance(error, torch.OutOfMemoryError)
-        or re.search(r"out of memory|ALLOC_FAILED", str(error))
-    )
 
 
 def result(title: str, cases: Mapping[str, Case | None], more: list[str]) -> dict[str, Any]:
@@ -267,10 +254,7 @@ def by_option(scale: Scale, what: str, options: tuple[Option, ...]) -> dict[str,
         bench = Bench(scale, folder)
         cases[PLAIN] = bench.baseline()
         for option in options:
-            try:
-                scale.measure(option.name, partial(largest, bench, option), cases, notes)
-            except Exception as error:  # an option that torch refuses is a finding, not the end
-                notes.append(f"{option.name}: {type(error).__name__}: {str(error).strip()[:300]}")
+            scale.measure(option.name, partial(largest, bench, option), cases, notes)
     return result(title(scale, what), cases, notes)
 
 

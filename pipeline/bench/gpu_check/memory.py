@@ -61,7 +61,9 @@ def share_used(device: torch.device, micro: int) -> float | None:
     torch.cuda.reset_peak_memory_stats(device)
     try:
         trained_images(device, micro)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not execution.is_out_of_memory(error):
+            raise
         return None
     total = torch.cuda.get_device_properties(device).total_memory
     return torch.cuda.max_memory_allocated(device) / total

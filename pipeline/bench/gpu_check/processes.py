@@ -57,6 +57,7 @@ def leases(device: torch.device) -> Figure:
     declared = {gpus.DECLARED: "0,1"} if device.type == "cpu" else {}
     with TemporaryDirectory() as folder:
         environment = {**os.environ, **declared, "PIPELINE_LEASE_DIR": folder}
+        environment.pop("SLURM_JOB_ID", None)  # an allocation has locks of other names
         visible = gpus.visible(environment)
         with lease(1, environment) as leased:
             files = [Path(folder, name) for name in gpus.lock_names(leased.ids).values()]
