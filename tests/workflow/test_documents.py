@@ -35,11 +35,13 @@ class Project:
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("IMAGENET")}
         self.environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
-    def run(self, *flags: str, words: str = "") -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *flags: str, words: str = "", targets: tuple[str, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
         """Snakemake on the short experiment with more `words`."""
         config = ["experiment=lcm_mse_smoke", f"set={json.dumps([f'{SHORT} {words}'.strip()])}"]
         command = [sys.executable, "-m", "snakemake", "--cores", "2", "--resources", "gpu=1"]
-        command += [*flags, "--config", *config]
+        command += [*flags, "--config", *config, "--", *targets]
         return subprocess.run(
             command, cwd=self.folder, env=self.environment, capture_output=True, text=True
         )
@@ -137,7 +139,7 @@ def test_another_scale_needs_another_normaliser_before_the_first_job(finished: P
     done = finished.run(words=words)
     assert done.returncode == 2 and rules(done) == []
     assert "has no normaliser for concept.scale=lcm_tails: run `make data`" in done.stderr
-    made = finished.run("--forcerun", "prepare", "--", "data", words=words)
+    made = finished.run("--forcerun", "prepare", words=words, targets=("data",))
     assert made.returncode == 0 and rules(made) == ["data", "prepare"]
     assert finished.jobs(words) == sorted([*AFTER_TRAINING, "train"])
     assert finished.jobs() == []
