@@ -28,11 +28,17 @@ OTHER_BASE = re.compile(r"[-+]?0[0-7_]+$|.*:")  # base 8 or 60, if it is a numbe
 def read_values(text: str, key: str = "") -> Any:
     """The value that `text` gives to a dotted key, or the whole configuration that it holds.
 
-    Raises yaml.YAMLError if it is not YAML, UserError if a number is in base 8 or 60.
+    Raises yaml.YAMLError if it is not YAML, UserError if a number is in base 8 or 60, or a comment
+    follows the value of a key.
     """
     loader = LOADER(text)
     try:
         node = loader.get_single_node()
+        if key and text[node.end_mark.index if node else 0 :].lstrip().startswith("#"):
+            raise UserError(
+                f"{key}={text} would end at its #, where YAML begins a comment: put quotes around "
+                f"the value, '{key}=\"…\"', or leave the comment out"
+            )
         if node is None:
             return None
         mark_text(node, tuple(key.split(".")) if key else ())

@@ -26,6 +26,15 @@ def test_what_yaml_cannot_make_a_value_of_is_named(word: str) -> None:
         load_step(["experiment=smoke", word], ())
 
 
+@pytest.mark.parametrize("value", ["runs & #1/x", "ä ö #1", "#1"])
+def test_a_value_that_a_comment_would_cut_off_is_named(value: str) -> None:
+    for key in ("out", "data.dir"):
+        with pytest.raises(UserError, match=re.escape(f"{key}={value} would end at its #")):
+            load_step(["experiment=smoke", f"{key}={value}"], ("out",))
+    config, words = load_step(["experiment=smoke", f'data.dir="{value}"', "out=run#1"], ("out",))
+    assert (config.data.dir, words["out"]) == (value, "run#1")
+
+
 def test_a_list_is_not_a_launcher() -> None:
     with pytest.raises(UserError, match="launch.launcher=\\['true'\\] is not valid"):
         load_step(["experiment=smoke", "trainer.use_submitit=['true']"], ())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -50,7 +51,14 @@ def run(*words: str, **variables: str) -> "subprocess.CompletedProcess[str]":
         capture_output=True,
         check=False,
         start_new_session=True,
+        preexec_fn=hear,
     )
+
+
+def hear() -> None:
+    """Take back what nohup, or a shell that runs the tests in its background, has us ignore."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def test_a_fork_sees_what_a_new_process_sees_and_its_end_is_told() -> None:

@@ -81,6 +81,7 @@ def test_a_terminal_that_is_closed_lets_the_step_save(tmp_path: Path) -> None:
     """Its shell tells the job, and so does the kernel."""
     shell, terminal = pty.fork()
     if not shell:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests under nohup, too
         os.chdir(ROOT)
         os.execlp("bash", "bash", "--norc", "-i")
     words = [sys.executable, "-c", PARENT, str(tmp_path), "-c", CHILD, str(tmp_path)]
