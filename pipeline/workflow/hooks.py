@@ -64,7 +64,8 @@ def check_remade(workflow: Any, experiment: Shared, rules: Collection[str]) -> N
     for rule, (file, target) in experiment.remade.items():
         settings = workflow.dag_settings
         is_forced = settings.forceall or rule in settings.forcerun
-        if rule not in rules or is_forced or not Path(file).exists() or len(rules) == 1:
+        is_alone = {*rules} <= {rule, "data"}  # the latter makes nothing by itself
+        if rule not in rules or is_forced or is_alone or not Path(file).exists():
             continue
         print(
             f"error: rule {rule} must run again, since its keys, files or code have changed, and "
