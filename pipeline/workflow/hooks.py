@@ -41,8 +41,8 @@ def start(workflow: Any, experiment: Shared) -> None:
     hold_folder(Path(".snakemake") / "pipeline.lock")
     jobs = list(workflow.dag.needrun_jobs())
     check_environment(jobs)
-    check_remade(workflow, experiment, {job.rule.name for job in jobs})
     try:
+        check_remade(workflow, experiment, {job.rule.name for job in jobs})
         check_writable(paths.RESULTS)
         check_starts(experiment.trainings, [job.rule.name for job in jobs])
     except UserError as error:
@@ -56,7 +56,7 @@ def start(workflow: Any, experiment: Shared) -> None:
 
 
 def check_remade(workflow: Any, experiment: Shared, rules: Collection[str]) -> None:
-    """Stop if all results would be made again for a rule whose file may stay as it is.
+    """Raise UserError if all results would be made again for a rule whose file may stay as it is.
 
     Snakemake runs what follows a job in the same run, even if its file is equal afterwards: a pack
     whose number of images is checked by another key, or weights of an extractor in another place.
@@ -67,13 +67,11 @@ def check_remade(workflow: Any, experiment: Shared, rules: Collection[str]) -> N
         is_alone = {*rules} <= {rule, "data"}  # the latter makes nothing by itself
         if rule not in rules or is_forced or is_alone or not Path(file).exists():
             continue
-        print(
-            f"error: rule {rule} must run again, since its keys, files or code have changed, and "
-            f"all results would be made again after it: first run `make {target}` with the same "
-            f"keys; if {file} is then as before, nothing else runs again",
-            file=sys.stderr,
+        raise UserError(
+            f"rule {rule} must run again, since its keys, files or code have changed, and all "
+            f"results would be made again after it: first run `make {target}` with the same keys; "
+            f"if {file} is then as before, nothing else runs again"
         )
-        sys.exit(2)
 
 
 def check_starts(trainings: Mapping[str, Training], rules: Collection[str]) -> None:

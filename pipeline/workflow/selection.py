@@ -1,17 +1,15 @@
 """The rule `select` of an experiment: what it takes and makes, and who uses its choice."""
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import read_json
 from pipeline.config import paths
 from pipeline.config.samplers import check_guidance, most_evaluations
 from pipeline.config.schema import Config, Guide
 from pipeline.config.selection import base_sampler, most_guided
-from pipeline.workflow.trainings import recipes
+from pipeline.workflow.trainings import has_other_keys, recipes
 
 
 class Selection:
@@ -45,11 +43,9 @@ class Selection:
 
     def outgrown(self, keys: str) -> list[str]:
         """The chosen average if it is missing beside a choice by other keys: see Training."""
-        config = Path(self.folder, "config.json")
-        if not Path(self.choice).exists() or not config.exists():
-            return []
         missing = [file for file in self.weights if not Path(file).exists()]
-        return missing if read_json(config) != json.loads(keys) else []
+        is_old = Path(self.choice).exists() and has_other_keys(self.folder, keys)
+        return missing if is_old else []
 
 
 def averages(config: Config) -> list[str]:

@@ -54,10 +54,15 @@ class Training:
         be asked for, or old weights pass for new.
         """
         missing = [file for file in self.weights if not Path(file).exists()]
-        config = Path(self.folder, "config.json")
-        if missing in ([], self.weights) or not config.exists():
+        if missing in ([], self.weights):
             return []
-        return missing if read_json(config) != json.loads(self.keys) else []
+        return missing if has_other_keys(self.folder, self.keys) else []
+
+
+def has_other_keys(folder: str, keys: str) -> bool:
+    """Whether a stage's folder was made with other keys than these, as canonical JSON."""
+    config = Path(folder, "config.json")
+    return config.exists() and read_json(config) != json.loads(keys)
 
 
 def by_rule(configs: Iterable[Config]) -> dict[str, Training]:

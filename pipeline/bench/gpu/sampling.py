@@ -119,7 +119,7 @@ def others(bench: Bench, scale: Scale, compiled: bool, values: dict[str, list[fl
     """Add the rates of every solver in every precision to `values`; notes of those left out."""
     notes: list[str] = []
     # dopri5 last: its batches shrink, and from then on the compiler takes any size
-    for solver, precision in (*product(STEPS, PRECISIONS), *product(["dopri5"], PRECISIONS)):
+    for solver, precision in product((*STEPS, "dopri5"), PRECISIONS):
         name = f"{solver}, {precision}"
         job = bench.job(*case_words(solver, precision, compiled))
         scale.measure(name, partial(rates, bench, job, scale.rounds), values, notes)
